@@ -1,0 +1,32 @@
+"""Every error that samerge raises on purpose.
+
+Each message says what was being done, to which adapter and module, what was found, and what to do about it.
+"""
+
+
+class SamergeError(Exception):
+    """Base class of all errors that samerge raises on purpose."""
+
+
+class OptionError(SamergeError, ValueError):
+    """An argument is missing, out of its range, or does not go with another one."""
+
+
+class AdapterError(SamergeError, ValueError):
+    """An adapter cannot be read, is not a LoRA that samerge merges, or holds broken tensors."""
+
+
+class BaseModelError(SamergeError, ValueError):
+    """The base model cannot be read, or an adapter does not fit it."""
+
+
+class GraphError(SamergeError, ValueError):
+    """The flow graph is unknown for this architecture, or malformed."""
+
+
+class OutputExistsError(SamergeError, FileExistsError):
+    """The output folder, or the adapter name, is already taken."""
+
+
+class HubError(SamergeError, OSError):
+    """The Hugging Face Hub refused a request or could not be reached."""
