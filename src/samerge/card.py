@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -69,7 +70,7 @@ def model_card(record: Mapping[str, Any], repo_id: str | None = None) -> str:
     body = "\n\n".join(section for section in sections if section)
     # Warnings and options quote what the user gave: there, too, a folder keeps its last part only.
     for folder in _local_folders(record):
-        body = body.replace(folder, _last(folder))
+        body = _last(folder).join(re.split(rf"(?<![\w./-]){re.escape(folder)}(?![\w-])", body))
     return f"---\n{_metadata(record)}\n---\n\n{body}\n"
 
 
