@@ -62,15 +62,16 @@ def push_folder(
 
     api = HfApi(endpoint=endpoint, token=token, library_name="samerge")
     with _hub_errors(f"pushing {path.name} to {repo_id!r}", repo_id):
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        # a bare name means "mine": the Hub answers with the full id, which the other routes ask for
-        full_id = url.repo_id
+        # A bare name means "mine": creating it answers with the full id, which the other routes ask for. Anyone may
+        # open a pull request, but only the owner may create: what exists is not created once more.
+        known = "/" in repo_id and api.repo_exists(repo_id)
+        full_id = repo_id if known else api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(full_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(
             repo_id=full_id, folder_path=path, commit_message=commit_message, revision=revision, create_pr=create_pr
         )
-    return str(commit.pr_url if create_pr else url)
+    return str(commit.pr_url if create_pr else f"{api.endpoint}/{full_id}")
 
 
 def resolve_adapter(
@@ -202,12 +203,12 @@ def resolve_base(
 
 def _local_folder(source: str | Path, doing: str, error: type[SamergeError]) -> Path | None:
     """The folder that `source` names, or None if it can only be a repository id."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise error(f"{doing}: it is a file; give the folder that holds it")
     text = str(source)
+    path = Path(source).expanduser()
+    if text and path.is_dir():  # an empty string would be the current folder
+        return path
+    if path.is_file():
+        raise error(f"{doing}: it is a file; give the folder that holds it")
     if "://" in text:
         raise error(f"{doing}: it is an address; give the repository id alone, such as 'user/name'")
     looks_like_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
@@ -262,8 +263,10 @@ def _hub_errors(doing: str, repo_id: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # huggingface_hub's own, httpx's or requests' by version, OSError, ValueError
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no details"]
-        raise HubError(f"{doing}: {type(error).__name__}: {lines[0]}; {_way_out(error, repo_id)}") from error
+        # an upload's error is wrapped in a RuntimeError that says only which file it was
+        told = error.__cause__ if type(error) is RuntimeError and isinstance(error.__cause__, Exception) else error
+        lines = [line.strip() for line in str(told).splitlines() if line.strip()] or ["no details"]
+        raise HubError(f"{doing}: {type(told).__name__}: {lines[0]}; {_way_out(told, repo_id)}") from error
 
 
 def _way_out(error: Exception, repo_id: str) -> str:
@@ -279,7 +282,9 @@ def _way_out(error: Exception, repo_id: str) -> str:
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"check the name; if the repository is private or gated, {_LOGIN} that may read it"
     if status == 401:
-        return f"the Hub does not know who asks: {_LOGIN}"
+        if "Invalid credentials" in str(error):
+            return f"the token is not valid: {_LOGIN} that is"
+        return f"the Hub does not know who asks, or has no such repository: check the name, and {_LOGIN}"
     if status == 403:
         return f"this token may not do that: {_LOGIN} that has the permission, or choose a namespace of yours"
     if status == 404:
