@@ -119,11 +119,16 @@ class ModelSource:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         self.config: Mapping[str, Any] = config.to_dict() if hasattr(config, "to_dict") else {}
         self.name = str(getattr(config, "name_or_path", "") or "") or type(unwrap(model)).__name__
         self._parameters = dict(sorted(_base_parameters(model)))
         self.shapes: Mapping[str, tuple[int, ...]] = {name: tuple(p.shape) for name, p in self._parameters.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lies."""
+        return next(iter(self._parameters.values())).device
 
     def dtype(self, tensor: str) -> torch.dtype:
         """The dtype of a parameter."""

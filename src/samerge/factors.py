@@ -110,3 +110,17 @@ def pad(factors: LoraFactors, rank: int) -> LoraFactors:
         B=torch.cat([factors.B, factors.B.new_zeros(d_out, missing)], dim=1),
         scale=factors.scale,
     )
+
+
+def balanced(factors: LoraFactors) -> LoraFactors:
+    """The same update, each component's two factors brought to like size by a power of two: exact in floating point.
+
+    Half precision then keeps both factors equally well; a singular value that sits in B alone would push small entries
+    below fp16's normal range.
+    """
+    f = factors.folded()
+    size_a, size_b = f.A.abs().amax(dim=1), f.B.abs().amax(dim=0)  # (r,)
+    alive = (size_a > 0) & (size_b > 0)
+    ratio = torch.where(alive, size_b / size_a.clamp_min(torch.finfo(f.A.dtype).tiny), torch.ones_like(size_a))
+    power = torch.exp2((ratio.clamp_min(torch.finfo(f.A.dtype).tiny).log2() / 2).round())
+    return LoraFactors(f.A * power[:, None], f.B / power)

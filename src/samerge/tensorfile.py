@@ -92,7 +92,7 @@ class TensorFile:
             shape, first = (stop - start, *shape[1:]), first + start * row
         buffer = torch.empty(shape, dtype=dtype)
         if buffer.numel():
-            view = memoryview(buffer.reshape(-1).view(torch.uint8).numpy())
+            view = memoryview(buffer.reshape(-1).view(torch.uint8).numpy().data)
             with open(self.path, "rb", buffering=0) as file:
                 file.seek(entry.offset + first * dtype.itemsize)
                 done = 0

@@ -177,8 +177,8 @@ def _make_parents(target: Path, created: list[Path]) -> None:
             f"writing {target}: {first} is a file and cannot hold folders; choose another folder, or remove the file"
         )
     for parent in reversed(missing):
+        created.append(parent)  # first: an interrupt may come right after the folder is made
         parent.mkdir(exist_ok=True)
-        created.append(parent)
 
 
 def _swap(temporary: Path, target: Path, aside: Path, replace: bool) -> None:

@@ -1,0 +1,71 @@
+"""samerge: merge several PEFT LoRA adapters of one base model into one, from the weights alone.
+
+`import samerge` is light: torch is imported when the first name that needs it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from samerge.errors import (
+    AdapterError,
+    BaseModelError,
+    GraphError,
+    HubError,
+    OptionError,
+    OutputExistsError,
+    SamergeError,
+)
+from samerge.version import __version__
+
+if TYPE_CHECKING:
+    from samerge.api import merge
+    from samerge.factors import LoraFactors
+    from samerge.graph import FlowGraph, Gather, Weight
+    from samerge.live import add_weighted_adapter
+    from samerge.merged import MergedAdapter
+    from samerge.methods import methods
+    from samerge.report import Report
+
+_LAZY = {
+    "FlowGraph": "samerge.graph",
+    "Gather": "samerge.graph",
+    "LoraFactors": "samerge.factors",
+    "MergedAdapter": "samerge.merged",
+    "Report": "samerge.report",
+    "Weight": "samerge.graph",
+    "add_weighted_adapter": "samerge.live",
+    "merge": "samerge.api",
+    "methods": "samerge.methods",
+}
+
+__all__ = [
+    "AdapterError",
+    "BaseModelError",
+    "FlowGraph",
+    "Gather",
+    "GraphError",
+    "HubError",
+    "LoraFactors",
+    "MergedAdapter",
+    "OptionError",
+    "OutputExistsError",
+    "Report",
+    "SamergeError",
+    "Weight",
+    "__version__",
+    "add_weighted_adapter",
+    "merge",
+    "methods",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'samerge' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

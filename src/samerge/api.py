@@ -1,0 +1,151 @@
+"""`merge`: adapters in, one adapter out. Thin: it reads, calls the method, scales, truncates, and hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from samerge import assemble
+from samerge.adapters import Adapter
+from samerge.checkpoints import ModelSource, WeightSource
+from samerge.errors import OptionError
+from samerge.graph import FlowGraph
+from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base, weights_of
+from samerge.merged import MergedAdapter
+from samerge.methods import entry
+from samerge.methods.problem import Problem, Site
+from samerge.options import MergeOptions, resolve
+from samerge.output import finish
+from samerge.progress import Progress
+
+
+def merge(
+    base: str | Path | nn.Module | None,
+    adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike],
+    *,
+    weights: Mapping[str, float] | Sequence[float] | None = None,
+    method: str = "saliency",
+    recipe: Literal["paper"] | None = None,
+    rank: int | None = None,
+    density: float | None = None,
+    iterations: int | None = None,
+    basis: Literal["svd", "native"] | None = None,
+    scaling: float | Literal["auto"] | None = None,
+    agreement: Literal["absolute", "signed"] | None = None,
+    scope: Literal["layer", "global"] | None = None,
+    connectivity: Literal["flow", "local"] | FlowGraph | None = None,
+    residual: bool | None = None,
+    svd_rank: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> MergedAdapter:
+    """Merge several LoRA adapters of one base model into one adapter.
+
+    The base is streamed, a few rows of a weight at a time; it is never built, never changed. With `density=1.0` and
+    `scaling=1.0` the result is the exact weighted sum of the updates, sum_n w_n s_n B_n A_n.
+
+    Args:
+        base: a folder with `config.json` and safetensors, a hub id, or a loaded model (a `PeftModel` is read below its
+            adapters). None for methods that do not read it (`linear`, `cat`, `svd`).
+        adapters: name -> folder or hub id, or a list of these (named after their last path part). With a `PeftModel`
+            as the base, names of its adapters.
+        weights: by name, or in order; 1.0 each by default. May be negative.
+        method: a name from `samerge.methods()`.
+        recipe: a named set of defaults; explicit options win over it. "paper" is SA-Merging as published: native
+            basis, density 0.1, ten iterations, scaling 1.0, no residual edges, modules outside the graph unpruned.
+        rank: exact number of rank-1 components in every merged layer, shared among the experts in proportion to their
+            own ranks. Default without `density`: the largest rank of any source.
+        density: share of its components that each expert keeps in each layer, in (0, 1]. `rank` and `density` together
+            are an error.
+        iterations: scoring and pruning steps, 10 by default.
+        basis: "svd" (default), the singular triplets of each update, which do not depend on how B and A were trained;
+            or "native", the columns of B and rows of A as they are.
+        scaling: lambda, or "auto" (default of `saliency`): each layer's merged update gets 1.3 times the experts' mean
+            Frobenius norm there. The exact methods default to 1.0.
+        agreement: "absolute" (default), |gamma eta|; or "signed", |gamma| w eta, so that components that disagree with
+            the merge go first.
+        scope: "layer" (default) or "global": rank an expert's components in each layer apart, or over all layers.
+        connectivity: "flow" (default), through the model family's graph; "local", every layer by itself; or a
+            `samerge.graph.FlowGraph` of one's own.
+        residual: whether the flow graph has the residual edges, True by default.
+        svd_rank: truncate every merged layer to this rank afterwards (exact, through the factors).
+        dtype: of the output, e.g. "bfloat16"; the adapters' own (the widest) by default. Computed in float32.
+        device: where to compute: "cpu" by default, a live model's own device otherwise.
+        progress: show progress bars when on a terminal.
+
+    Returns:
+        The merged adapter: `.factors`, `.delta(module)`, `.config`, `.report`, `.save(path)`, `.push_to_hub(repo_id)`,
+        `.apply_to(model, adapter_name)`.
+
+    Raises:
+        OptionError: an option is out of its range or does not go with another.
+        AdapterError: an adapter cannot be read or is not a plain LoRA.
+        BaseModelError: the base cannot be read, or an adapter does not fit it.
+        GraphError: the base's architecture is not known; says the ways on.
+        HubError: a download failed.
+
+    Formula (Park, Lee and Sohn, ICML 2026, arXiv 2606.00511): keep the components with the largest
+    s_k = |gamma_k eta_k|, gamma_k = b_k^T (dR/dW) a_k, eta_k = b_k^T (sum_i w_i tau_i) a_k. See docs/method.md.
+
+    Example:
+        ```python
+        merged = samerge.merge("meta-llama/Llama-3.1-8B", {"math": "ada/math-lora", "code": "./code-lora"},
+                               weights={"math": 1.0, "code": 0.8})
+        merged.save("merged/")
+        ```
+    """
+    registered = entry(method)
+    given = {
+        "rank": rank,
+        "density": density,
+        "iterations": iterations,
+        "basis": basis,
+        "scaling": scaling,
+        "agreement": agreement,
+        "scope": scope,
+        "connectivity": connectivity,
+        "residual": residual,
+        "svd_rank": svd_rank,
+        "dtype": dtype_of(dtype),
+        "device": device,
+    }
+    for name in (*given, "recipe"):
+        value = recipe if name == "recipe" else given[name]
+        if value is not None and name not in registered.uses | {"scaling", "svd_rank", "dtype", "device"}:
+            raise OptionError(f"method={method!r} has no option {name!r} (given {name}={value!r}); leave it out")
+    options = resolve(method, recipe, given, registered.defaults)
+    bars = Progress(progress)
+    with bars.task("reading", 1):
+        experts = open_adapters(base, adapters)
+        values = weights_of(weights, [expert.name for expert in experts])
+        source = open_base(base, required=registered.needs_base)
+    problem = _problem(experts, values, source, options, registered.needs_base, bars)
+    outcome = registered.run(problem, options)
+    with bars.task("finishing", 1):
+        return finish(problem, experts, outcome, options, registered.svd_rank(problem.rank))
+
+
+def _problem(
+    experts: Sequence[Adapter],
+    weights: tuple[float, ...],
+    source: WeightSource | None,
+    options: MergeOptions,
+    needs_graph: bool,
+    bars: Progress,
+) -> Problem:
+    sites = assemble.align(experts, source)
+    graph = None
+    if needs_graph and source is not None:
+        graph = assemble.flow_graph(sites, source, options)
+        within = assemble.inside(graph)
+        sites = tuple(Site(s.module, s.key, s.layout, s.shape, s.experts, inside=s.key in within) for s in sites)
+    device = torch.device(options.device or "cpu")
+    if options.device is None and isinstance(source, ModelSource):
+        device = source.device
+    rank = max(expert.rank for expert in experts)
+    return Problem(tuple(e.name for e in experts), weights, sites, rank, source, graph, device, bars)

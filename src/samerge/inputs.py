@@ -1,0 +1,123 @@
+"""What the caller may give for a base, adapters, weights and a dtype, and what it is turned into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+
+import torch
+from torch import nn
+
+from samerge.adapters import Adapter, live_adapter, read_adapter
+from samerge.checkpoints import FolderSource, ModelSource, WeightSource
+from samerge.errors import OptionError
+from samerge.hub import resolve_adapter, resolve_base
+from samerge.options import number
+
+AdapterLike = str | Path | Adapter
+
+
+def open_base(base: str | Path | nn.Module | None, required: bool) -> WeightSource | None:
+    """Where the base's weights come from.
+
+    Args:
+        base: a folder, a hub id, a loaded model, or None.
+        required: whether the method reads the base.
+
+    Raises:
+        OptionError: it is needed and was not given.
+        BaseModelError: it cannot be read.
+        HubError: it could not be downloaded.
+    """
+    if isinstance(base, nn.Module):
+        return ModelSource(base)
+    if base is None:
+        if required:
+            raise OptionError("this method reads the base model; give base=, a folder, a hub id or a loaded model")
+        return None
+    return FolderSource(resolve_base(str(base)), name=str(base))
+
+
+def open_adapters(
+    base: str | Path | nn.Module | None, adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike]
+) -> list[Adapter]:
+    """The adapters, read up to their tensors' values.
+
+    Args:
+        base: where names of live adapters are looked up when it is a `PeftModel`.
+        adapters: name -> folder, hub id or `Adapter`, or a list of these.
+
+    Raises:
+        OptionError: none given, or a name twice.
+        AdapterError: one cannot be read or is not a plain LoRA.
+        HubError: one could not be downloaded.
+    """
+    if isinstance(adapters, (str, Path)):
+        raise OptionError(f"adapters={str(adapters)!r} is a single one; give a list or a mapping of name to folder")
+    if isinstance(adapters, Mapping):
+        named = list(adapters.items())
+    else:
+        named = [(_name_of(adapter), adapter) for adapter in adapters]
+    if not named:
+        raise OptionError("adapters is empty; give at least one")
+    names = [name for name, _ in named]
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        raise OptionError(f"the adapter name {double[0]!r} occurs more than once; give different names, as a mapping")
+    return [_open_adapter(base, name, adapter) for name, adapter in named]
+
+
+def _open_adapter(base: str | Path | nn.Module | None, name: str, adapter: AdapterLike) -> Adapter:
+    if isinstance(adapter, Adapter):
+        return adapter
+    live = getattr(base, "peft_config", None) if isinstance(base, nn.Module) else None
+    if live is not None and isinstance(adapter, str) and (adapter in live or not Path(adapter).exists()):
+        return live_adapter(base, adapter) if adapter in live or "/" not in adapter else _from_hub(name, adapter)  # type: ignore[arg-type]
+    return _from_hub(name, str(adapter))
+
+
+def _from_hub(name: str, source: str) -> Adapter:
+    return read_adapter(resolve_adapter(source), name, source)
+
+
+def _name_of(adapter: AdapterLike) -> str:
+    if isinstance(adapter, Adapter):
+        return adapter.name
+    return PurePath(str(adapter)).name or str(adapter)
+
+
+def weights_of(weights: Mapping[str, float] | Sequence[float] | None, names: Sequence[str]) -> tuple[float, ...]:
+    """One finite weight for each adapter, in the adapters' order; 1.0 each by default.
+
+    Raises:
+        OptionError: too few, too many, an unknown name, or not a number.
+    """
+    if weights is None:
+        return (1.0,) * len(names)
+    if isinstance(weights, Mapping):
+        unknown = sorted(set(weights) - set(names))
+        lacking = [name for name in names if name not in weights]
+        if unknown or lacking:
+            raise OptionError(
+                f"weights must name every adapter and no other: "
+                f"{f'no adapter is called {unknown}' if unknown else f'none given for {lacking}'}; "
+                f"adapters: {list(names)}"
+            )
+        return tuple(number(f"weights[{name!r}]", weights[name]) for name in names)
+    if len(weights) != len(names):
+        raise OptionError(f"{len(weights)} weights for {len(names)} adapters {list(names)}; give one for each")
+    return tuple(number(f"weights[{i}]", weight) for i, weight in enumerate(weights))
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A floating dtype by its name.
+
+    Raises:
+        OptionError: no such dtype.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise OptionError(f"dtype={dtype!r} is not known; choose one of float32, bfloat16, float16")
+    return found

@@ -1,0 +1,191 @@
+"""Live models: putting a merged adapter on a `PeftModel`, and `add_weighted_adapter` with PEFT's argument names."""
+
+from __future__ import annotations
+
+import warnings as python_warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor, nn
+
+from samerge.errors import AdapterError, BaseModelError, OptionError, OutputExistsError
+from samerge.graph import FlowGraph
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+
+    from samerge.merged import MergedAdapter
+
+
+def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Register an adapter on a live `PeftModel` and give it its weights; on any failure take it off again.
+
+    Raises:
+        AdapterError: the model is not a `PeftModel`.
+        OutputExistsError: the name is taken.
+        BaseModelError: keys or shapes do not fit; nothing was added.
+    """
+    from peft import PeftModel, set_peft_model_state_dict
+
+    if not isinstance(model, PeftModel):
+        raise AdapterError(
+            f"expected a PeftModel, got {type(model).__name__}; wrap it with PeftModel.from_pretrained, or save the "
+            f"merged adapter and load it from there"
+        )
+    if adapter_name in model.peft_config:
+        raise OutputExistsError(
+            f"this model already has an adapter {adapter_name!r} (it has {sorted(model.peft_config)}); choose another "
+            f"name, or call model.delete_adapter({adapter_name!r}) first"
+        )
+    try:
+        # On the meta device first: PEFT then neither draws random numbers nor touches the base weights.
+        model.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
+        result = set_peft_model_state_dict(
+            model, dict(tensors), adapter_name=adapter_name, low_cpu_mem_usage=True, ignore_mismatched_sizes=False
+        )
+        unexpected = list(getattr(result, "unexpected_keys", []))
+        left = [name for name, p in model.named_parameters() if f".{adapter_name}." in f"{name}." and p.is_meta]
+        if unexpected or left:
+            raise BaseModelError(
+                f"adding {adapter_name!r} to this {type(model).__name__}: "
+                f"{f'no module for {unexpected[:3]}' if unexpected else f'no tensor for {left[:3]}'}"
+            )
+    except BaseException as error:
+        if adapter_name in model.peft_config:
+            model.delete_adapter(adapter_name)
+        if isinstance(error, (ValueError, RuntimeError)) and not isinstance(error, BaseModelError):
+            raise BaseModelError(f"adding {adapter_name!r} to this {type(model).__name__}: {error}") from error
+        raise
+    for name, parameter in model.named_parameters():
+        if f".{adapter_name}." in f"{name}.":
+            parameter.requires_grad_(False)
+
+
+def add_weighted_adapter(
+    model: nn.Module,
+    adapters: Sequence[str],
+    weights: Sequence[float] | None = None,
+    adapter_name: str = "merged",
+    combination_type: str = "saliency",
+    svd_rank: int | None = None,
+    svd_clamp: float | None = None,
+    svd_full_matrices: bool = True,
+    svd_driver: str | None = None,
+    density: float | None = None,
+    majority_sign_method: str = "total",
+    *,
+    rank: int | None = None,
+    recipe: Literal["paper"] | None = None,
+    iterations: int | None = None,
+    basis: Literal["svd", "native"] | None = None,
+    scaling: float | Literal["auto"] | None = None,
+    agreement: Literal["absolute", "signed"] | None = None,
+    scope: Literal["layer", "global"] | None = None,
+    connectivity: Literal["flow", "local"] | FlowGraph | None = None,
+    residual: bool | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> MergedAdapter:
+    """Merge adapters of a live `PeftModel` into a new one on the same model.
+
+    The arguments are those of PEFT's `LoraModel.add_weighted_adapter`, by the same names. What differs, and why:
+
+    - `combination_type="linear"` and `"cat"` are the same exact weighted sum of the updates, sum_n w_n s_n B_n A_n.
+      PEFT's `linear` adds the A's and the B's apart, which brings in the cross terms B_i A_j of every two adapters.
+    - `"svd"` truncates that sum to `svd_rank` through the factors: the same singular values, thousands of times faster.
+    - ranks, scales, rsLoRA, patterns and target modules may differ between the adapters.
+    - a name that is taken, or fewer weights than adapters, is an error; PEFT returns silently or cuts the list short.
+    - a failure leaves the model as it was.
+
+    Args:
+        model: the `PeftModel`; its base weights and its adapters are only read.
+        adapters: names of adapters that it has.
+        weights: one for each adapter; 1.0 each by default.
+        adapter_name: name of the new adapter; must not be taken.
+        combination_type: a name from `samerge.methods()`.
+        svd_rank: truncate every merged layer to this rank.
+        svd_clamp: not supported: clamping makes the truncation inexact.
+        svd_full_matrices: ignored; the exact path needs no full SVD.
+        svd_driver: ignored likewise.
+        density: share of its rank-1 components that each adapter keeps in each layer, in (0, 1].
+        majority_sign_method: ignored; no method here votes on signs yet.
+        rank: exact number of components in every merged layer, instead of `density`.
+        recipe: named set of defaults; an explicit option wins over it.
+        iterations: scoring and pruning steps.
+        basis: what the rank-1 components are.
+        scaling: lambda, or "auto".
+        agreement: |gamma eta| or |gamma| w eta.
+        scope: rank components in each layer apart, or over all layers.
+        connectivity: "flow", "local", or a flow graph of one's own.
+        residual: whether the flow graph has residual edges.
+        dtype: of the new adapter; the adapters' own by default.
+        device: where to compute; where the model is by default.
+        progress: show progress bars when on a terminal.
+
+    Returns:
+        The merged adapter, already on the model: `model.set_adapter(adapter_name)` makes it active.
+
+    Raises:
+        OutputExistsError: `adapter_name` is taken.
+        AdapterError: an adapter is missing, or is not a plain LoRA.
+        OptionError: an option is out of its range.
+        BaseModelError: the base cannot be read.
+
+    Example:
+        ```python
+        samerge.add_weighted_adapter(model, ["math", "code"], [1.0, 0.8], "merged", density=0.5)
+        model.set_adapter("merged")
+        ```
+    """
+    from samerge.api import merge
+
+    taken = getattr(model, "peft_config", {})
+    if adapter_name in taken:
+        raise OutputExistsError(
+            f"this model already has an adapter {adapter_name!r} (it has {sorted(taken)}); choose another name, or "
+            f"call model.delete_adapter({adapter_name!r}) first"
+        )
+    if isinstance(adapters, str) or len(set(adapters)) != len(adapters):
+        raise OptionError(f"adapters={adapters!r} must be a list of different adapter names")
+    if svd_clamp is not None:
+        raise OptionError(
+            f"svd_clamp={svd_clamp} is not supported: clamped factors are no longer the best approximation; "
+            f"leave it out"
+        )
+    ignored: dict[str, Any] = {}
+    if svd_driver is not None:
+        ignored["svd_driver"] = svd_driver
+    if svd_full_matrices is not True:
+        ignored["svd_full_matrices"] = svd_full_matrices
+    if majority_sign_method != "total":
+        ignored["majority_sign_method"] = majority_sign_method
+    if ignored:
+        python_warnings.warn(
+            f"add_weighted_adapter ignores {', '.join(f'{k}={v!r}' for k, v in ignored.items())}: "
+            f"the exact path through the factors has no use for it",
+            stacklevel=2,
+        )
+    merged = merge(
+        model,
+        list(adapters),
+        weights=weights,
+        method=combination_type,
+        recipe=recipe,
+        rank=rank,
+        density=density,
+        iterations=iterations,
+        basis=basis,
+        scaling=scaling,
+        agreement=agreement,
+        scope=scope,
+        connectivity=connectivity,
+        residual=residual,
+        svd_rank=svd_rank,
+        dtype=dtype,
+        device=device,
+        progress=progress,
+    )
+    merged.apply_to(model, adapter_name)
+    return merged

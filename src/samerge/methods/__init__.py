@@ -1,0 +1,47 @@
+"""The registry of merge methods: one line each. A method is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from samerge.errors import OptionError
+from samerge.methods.exact import weighted_sum
+from samerge.methods.problem import Entry
+from samerge.methods.saliency import merge_by_saliency
+
+_SELECTION = frozenset(
+    {"recipe", "rank", "density", "iterations", "basis", "agreement", "scope", "connectivity", "residual"}
+)
+
+REGISTRY: dict[str, Entry] = {
+    "saliency": Entry(
+        merge_by_saliency,
+        "keep each adapter's most salient rank-1 components, side by side (SA-Merging)",
+        uses=_SELECTION,
+        defaults={"scaling": "auto"},
+        needs_base=True,
+    ),
+    "linear": Entry(weighted_sum, "the exact weighted sum (task arithmetic); its rank is the sum of the ranks"),
+    "cat": Entry(weighted_sum, "the same as linear, under the name that PEFT gives its exact sum"),
+    "svd": Entry(
+        weighted_sum,
+        "the exact weighted sum, truncated to svd_rank (the largest source rank by default)",
+        svd_rank=lambda rank: rank,
+    ),
+}
+
+
+def methods() -> Iterator[str]:
+    """The names of the merge methods."""
+    return iter(REGISTRY)
+
+
+def entry(method: str) -> Entry:
+    """The registry's line for a method.
+
+    Raises:
+        OptionError: there is no such method.
+    """
+    if method not in REGISTRY:
+        raise OptionError(f"method={method!r} is not known; choose one of {', '.join(REGISTRY)}")
+    return REGISTRY[method]

@@ -1,0 +1,143 @@
+"""What a merge method is given, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from samerge.adapters import AdaptedModule
+from samerge.checkpoints import WeightSource
+from samerge.factors import LoraFactors
+from samerge.graph import FlowGraph
+from samerge.layouts import Layout
+from samerge.options import MergeOptions
+from samerge.progress import Progress
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear map of the base that at least one expert adapts.
+
+    Args:
+        module: its name in the merged adapter.
+        key: its weight in the base, as `connectivity.weight_key` has it; None when no base was given.
+        layout: how PEFT stores its factors.
+        shape: (out, in).
+        experts: for the number of each expert that adapts it, its factors.
+        inside: whether it takes part in the flow graph.
+    """
+
+    module: str
+    key: str | None
+    layout: Layout
+    shape: tuple[int, int]
+    experts: Mapping[int, AdaptedModule]
+    inside: bool = False
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Several experts of one base, brought together.
+
+    Args:
+        names: the experts, in the user's order.
+        weights: one for each.
+        sites: the adapted maps, sorted by module.
+        rank: the largest rank of any expert at any site.
+        source: the base weights, None for methods that do not read them.
+        graph: the flow graph, None likewise.
+        device: where to compute.
+        progress: where to report progress.
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    sites: tuple[Site, ...]
+    rank: int
+    source: WeightSource | None
+    graph: FlowGraph | None
+    device: torch.device
+    progress: Progress
+
+    def factors(self, site: Site) -> dict[int, LoraFactors]:
+        """The updates of the experts at a site, loaded, in float32 with the scale folded in.
+
+        Experts of weight 0 are left out: they take no part in the merge and shall not use up its budget.
+        """
+        return {
+            n: adapted.load().to(self.device, torch.float32).folded()
+            for n, adapted in site.experts.items()
+            if self.weights[n] != 0
+        }
+
+
+@dataclass(frozen=True)
+class Share:
+    """What became of one expert at one site.
+
+    Args:
+        components: how many rank-1 components it had.
+        kept: which of them are in the merge, None when the method does not choose components.
+        norm: Frobenius norm of its update before the merge.
+        energy: share of its squared norm that was kept.
+    """
+
+    components: int
+    kept: tuple[int, ...] | None
+    norm: float
+    energy: float
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """A merged update at scaling 1.0: `factors` in float32 with scale 1, and the experts' shares by number."""
+
+    factors: LoraFactors
+    shares: Mapping[int, Share]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method gives back: a merged layer for each site by module name, and log R by expert number."""
+
+    layers: Mapping[str, MergedLayer]
+    log_connectivity: Mapping[int, float] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """A merge method: a pure function of the problem and its options."""
+
+    def __call__(self, problem: Problem, options: MergeOptions) -> Outcome:
+        """Merge."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the registry.
+
+    Args:
+        run: the method.
+        summary: one line for `--help`.
+        uses: names of the options that mean something to it.
+        defaults: its own defaults, over those of `options.DEFAULTS`.
+        needs_base: whether it reads the base weights.
+        svd_rank: the `svd_rank` it takes when none is given, from the largest source rank.
+    """
+
+    run: Method
+    summary: str
+    uses: frozenset[str] = frozenset()
+    defaults: Mapping[str, float | str] = field(default_factory=lambda: {"scaling": 1.0})
+    needs_base: bool = False
+    svd_rank: Callable[[int], int | None] = lambda rank: None
+
+
+def iterate(problem: Problem, what: str) -> Iterator[Site]:
+    """The sites one after the other, with progress."""
+    with problem.progress.task(what, len(problem.sites)) as advance:
+        for site in problem.sites:
+            yield site
+            advance(1)

@@ -1,0 +1,231 @@
+"""`saliency`: Saliency-Aware Model Merging of LoRA adapters (Park, Lee and Sohn, ICML 2026, arXiv 2606.00511).
+
+Every expert's update is a sum of rank-1 components b_k a_k^T. T times over: score every component against the state at
+the start of the iteration,
+
+    gamma_k = b_k^T (dR_n / dW) a_k          structural sensitivity: what it does for the expert's connectivity
+    eta_k   = b_k^T (sum_i w_i tau_i) a_k    agreement with the merge
+    s_k     = |gamma_k eta_k|
+
+keep the top components of every expert in every layer, drop the rest. At the end the kept components of all experts
+stand side by side: tau* = sum_n w_n sum_{k kept} b_k a_k^T.
+
+gamma is taken relative to R_n (d log R_n / dW), which changes no ranking within an expert and makes experts comparable.
+Scales s_n are folded into B, so that s_k is the same for (c B, s) and (B, c s).
+
+Cost of an iteration: two reads of the base, 6 r + 4 operations for each of its weights and each expert.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from samerge.compress import svd_basis
+from samerge.connectivity import Connectivity, connectivity
+from samerge.factors import LoraFactors, concatenate, gram
+from samerge.methods.exact import empty
+from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site, iterate
+from samerge.options import MergeOptions
+from samerge.saliency import agreement, kept_count, score, shares, top
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The state of one site: surviving components of every expert, in the order of `experts`.
+
+    Args:
+        site: the site.
+        experts: numbers of the experts that take part.
+        factors: their surviving components.
+        kept: original numbers of those, one tensor for each expert.
+        gram: (R, R) of all survivors, experts one after the other.
+        before: for each expert, components and squared norm before any pruning.
+    """
+
+    site: Site
+    experts: tuple[int, ...]
+    factors: tuple[LoraFactors, ...]
+    kept: tuple[Tensor, ...]
+    gram: Tensor
+    before: tuple[tuple[int, float], ...]
+
+    def spans(self) -> list[slice]:
+        """Where each expert's components stand among all of them."""
+        ends = torch.tensor([f.rank for f in self.factors]).cumsum(0).tolist()
+        return [slice(end - f.rank, end) for end, f in zip(ends, self.factors, strict=True)]
+
+    def eta(self, weights: Sequence[float]) -> list[Tensor]:
+        """eta of every expert's components."""
+        ranks = torch.tensor([f.rank for f in self.factors], device=self.gram.device)
+        of_expert = self.gram.new_tensor([weights[n] for n in self.experts])
+        eta = agreement(self.gram, of_expert.repeat_interleave(ranks)).double()
+        return [eta[span] for span in self.spans()]
+
+    def prune(self, chosen: Sequence[Tensor]) -> _Layer:
+        """Keep the `chosen` ones among the survivors of each expert."""
+        index = torch.cat([pick + span.start for pick, span in zip(chosen, self.spans(), strict=True)])
+        return replace(
+            self,
+            factors=tuple(f.select(pick) for f, pick in zip(self.factors, chosen, strict=True)),
+            kept=tuple(k[pick] for k, pick in zip(self.kept, chosen, strict=True)),
+            gram=self.gram[index][:, index],
+        )
+
+
+def merge_by_saliency(problem: Problem, options: MergeOptions) -> Outcome:
+    """Score and prune T times, then concatenate what is left."""
+    layers = [_prepare(problem, site, options) for site in iterate(problem, "preparing")]
+    budgets = [_budget(layer, problem, options) for layer in layers]
+    found: Connectivity | None = None
+    if any(budget.prunes for budget in budgets):  # at density 1 nothing needs a score
+        with problem.progress.task("scoring", options.iterations * 2 * _graph_size(problem)) as advance:
+            for step in range(1, options.iterations + 1):
+                found = _connectivity(problem, layers, advance)
+                scores = [_scores(layer, found, problem, options) for layer in layers]
+                chosen = _choose(layers, budgets, scores, step, options)
+                layers = [layer.prune(pick) for layer, pick in zip(layers, chosen, strict=True)]
+    return Outcome(
+        {layer.site.module: _finish(layer, problem) for layer in layers},
+        dict(enumerate(found.log_connectivity)) if found is not None else {},
+    )
+
+
+def _prepare(problem: Problem, site: Site, options: MergeOptions) -> _Layer:
+    basis = svd_basis if options.basis == "svd" else LoraFactors.existing
+    factors = {n: basis(f) for n, f in problem.factors(site).items()}
+    matrix = gram(concatenate(list(factors.values()))) if factors else torch.zeros(0, 0, device=problem.device)
+    layer = _Layer(
+        site,
+        tuple(factors),
+        tuple(factors.values()),
+        tuple(torch.arange(f.rank, device=problem.device) for f in factors.values()),
+        matrix,
+        (),
+    )
+    squares = [float(matrix[span, span].sum(dtype=torch.float64).clamp_min(0)) for span in layer.spans()]
+    return replace(layer, before=tuple((f.rank, e) for f, e in zip(layer.factors, squares, strict=True)))
+
+
+@dataclass(frozen=True)
+class _Budget:
+    """How far a layer is pruned: the share that each expert keeps at the end, and perhaps a pooled number."""
+
+    fractions: tuple[float, ...]
+    pooled: int | None = None
+
+    @property
+    def prunes(self) -> bool:
+        return self.pooled is not None or any(fraction < 1 for fraction in self.fractions)
+
+
+def _budget(layer: _Layer, problem: Problem, options: MergeOptions) -> _Budget:
+    ranks = [f.rank for f in layer.factors]
+    if not layer.site.inside and not options.prune_outside:
+        return _Budget((1.0,) * len(ranks))
+    if options.density is not None:
+        return _Budget((options.density,) * len(ranks))
+    rank = options.rank or problem.rank
+    if sum(ranks) > rank and sum(r > 0 for r in ranks) > rank:
+        return _Budget((rank / sum(ranks),) * len(ranks), pooled=rank)
+    return _Budget(tuple(k / r if r else 1.0 for k, r in zip(shares(ranks, rank), ranks, strict=True)))
+
+
+def _graph_size(problem: Problem) -> int:
+    if problem.graph is None or problem.source is None:
+        return 0
+    return sum(math.prod(problem.source.shapes[tensor]) for tensor in problem.graph.tensors)
+
+
+def _connectivity(problem: Problem, layers: Sequence[_Layer], advance: object) -> Connectivity:
+    experts: list[dict[str, LoraFactors]] = [{} for _ in problem.names]
+    for layer in layers:
+        if layer.site.inside and layer.site.key is not None:
+            for n, factors in zip(layer.experts, layer.factors, strict=True):
+                experts[n][layer.site.key] = factors
+    if problem.graph is None or problem.source is None or not any(experts):
+        return Connectivity(tuple({} for _ in experts), ())
+    return connectivity(problem.graph, problem.source, experts, device=problem.device, advance=advance)  # type: ignore[arg-type]
+
+
+def _scores(layer: _Layer, found: Connectivity, problem: Problem, options: MergeOptions) -> list[Tensor]:
+    """The saliency of the survivors of every expert, by |eta| alone outside the graph."""
+    signed = options.agreement == "signed"
+    result = []
+    for n, eta in zip(layer.experts, layer.eta(problem.weights), strict=True):
+        gamma = torch.ones_like(eta)
+        sensitivity = found.gamma[n].get(layer.site.key or "") if layer.site.inside else None
+        if sensitivity is not None:
+            gamma = sensitivity.values * math.exp(sensitivity.log - found.log_connectivity[n])
+        result.append(score(gamma, eta, problem.weights[n], signed))
+    return result
+
+
+def _choose(
+    layers: Sequence[_Layer],
+    budgets: Sequence[_Budget],
+    scores: Sequence[list[Tensor]],
+    step: int,
+    options: MergeOptions,
+) -> list[list[Tensor]]:
+    """For every layer and expert, which survivors stay after this step."""
+    chosen = [
+        _choose_pooled(own, budget.pooled)
+        if budget.pooled is not None and step == options.iterations
+        else [
+            top(one, kept_count(count, fraction, step, options.iterations))
+            for one, fraction, (count, _) in zip(own, budget.fractions, layer.before, strict=True)
+        ]
+        for layer, budget, own in zip(layers, budgets, scores, strict=True)
+    ]
+    if options.scope == "global" and options.density is not None:
+        for n in sorted({n for layer in layers for n in layer.experts}):
+            _choose_over_layers(n, layers, scores, chosen, kept_share=(options.density, step, options.iterations))
+    return chosen
+
+
+def _choose_pooled(scores: Sequence[Tensor], budget: int) -> list[Tensor]:
+    """The components of all experts ranked together."""
+    return _split(top(torch.cat(list(scores)), budget), [len(one) for one in scores])
+
+
+def _choose_over_layers(
+    n: int,
+    layers: Sequence[_Layer],
+    scores: Sequence[list[Tensor]],
+    chosen: list[list[Tensor]],
+    kept_share: tuple[float, int, int],
+) -> None:
+    """One expert's components in all layers of the graph ranked together; fills `chosen`."""
+    places = [(i, layer.experts.index(n)) for i, layer in enumerate(layers) if layer.site.inside and n in layer.experts]
+    if not places:
+        return
+    pool = [scores[i][j] for i, j in places]
+    total = sum(layers[i].before[j][0] for i, j in places)
+    picks = _split(top(torch.cat(pool), kept_count(total, *kept_share)), [len(one) for one in pool])
+    for (i, j), pick in zip(places, picks, strict=True):
+        chosen[i][j] = pick
+
+
+def _split(index: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Indices into a concatenation as indices into each of its parts."""
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(index[(index >= start) & (index < start + size)] - start)
+        start += size
+    return parts
+
+
+def _finish(layer: _Layer, problem: Problem) -> MergedLayer:
+    if not layer.experts:
+        return MergedLayer(empty(layer.site.shape), {})
+    spans: Mapping[int, slice] = dict(zip(layer.experts, layer.spans(), strict=True))
+    fates = {}
+    for n, kept, (count, square) in zip(layer.experts, layer.kept, layer.before, strict=True):
+        left = float(layer.gram[spans[n], spans[n]].sum(dtype=torch.float64).clamp_min(0))
+        fates[n] = Share(count, tuple(kept.tolist()), math.sqrt(square), left / square if square else 1.0)
+    return MergedLayer(concatenate(layer.factors, [problem.weights[n] for n in layer.experts]), fates)

@@ -1,0 +1,166 @@
+"""The options of a merge: one frozen dataclass that fills in the recipe's defaults and checks itself once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from samerge.errors import OptionError
+from samerge.graph import FlowGraph
+
+if TYPE_CHECKING:
+    import torch
+
+Basis = Literal["svd", "native"]
+Agreement = Literal["absolute", "signed"]
+Scope = Literal["layer", "global"]
+Recipe = Literal["paper"]
+
+#: What every option is unless a recipe or the caller says otherwise. `scaling` depends on the method.
+DEFAULTS: Mapping[str, Any] = {
+    "iterations": 10,
+    "basis": "svd",
+    "agreement": "absolute",
+    "scope": "layer",
+    "connectivity": "flow",
+    "residual": True,
+    "prune_outside": True,
+}
+
+#: Named sets of options; an explicit value wins over them.
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "paper": {
+        "iterations": 10,
+        "basis": "native",
+        "density": 0.1,
+        "scaling": 1.0,
+        "agreement": "absolute",
+        "scope": "layer",
+        "connectivity": "flow",
+        "residual": False,
+        "prune_outside": False,
+    },
+}
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Options of one merge, all filled in.
+
+    Args:
+        method: name in the registry.
+        recipe: named set of defaults, or None.
+        rank: exact number of rank-1 components in every merged layer.
+        density: share of its components that each expert keeps in each layer, in (0, 1]; instead of `rank`.
+        iterations: scoring and pruning steps T, at least 1.
+        basis: rank-1 components of what: singular triplets, or the columns and rows as trained.
+        scaling: a number lambda, or "auto" for the norm rule.
+        agreement: score by |gamma eta|, or by |gamma| w eta.
+        scope: rank components in each layer and expert apart, or over all layers of an expert.
+        connectivity: "flow" through the family's graph, "local" (every layer by itself), or a graph of one's own.
+        residual: whether the graph has the residual edges.
+        prune_outside: whether modules outside the graph are pruned (by |eta| alone).
+        svd_rank: truncate every merged layer to this rank afterwards.
+        dtype: of the output; the adapters' own by default.
+        device: where to compute.
+    """
+
+    method: str
+    recipe: str | None
+    rank: int | None
+    density: float | None
+    iterations: int
+    basis: Basis
+    scaling: float | Literal["auto"]
+    agreement: Agreement
+    scope: Scope
+    connectivity: Literal["flow", "local"] | FlowGraph
+    residual: bool
+    prune_outside: bool
+    svd_rank: int | None
+    dtype: torch.dtype | None
+    device: str | None
+
+    def __post_init__(self) -> None:
+        _whole("rank", self.rank)
+        _whole("iterations", self.iterations)
+        _whole("svd_rank", self.svd_rank)
+        _fraction("density", self.density)
+        if self.rank is not None and self.density is not None:
+            raise OptionError(
+                f"rank={self.rank} and density={self.density} together: both set how many components are kept; give one"
+            )
+        _choice("basis", self.basis, get_args(Basis))
+        _choice("agreement", self.agreement, get_args(Agreement))
+        _choice("scope", self.scope, get_args(Scope))
+        if not isinstance(self.connectivity, FlowGraph):
+            _choice("connectivity", self.connectivity, ("flow", "local", "a samerge.graph.FlowGraph"))
+        if self.scope == "global" and self.density is None:
+            raise OptionError(
+                "scope='global' spreads a share of all components over the layers, so it needs density=...; "
+                "rank=... fixes the number in every layer and goes with scope='layer'"
+            )
+        if self.scaling != "auto":
+            number("scaling", self.scaling)
+
+    def record(self) -> dict[str, Any]:
+        """The options as plain JSON values."""
+        table = {item.name: getattr(self, item.name) for item in fields(self)}
+        table["connectivity"] = "custom graph" if isinstance(self.connectivity, FlowGraph) else self.connectivity
+        table["dtype"] = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        return table
+
+
+def resolve(method: str, recipe: str | None, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> MergeOptions:
+    """Options from what the caller gave, the recipe, and the method's own defaults, in this order of strength.
+
+    Args:
+        method: name in the registry.
+        recipe: "paper" or None.
+        given: the caller's options; None means not given.
+        defaults: the method's own defaults (its `scaling`, for one).
+
+    Raises:
+        OptionError: an option is out of its range or does not go with another.
+    """
+    if recipe is not None:
+        _choice("recipe", recipe, tuple(RECIPES))
+    explicit = {key: value for key, value in given.items() if value is not None}
+    filled = {**DEFAULTS, **defaults, **RECIPES.get(recipe or "", {}), **explicit}
+    if "rank" in explicit and "density" not in explicit:
+        filled["density"] = None  # an explicit rank replaces the recipe's density
+    return MergeOptions(
+        **{item.name: filled.get(item.name) for item in fields(MergeOptions)}
+        | {  # type: ignore[arg-type]
+            "method": method,
+            "recipe": recipe,
+        }
+    )
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number.
+
+    Raises:
+        OptionError: it is not one.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise OptionError(f"{name}={value!r} must be a finite number")
+    return float(value)
+
+
+def _whole(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise OptionError(f"{name}={value!r} must be a whole number of at least 1")
+
+
+def _fraction(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1):
+        raise OptionError(f"{name}={value!r} must lie in (0, 1]: the share of components that is kept")
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise OptionError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")

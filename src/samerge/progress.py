@@ -1,0 +1,41 @@
+"""Progress bars for long work: one helper, silent unless a person is watching."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int], None]
+
+
+class Progress:
+    """Progress bars on stderr when it is a terminal, and the seconds that each stage took, always.
+
+    Args:
+        enabled: False keeps silent even on a terminal.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._shown = enabled and sys.stderr.isatty()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Advance]:
+        """One stage of `total` units; yields the function that advances it."""
+        start = time.perf_counter()
+        try:
+            if not self._shown:
+                yield lambda count: None
+                return
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bars
+
+            columns = (TextColumn("{task.description:>10}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+                bar = bars.add_task(name, total=total)
+                yield lambda count: bars.advance(bar, count)
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

@@ -1,0 +1,116 @@
+"""The merge's record: what went in, what was kept and lost, how long it took. `samerge.json` is this, as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from samerge.errors import AdapterError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+RECORD_NAME = "samerge.json"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a merge did.
+
+    Args:
+        record: plain JSON values: `inputs` (with sha256), `options`, `versions`, `output`, `layers` (for each module
+            and expert the kept components and the energy kept, the scale, the energy lost by truncation),
+            `log_connectivity`, `timings` in seconds, `warnings`.
+    """
+
+    record: Mapping[str, Any]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the user should know."""
+        return list(self.record["warnings"])
+
+    def experts(self) -> list[dict[str, Any]]:
+        """For each expert: name, weight, modules, components, kept, mean energy kept (weighted by its energy)."""
+        rows = []
+        for item in self.record["inputs"]:
+            shares = [
+                layer["experts"][item["name"]]
+                for layer in self.record["layers"].values()
+                if item["name"] in layer["experts"]
+            ]
+            total = sum(share["norm"] ** 2 for share in shares)
+            kept = sum(share["energy"] * share["norm"] ** 2 for share in shares)
+            selected = [share["kept"] for share in shares]
+            rows.append(
+                {
+                    "name": item["name"],
+                    "weight": item["weight"],
+                    "modules": len(shares),
+                    "components": sum(share["components"] for share in shares),
+                    "kept": None if any(k is None for k in selected) else sum(len(k) for k in selected),
+                    "energy": kept / total if total else 1.0,
+                    "log_connectivity": self.record["log_connectivity"].get(item["name"]),
+                }
+            )
+        return rows
+
+    def table(self) -> Table:
+        """The experts as a rich table."""
+        from rich.table import Table
+
+        output = self.record["output"]
+        table = Table(
+            title=f"{self.record['method']}: rank {output['rank']}, {output['modules']} modules, {output['dtype']}"
+        )
+        for column in ("adapter", "weight", "modules", "components kept", "energy kept", "log R"):
+            table.add_column(column, justify="left" if column == "adapter" else "right")
+        for row in self.experts():
+            kept = "all" if row["kept"] is None else str(row["kept"])
+            flow = row["log_connectivity"]
+            table.add_row(
+                row["name"],
+                f"{row['weight']:g}",
+                str(row["modules"]),
+                f"{kept} of {row['components']}",
+                f"{row['energy']:.1%}",
+                "" if flow is None else f"{flow:.2f}",
+            )
+        return table
+
+    def show(self) -> None:
+        """Print the table and the warnings."""
+        from rich.console import Console
+
+        console = Console()
+        console.print(self.table())
+        for warning in self.warnings:
+            console.print(f"warning: {warning}", style="yellow", markup=False)
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        from io import StringIO
+
+        from rich.console import Console
+
+        console = Console(record=True, width=110, file=StringIO())
+        console.print(self.table())
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def read_report(folder: str | Path) -> Report:
+    """The report of a merged adapter from its folder.
+
+    Raises:
+        AdapterError: the folder has no readable record.
+    """
+    path = Path(folder) / RECORD_NAME
+    if not path.is_file():
+        raise AdapterError(f"there is no {RECORD_NAME} in {folder}; was this adapter merged by samerge?")
+    try:
+        return Report(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise AdapterError(f"{path} is not valid JSON: {error}") from error
