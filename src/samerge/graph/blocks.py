@@ -100,15 +100,23 @@ class Experts:
         return self.one(0).tensors(layer)
 
 
+def reads_memory(part: Part) -> bool:
+    """Whether a part reads the encoder."""
+    return isinstance(part, Attention) and part.cross
+
+
 @dataclass(frozen=True)
 class StackedExperts:
     """Experts side by side in two stacks of weights: gate and up (E, 2 I, H), down (E, H, I).
 
-    The names are parameters, not modules: no `.weight` follows them.
+    The names are those of parameters, not of modules: no `.weight` follows them. `transposed`: each weight is stored
+    (in, out). `interleaved`: gate and up take turns instead of one following the other.
     """
 
     gate_up: str
     down: str
+    transposed: bool = False
+    interleaved: bool = False
 
     def tensors(self, layer: str) -> tuple[str, ...]:
         """Full names of its tensors in the layer whose names begin with `layer`."""
@@ -141,6 +149,18 @@ class Together:
 Sublayer = Part | OneOf | Together
 
 
+def parts(sublayer: Sublayer) -> Iterator[Part]:
+    """All parts of a sub-layer, of every option."""
+    if isinstance(sublayer, OneOf):
+        for option in sublayer.options:
+            yield from parts(option)
+    elif isinstance(sublayer, Together):
+        for part in sublayer.parts:
+            yield from parts(part)
+    else:
+        yield sublayer
+
+
 @dataclass(frozen=True)
 class Stack:
     """A stack of alike layers.
@@ -168,6 +188,11 @@ class Stack:
     parallel: bool | Mapping[str, bool] = False
     shared: bool = False
 
+    @property
+    def crosses(self) -> bool:
+        """Whether it reads another stack: a decoder with cross-attention."""
+        return any(reads_memory(part) for sublayer in self.sublayers.values() for part in parts(sublayer))
+
 
 @dataclass(frozen=True)
 class Family:
@@ -181,15 +206,3 @@ class Family:
 
     model_types: tuple[str, ...]
     stacks: tuple[Stack, ...]
-
-
-def parts(sublayer: Sublayer) -> Iterator[Part]:
-    """All parts of a sub-layer, of every option."""
-    if isinstance(sublayer, OneOf):
-        for option in sublayer.options:
-            yield from parts(option)
-    elif isinstance(sublayer, Together):
-        for part in sublayer.parts:
-            yield from parts(part)
-    else:
-        yield sublayer

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from samerge.errors import GraphError
-from samerge.graph.blocks import Attention, Experts, Part, Stack, parts
+from samerge.graph.blocks import Experts, Part, Stack, reads_memory
 from samerge.graph.families import families, find_family
 from samerge.graph.flow import FlowGraph
 from samerge.graph.naming import WAYS_ON, Layers, find_layers, pick, some
@@ -56,7 +56,7 @@ def build_graph(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
         label = f"{layers.stack.name}." if layers.stack.name else ""
         inputs.append(f"{label}embeddings")
         # A decoder takes up the encoder before it. Without one (BartForCausalLM) its cross-attention never runs.
-        memory = outputs.pop() if _crosses(layers.stack) and outputs else None
+        memory = outputs.pop() if layers.stack.crosses and outputs else None
         outputs.append(_add_stack(wiring, layers, label, inputs[-1], memory, residual))
     return FlowGraph(wiring.edges, inputs, outputs)
 
@@ -68,7 +68,7 @@ def _add_stack(wiring: Wiring, layers: Layers, label: str, stream: str, memory: 
         place = Place(layer, f"{label}layers.{number}", layers.config, tensors[layer])
         steps = _choose(layers.stack, place, wiring.shapes)
         if memory is None:
-            steps = {name: chosen for name, chosen in steps.items() if not any(map(_is_cross, chosen))}
+            steps = {name: chosen for name, chosen in steps.items() if not any(map(reads_memory, chosen))}
         if _is_parallel(layers):
             steps = {"+".join(steps): [part for chosen in steps.values() for part in chosen]}
         for name, chosen in steps.items():
@@ -126,11 +126,3 @@ def _is_parallel(layers: Layers) -> bool:
     if isinstance(parallel, bool):
         return parallel
     return any(bool(layers.config.get(key, default)) for key, default in parallel.items())
-
-
-def _crosses(stack: Stack) -> bool:
-    return any(_is_cross(part) for sublayer in stack.sublayers.values() for part in parts(sublayer))
-
-
-def _is_cross(part: Part) -> bool:
-    return isinstance(part, Attention) and part.cross

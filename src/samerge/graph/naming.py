@@ -53,6 +53,11 @@ def find_layers(family: Family, config: Mapping[str, Any], shapes: Mapping[str, 
         order = _find_order(stack, prefix, own, shapes, what)
         if order:
             found.append(Layers(stack, own, order))
+    if len(found) < len(family.stacks) and found[0].stack.crosses and config.get("is_encoder_decoder"):
+        raise GraphError(
+            f"{what}: the configuration says that there is an encoder, but no tensor "
+            f"{prefix + family.stacks[0].layers[0].format(i=0)}... was found among {some(shapes)}. {WAYS_ON}"
+        )
     return found
 
 

@@ -120,10 +120,10 @@ class Wiring:
         for expert in range(self.shapes[gate_up][0]):
             fused = f"{place.label}/{part.gate_up}.{expert}.out"
             hidden = f"{place.label}/{part.down}.{expert}.in"
-            self._weight(source, fused, gate_up, expert=expert)
-            for index in _halves(self.shapes[gate_up][1]):
+            self._weight(source, fused, gate_up, part.transposed, expert)
+            for index in _halves(self._sides(gate_up, part.transposed)[0], part.interleaved):
                 self.gather(fused, hidden, index)
-            self._weight(hidden, target, down, expert=expert)
+            self._weight(hidden, target, down, part.transposed, expert)
 
     def _experts(self, part: Experts, place: Place) -> list[Mlp]:
         experts = part.all(place.layer, place.tensors)
@@ -191,8 +191,9 @@ def _split_heads(total: int, width: int, heads: int, tensor: str) -> tuple[np.nd
 
 
 @lru_cache(maxsize=32)  # a mixture has thousands of experts of one width: they share the two arrays
-def _halves(total: int) -> tuple[np.ndarray, np.ndarray]:
-    first, second = np.arange(total // 2), np.arange(total // 2, total)
+def _halves(total: int, interleaved: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    both = np.arange(total)
+    first, second = (both[::2], both[1::2]) if interleaved else (both[: total // 2], both[total // 2 :])
     first.flags.writeable = second.flags.writeable = False
     return first, second
 
