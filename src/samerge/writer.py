@@ -111,7 +111,6 @@ def atomic_folder(target: str | Path, overwrite: bool = False, marker: str = CON
     stem = f".{final.name[:60]}.{secrets.token_hex(6)}"
     temporary, aside = final.with_name(stem + ".tmp"), final.with_name(stem + ".old")
     created: list[Path] = []
-    done = False
     try:
         _make_parents(final, created)
         temporary.mkdir()  # not tempfile.mkdtemp, whose 0700 would stay with the output
@@ -119,17 +118,15 @@ def atomic_folder(target: str | Path, overwrite: bool = False, marker: str = CON
         _sync(temporary)
         _check_free(final, overwrite, marker)  # again: filling may have taken hours
         _swap(temporary, final, aside, replace=overwrite and final.exists())
-        done = True
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if final.exists():
             shutil.rmtree(aside, ignore_errors=True)
         if aside.exists():
             logger.warning("the old output is now in %s and could not be moved back or removed", aside)
-        if not done:
-            for parent in reversed(created):
-                with contextlib.suppress(OSError):  # someone else has put something there: not ours any more
-                    parent.rmdir()
+        for parent in reversed(created):
+            with contextlib.suppress(OSError):  # not empty: the output is there, or someone else's files
+                parent.rmdir()
 
 
 def _check_free(target: Path, overwrite: bool, marker: str) -> None:
