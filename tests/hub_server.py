@@ -58,6 +58,7 @@ class HubServer:
         self.cards: list[dict] = []
         self.tokens = {"hf_ada": ("ada", True), "hf_reader": ("ada", False), "hf_eve": ("eve", True)}
         self.down = False
+        self.full = False
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._http.hub = self  # type: ignore[attr-defined]
         self.endpoint = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -212,6 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_json({"transfer": "basic", "objects": objects})
 
     def lfs_put(self, body: bytes, oid: str) -> None:
+        if self.hub.full:
+            raise RefusedError(403, "Storage limit reached")
         if hashlib.sha256(body).hexdigest() != oid:
             raise RefusedError(400, "the content does not have this sha256")
         self.hub.objects[oid] = body

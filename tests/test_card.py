@@ -94,12 +94,14 @@ class TestMetadata:
 
     def test_a_folder_that_looks_like_an_id(self, tmp_path, monkeypatch):
         (tmp_path / "secret" / "llama-x").mkdir(parents=True)
-        record = changed(base={"name": "secret/llama-x"}, warnings=["read from secret/llama-x, not nosecret/llama-x2"])
+        record = changed(
+            base={"name": "secret/llama-x"}, warnings=["secret/llama-x, not: nosecret/llama-x secret/llama-x2"]
+        )
         assert metadata(model_card(record))["base_model"] == "secret/llama-x"
         monkeypatch.chdir(tmp_path)
         card = model_card(record)
         assert "base_model" not in metadata(card)
-        assert "- read from llama-x, not nosecret/llama-x2" in card
+        assert "- llama-x, not: nosecret/llama-x secret/llama-x2" in card
 
     @pytest.mark.parametrize("base", [None, {}, {"name": None}, {"name": ""}])
     def test_without_a_base(self, base):
@@ -178,6 +180,10 @@ class TestText:
         ]
         assert "at most 1.25% of a module's energy" in card
         assert "Outside the flow graph, ranked by agreement alone: 1 of 2 modules." in card
+
+    def test_an_expert_that_is_no_input_is_not_dropped(self):
+        card = model_card(changed(inputs=[{"name": "co|de"}]))
+        assert [row[0] for row in rows(card, "What was kept")] == ["`co|de`", "`math`"]
 
     def test_nothing_lost_nothing_outside(self):
         layers = {"two": RECORD["layers"]["two"]}

@@ -154,6 +154,12 @@ class TestPush:
         assert caught.value.__cause__ is not None
         assert hub.repos == {}
 
+    def test_an_upload_that_fails_halfway(self, hub, folder):
+        hub.full = True
+        with pytest.raises(HubError, match=r"HfHubHTTPError: 403 Forbidden: Storage limit reached.*may not do that"):
+            push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
+        assert hub.repos["ada/m"].messages == ["initial commit"]
+
     def test_out_of_reach(self, hub, folder):
         hub.close()
         with pytest.raises(HubError, match=r"pushing merged to 'ada/m': ConnectError.*check the connection"):
