@@ -181,32 +181,31 @@ def _plain_name(name: str) -> str | None:
     return ".".join(part for part in parts if part not in ("base_layer", "original_module", "_orig_mod"))
 
 
-def tiles(
+def read_tile(
     source: WeightSource,
     tensor: str,
     expert: int | None,
+    start: int,
+    stop: int,
     device: torch.device,
     dtype: torch.dtype,
-    elements: int,
-) -> Iterator[tuple[int, Tensor]]:
-    """The rows of a matrix, a tile of about `elements` entries at a time.
+) -> Tensor:
+    """Rows `start:stop` of a weight seen as a matrix, on a device and in a dtype.
 
     Args:
         source: where the weights come from.
         tensor: full name; tensors of more than two dimensions (kernels) are flattened to (out, rest).
         expert: for a stack of matrices, which of them.
+        start: first row.
+        stop: one past the last row.
         device: where the tile shall lie.
         dtype: what it shall be computed in.
-        elements: entries in a tile, about; at least one row.
 
-    Yields:
-        The first row's number, and the tile (rows, columns).
+    Returns:
+        (stop - start, columns).
     """
-    rows, columns = matrix_shape(source.shapes[tensor], expert)
-    step = max(1, min(rows, elements // max(columns, 1)))
-    for start in range(0, rows, step):
-        tile = source.read(tensor, start, start + step, expert)
-        yield start, tile.to(device=device, dtype=dtype).reshape(-1, columns)
+    _, columns = matrix_shape(source.shapes[tensor], expert)
+    return source.read(tensor, start, stop, expert).to(device=device, dtype=dtype).reshape(-1, columns)
 
 
 def matrix_shape(shape: tuple[int, ...], expert: int | None) -> tuple[int, int]:

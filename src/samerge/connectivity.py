@@ -18,20 +18,21 @@ R grows beyond any float: every stream is held as a vector of mean 1 and the log
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from samerge.checkpoints import WeightSource, matrix_shape, tiles
+from samerge.checkpoints import WeightSource, matrix_shape, read_tile
 from samerge.errors import GraphError
 from samerge.factors import LoraFactors
 from samerge.graph import FlowGraph, Gather, Weight
-from samerge.kernels.tiles import Scratch, absolute, effective, sensitivity
+from samerge.kernels.tiles import Scratch, Side, TileResult, sweep_tile
+from samerge.parallel import Workers, workers
 
-#: Entries of a tile: 4 MiB in float32, which stays in a core's outer cache and still feeds the matrix units.
-TILE_ELEMENTS = 1 << 20
+#: Entries of a tile on the CPU: 1 MiB in float32, so that theta, W and sign(W) of a tile stay in a core's own cache.
+TILE_ELEMENTS = 1 << 18
 
 
 def weight_key(edge: Weight) -> str:
@@ -105,9 +106,11 @@ def connectivity(
     Raises:
         GraphError: shapes of neighbouring weights do not chain.
     """
-    sweep = _Sweep(graph, source, experts, torch.device(device), dtype, tile_elements, advance)
-    alpha = sweep.forward()
-    return Connectivity(sweep.backward(alpha), sweep.log_connectivity(alpha))
+    device = torch.device(device)
+    with workers(device) as crew:
+        sweep = _Sweep(graph, source, experts, device, dtype, tile_elements, crew, advance)
+        alpha = sweep.forward()
+        return Connectivity(sweep.backward(alpha), sweep.log_connectivity(alpha))
 
 
 class _Sweep:
@@ -121,10 +124,12 @@ class _Sweep:
         device: torch.device,
         dtype: torch.dtype,
         tile_elements: int,
+        crew: Workers,
         advance: Callable[[int], None],
     ) -> None:
         self.graph, self.source, self.count = graph, source, len(experts)
-        self.device, self.dtype, self.tile_elements, self.advance = device, dtype, tile_elements, advance
+        self.device, self.dtype, self.tile_elements = device, dtype, tile_elements
+        self.workers, self.advance = crew, advance
         self.experts = [
             {
                 key: factors.to(device, dtype).folded()
@@ -202,36 +207,48 @@ class _Sweep:
     ) -> Tensor:
         """|W| flow, or |W|^T flow backwards, for all experts, (width, N); fills `gammas` on the way back.
 
-        `rows` says on which side of the stored matrix the result lies: the flow comes out along its rows (a product
-        with the tile), or along its columns (a transposed product, summed over the tiles).
+        The product lies along the rows of the stored matrix (each tile gives some rows of the result), or along its
+        columns (the tiles' results are summed, in order).
         """
         key = weight_key(edge)
-        rows = edge.transposed == backward
+        along_rows = edge.transposed == backward
         height, width = matrix_shape(self.source.shapes[edge.tensor], edge.expert)
-        result = flow.new_empty(height, self.count) if rows else flow.new_zeros(width, self.count)
-        adapted = {n: _sides(expert[key], edge.transposed) for n, expert in enumerate(self.experts) if key in expert}
-        plain = [n for n in range(self.count) if n not in adapted]
-        for start, tile in tiles(self.source, edge.tensor, edge.expert, self.device, self.dtype, self.tile_elements):
-            here = slice(start, start + tile.shape[0])
-            for n, (left, right) in adapted.items():
-                weight = effective(tile, left[here], right, self.scratch)
-                if gammas is not None and alpha is not None:
-                    u, v = (alpha[here, n], flow[:, n]) if edge.transposed else (flow[here, n], alpha[:, n])
-                    part = sensitivity(weight, left[here], right, u, v, self.scratch)
-                    gammas[n] = gammas[n] + part if n in gammas else part
-                weight = absolute(weight, self.scratch)
-                if rows:
-                    result[here, n] = weight @ flow[:, n]
-                else:
-                    result[:, n] += weight.T @ flow[here, n]
-            if plain:
-                weight = absolute(tile, self.scratch)
-                if rows:
-                    result[here, plain] = weight @ flow[:, plain]
-                else:
-                    result[:, plain] += weight.T @ flow[here][:, plain]
-            self.advance(tile.numel())
+        result = flow.new_empty(height, self.count) if along_rows else flow.new_zeros(width, self.count)
+        sides: dict[int, Side] = {}
+        for n, expert in enumerate(self.experts):
+            if key in expert:
+                u, v = (None, None) if alpha is None else (flow[:, n], alpha[:, n])
+                if edge.transposed:
+                    u, v = v, u
+                sides[n] = _side(expert[key], edge.transposed, u, v)
+
+        def work(piece: tuple[int, int, list[int]]) -> tuple[int, int, list[int], TileResult]:
+            start, stop, experts = piece
+            tile = read_tile(self.source, edge.tensor, edge.expert, start, stop, self.device, self.dtype)
+            return start, stop, experts, sweep_tile(tile, start, experts, sides, flow, along_rows, self.scratch)
+
+        for start, stop, experts, found in self.workers.map(work, self._pieces(height, width)):
+            if along_rows:
+                result[start:stop, experts] = found.flow
+            else:
+                result[:, experts] += found.flow
+            if gammas is not None:
+                for n, gamma in found.gammas.items():
+                    gammas[n] = gammas[n] + gamma if n in gammas else gamma
+            self.advance((stop - start) * width * len(experts) // self.count)
         return result
+
+    def _pieces(self, height: int, width: int) -> Iterator[tuple[int, int, list[int]]]:
+        """Pieces of work: (first row, one past the last row, experts).
+
+        A weight with fewer tiles than there are workers is shared out by experts. Neither the tiles nor the sums depend
+        on the number of workers, so the result does not either.
+        """
+        step = max(1, min(height, self.tile_elements // max(width, 1)))
+        groups = min(self.count, max(1, -(-self.workers.count * step // height)))
+        for start in range(0, height, step):
+            for group in range(groups):
+                yield start, min(start + step, height), list(range(group, self.count, groups))
 
     def _ones(self, width: int) -> Stream:
         return Stream(
@@ -291,9 +308,11 @@ def local_graph(weights: Iterable[Weight]) -> FlowGraph:
     return FlowGraph(edges, [edge.source for edge in edges], [edge.target for edge in edges])
 
 
-def _sides(factors: LoraFactors, transposed: bool) -> tuple[Tensor, Tensor]:
-    """The update in the orientation of the stored matrix, as left @ right: B @ A, or A^T @ B^T for (in, out)."""
-    return (factors.A.T, factors.B.T) if transposed else (factors.B, factors.A)
+def _side(factors: LoraFactors, transposed: bool, u: Tensor | None, v: Tensor | None) -> Side:
+    """The update in the orientation of the stored matrix: B @ A, or A^T @ B^T for (in, out)."""
+    left, right = (factors.A.T, factors.B.T) if transposed else (factors.B, factors.A)
+    weighted = None if v is None else (right * v).T.contiguous()  # (columns, r)
+    return Side(left.contiguous(), right.contiguous(), weighted, u)
 
 
 def _sum(parts: Sequence[Stream]) -> Stream:
