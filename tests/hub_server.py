@@ -48,6 +48,10 @@ def blob_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
+def content_id(path: str, data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest() if path.endswith(LFS_SUFFIXES) else blob_id(data)
+
+
 class HubServer:
     """Serves until `close`. `tokens` are (user, may write) by token."""
 
@@ -194,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "path": entry["path"],
                 "uploadMode": "lfs" if entry["path"].endswith(LFS_SUFFIXES) else "regular",
                 "shouldIgnore": False,
-                "oid": blob_id(files[entry["path"]]) if entry["path"] in files else None,
+                "oid": content_id(entry["path"], files[entry["path"]]) if entry["path"] in files else None,
             }
             for entry in json.loads(body)["files"]
         ]
@@ -268,8 +272,11 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in files:
             raise RefusedError(404, "Entry not found", "EntryNotFound")
         data = files[path]
-        etag = hashlib.sha256(data).hexdigest() if path.endswith(LFS_SUFFIXES) else blob_id(data)
-        self.send(200, data, {"ETag": f'"{etag}"', "X-Repo-Commit": sha, "Content-Type": "application/octet-stream"})
+        self.send(
+            200,
+            data,
+            {"ETag": f'"{content_id(path, data)}"', "X-Repo-Commit": sha, "Content-Type": "application/octet-stream"},
+        )
 
 
 _ID = r"([\w.-]+/[\w.-]+)"

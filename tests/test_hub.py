@@ -135,6 +135,13 @@ class TestPush:
         assert list(repo.commits[repo.branches["main"]]) == ["README.md"]
         assert repo.commits[repo.branches["refs/pr/1"]]["samerge.json"] == (folder / "samerge.json").read_bytes()
 
+    @pytest.mark.parametrize("create_pr", [False, True])
+    def test_nothing_has_changed(self, hub, folder, create_pr):
+        push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
+        url = push_folder(folder, "ada/m", token="hf_ada", create_pr=create_pr, endpoint=hub.endpoint)
+        assert url == f"{hub.endpoint}/ada/m"
+        assert len(hub.repos["ada/m"].messages) == 2
+
     @pytest.mark.parametrize(
         ("token", "repo_id", "words"),
         [

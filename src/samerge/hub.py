@@ -71,7 +71,8 @@ def push_folder(
         commit = api.upload_folder(
             repo_id=full_id, folder_path=path, commit_message=commit_message, revision=revision, create_pr=create_pr
         )
-    return str(commit.pr_url if create_pr else f"{api.endpoint}/{full_id}")
+    # no pull request is opened when the repository has these very files already
+    return str(commit.pr_url or f"{api.endpoint}/{full_id}")
 
 
 def resolve_adapter(
