@@ -87,22 +87,15 @@ class Experts:
     def all(self, layer: str, names: Iterable[str]) -> list[Mlp]:
         """All experts whose down projection is among `names`, up to the highest number."""
         before, after = f"{layer}{self.down}.weight".split("{e}")
-        numbers = (
+        between = (
             name[len(before) : -len(after)] for name in names if name.startswith(before) and name.endswith(after)
         )
-        return [
-            self.one(expert)
-            for expert in range(max((int(number) for number in numbers if number.isdigit()), default=-1) + 1)
-        ]
+        highest = max((int(number) for number in between if number.isdigit()), default=-1)
+        return [self.one(expert) for expert in range(highest + 1)]
 
     def tensors(self, layer: str) -> tuple[str, ...]:
         """Full names of the first expert's tensors: what tells that the layer has such experts."""
         return self.one(0).tensors(layer)
-
-
-def reads_memory(part: Part) -> bool:
-    """Whether a part reads the encoder."""
-    return isinstance(part, Attention) and part.cross
 
 
 @dataclass(frozen=True)
@@ -161,6 +154,11 @@ def parts(sublayer: Sublayer) -> Iterator[Part]:
         yield sublayer
 
 
+def reads_memory(part: Part) -> bool:
+    """Whether a part reads the encoder."""
+    return isinstance(part, Attention) and part.cross
+
+
 @dataclass(frozen=True)
 class Stack:
     """A stack of alike layers.
@@ -172,8 +170,8 @@ class Stack:
         depth: keys of the configuration that may hold the number of layers; the first one that is there counts.
         name: what the streams of this stack are called after; empty when there is one stack only.
         config: key of the sub-configuration it is described by, if it has one of its own.
-        outside: parts of names of two-dimensional weights within a layer that are known not to be linear maps of the
-            stream: routers, relative positions. Any other weight that the row does not mention is an error.
+        outside: modules in a layer whose two-dimensional weights are known to take no part: routers, relative
+            positions. Any other one that the row does not mention is an error.
         parallel: the sub-layers read the same stream instead of following each other. True, or the keys of the
             configuration that say so (one of them is enough) with what holds when a key is absent.
         shared: the layers are used over and over, in the way of Albert; `{i}` is the group, `{j}` the layer in it.

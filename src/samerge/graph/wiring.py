@@ -28,12 +28,12 @@ class Place:
 
 
 class Wiring:
-    """Collects edges. `widths` remembers how wide each stream is, and no edge may disagree with it."""
+    """Collects edges. `widths` remembers how wide each stream is and who said so; no edge may disagree with it."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.shapes = shapes
         self.edges: list[Edge] = []
-        self.widths: dict[str, int] = {}
+        self.widths: dict[str, tuple[int, str]] = {}
 
     def add(self, part: Part, place: Place, source: str, target: str, memory: str | None) -> None:
         """Add the edges of one part, from the stream `source` (and the encoder's `memory`) to the stream `target`."""
@@ -53,7 +53,7 @@ class Wiring:
 
     def gather(self, source: str, target: str, index: np.ndarray | None = None) -> None:
         """An edge without a weight."""
-        width = self.widths[source] if index is None else len(index)
+        width = self.widths[source][0] if index is None else len(index)
         self._meet(target, width, f"what comes from the stream {source!r}")
         self.edges.append(Gather(source, target, index))
 
@@ -152,11 +152,11 @@ class Wiring:
         return (wide_in, wide_out) if transposed else (wide_out, wide_in)
 
     def _meet(self, stream: str, width: int, what: str) -> None:
-        known = self.widths.setdefault(stream, width)
+        known, first = self.widths.setdefault(stream, (width, what))
         if known != width:
             raise GraphError(
-                f"{what} does not fit: the stream {stream!r} is {known} wide, and {width} would be needed. If the "
-                "weights are packed (4-bit), give the shapes that they have unpacked"
+                f"{what} does not fit: the stream {stream!r} would be {width} wide, but it is {known} wide after "
+                f"{first}. If the weights are packed (4-bit), give the shapes that they have unpacked"
             )
 
     def _heads(self, place: Place, width: int) -> int:
