@@ -317,11 +317,13 @@ def _side(factors: LoraFactors, transposed: bool, u: Tensor | None, v: Tensor | 
 
 def _sum(parts: Sequence[Stream]) -> Stream:
     """The sum of streams: brought to a common scale for each expert, added, divided by the mean."""
-    logs = torch.stack([part.logs for part in parts]).amax(0)
+    # a stream of zeros has no scale, and must not drown the others with the one it came with
+    scales = [torch.where((part.values != 0).any(0), part.logs, -math.inf) for part in parts]
+    logs = torch.stack(scales).amax(0).nan_to_num(neginf=0.0)
     values = parts[0].values if len(parts) == 1 else torch.zeros_like(parts[0].values)
     if len(parts) > 1:
         for part in parts:
-            values = values + part.values * (part.logs - logs).exp().to(values.dtype)
+            values = values + part.values * (part.logs - logs).clamp_max(0).exp().to(values.dtype)
     mean = values.double().mean(0)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # a stream of zeros stays zeros
     return Stream((values / mean.to(values.dtype)), logs + mean.log())
