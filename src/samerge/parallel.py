@@ -55,11 +55,10 @@ def workers(device: torch.device) -> Iterator[Workers]:
     if count == 1:
         yield Workers(1, None)
         return
-    with ThreadPoolExecutor(
-        count, thread_name_prefix="samerge", initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        try:
+    # In the calling thread too: its team of OpenMP threads would spin between operations and starve the workers.
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(count, "samerge", initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield Workers(count, pool)
-        finally:
-            # Setting the count inside a thread is felt there, and by every thread started later: put it back.
-            torch.set_num_threads(count)
+    finally:
+        torch.set_num_threads(count)
