@@ -43,13 +43,14 @@ def singular_triplets(factors: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
 def svd_basis(factors: LoraFactors) -> LoraFactors:
     """The same update with its singular triplets as rank-1 components: b_k = sigma_k u_k, a_k = v_k^T, scale 1.
 
-    Canonical: any (B Q, Q^-1 A) gives the same components. Components whose singular value is below rounding
-    (`max(shape) * eps * sigma_1`) do not exist and are left out; the zero update has rank 0.
+    Canonical: any (B Q, Q^-1 A) gives the same components. Components whose singular value is below the rounding of
+    the factors (`8 r eps sigma_1`) do not exist and are left out; the zero update has rank 0. The core is r x r, so its
+    rounding grows with r; a bound that grew with the width would drop real components of wide layers.
     """
     u, s, vh = singular_triplets(factors)
     if s.numel():
         eps = torch.finfo(u.dtype).eps
-        keep = s > max(factors.shape) * eps * s[0]
+        keep = s > 8 * factors.rank * eps * s[0]
         u, s, vh = u[:, keep], s[keep], vh[keep]
     return LoraFactors(A=vh, B=u * s.to(u.dtype))
 

@@ -6,8 +6,8 @@ The norm rule needs no data: each layer's merged update M is scaled to
 
 over the experts that adapt the layer, with tau_i unpruned. A sum of experts that agree little is too weak in each of
 their directions when it is averaged and too strong as a whole when it is summed; c = 1.3 did best for raw spectra over
-eight text tasks. One expert alone keeps its own norm (c = 1), a zero update stays zero, and a common factor of the
-weights cancels.
+eight text tasks. One expert alone keeps its own norm (c = 1), a zero update stays zero (also where updates cancel but for
+rounding), and a common factor of the weights cancels.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from samerge.factors import LoraFactors, norm
 
 #: Merged norm as a multiple of the experts' mean norm, where two experts or more meet.
 NORM_FACTOR = 1.3
+
+#: A merged norm below this share of the experts' norms is what float32 leaves of updates that cancel: zero.
+_ROUNDING = 1e-5
 
 
 def scale_of(
@@ -41,8 +44,8 @@ def scale_of(
     if scaling != "auto":
         return float(scaling)
     share = sum(abs(weights[n]) for n in norms)
-    size = float(norm(merged))
-    if not size or not share:
+    size, total = float(norm(merged)), sum(abs(weights[n]) * value for n, value in norms.items())
+    if not share or size <= _ROUNDING * total:
         return 1.0
     factor = NORM_FACTOR if sum(value > 0 for value in norms.values()) > 1 else 1.0
-    return factor * sum(abs(weights[n]) * value for n, value in norms.items()) / share / size
+    return factor * total / share / size

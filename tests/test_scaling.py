@@ -1,0 +1,73 @@
+"""The norm rule and plain lambda."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from samerge.factors import LoraFactors, concatenate, norm
+from samerge.scaling import NORM_FACTOR, scale_of
+
+
+def factors(seed: int, size: float = 1.0) -> LoraFactors:
+    generator = torch.Generator().manual_seed(seed)
+    return LoraFactors(torch.randn(3, 6, generator=generator), size * torch.randn(5, 3, generator=generator))
+
+
+def norms_of(parts) -> dict[int, float]:
+    return {n: float(norm(part)) for n, part in enumerate(parts)}
+
+
+def test_a_number_is_itself():
+    assert scale_of(factors(0), {0: 1.0}, [1.0], 0.4) == 0.4
+
+
+@given(st.lists(st.floats(0.1, 3), min_size=2, max_size=4), st.lists(st.booleans(), min_size=4, max_size=4))
+def test_the_merged_norm_is_a_multiple_of_the_experts_mean(sizes, signs):
+    weights = [s * (-1) ** sign for s, sign in zip(sizes, signs, strict=False)]
+    parts = [factors(n, size) for n, size in enumerate(sizes)]
+    merged = concatenate(parts, weights)
+    scale = scale_of(merged, norms_of(parts), weights, "auto")
+    total = sum(abs(w) * float(norm(p)) for w, p in zip(weights, parts, strict=True))
+    assert scale * float(norm(merged)) == pytest.approx(NORM_FACTOR * total / sum(map(abs, weights)))
+    assert scale > 0
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.2, -3.0])
+def test_one_expert_keeps_its_norm(weight):
+    f = factors(1)
+    scale = scale_of(concatenate([f], [weight]), norms_of([f]), [weight], "auto")
+    assert scale * abs(weight) == pytest.approx(1.0)
+    none = LoraFactors(torch.zeros(3, 6), torch.zeros(5, 3))
+    beside_nothing = scale_of(concatenate([f, none]), norms_of([f, none]), [1.0, 1.0], "auto")
+    assert beside_nothing == pytest.approx(0.5)  # the mean of its norm and of zero
+
+
+@given(st.floats(0.01, 100))
+def test_a_common_factor_of_the_weights_cancels(factor):
+    parts, weights = [factors(1), factors(2)], [1.0, -0.5]
+    plain = concatenate(parts, weights)
+    scaled = concatenate(parts, [w * factor for w in weights])
+    a = scale_of(plain, norms_of(parts), weights, "auto")
+    b = scale_of(scaled, norms_of(parts), [w * factor for w in weights], "auto")
+    torch.testing.assert_close(a * plain.delta(), b * scaled.delta(), rtol=1e-4, atol=1e-5)
+
+
+def test_zero_stays_zero():
+    none = LoraFactors(torch.zeros(3, 6), torch.zeros(5, 3))
+    assert scale_of(none, {0: 0.0, 1: 0.0}, [1.0, 1.0], "auto") == 1.0
+    assert scale_of(none, {}, [1.0], "auto") == 1.0
+    assert scale_of(none, {0: 2.0}, [0.0], "auto") == 1.0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_cancels_is_not_blown_up(seed):
+    """An adapter against itself is zero but for rounding, and rounding must not be scaled to the experts' norm."""
+    f = factors(seed)
+    generator = torch.Generator().manual_seed(seed)
+    Q = torch.linalg.qr(torch.randn(3, 3, generator=generator))[0]
+    g = LoraFactors(Q.T @ f.A, f.B @ Q)
+    merged = concatenate([f, g], [1.0, -1.0])
+    assert scale_of(merged, norms_of([f, g]), [1.0, -1.0], "auto") == 1.0
