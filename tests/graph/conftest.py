@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 import transformers
 from graph_zoo import ZOO, Animal, saved
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread():
+    """Models this small run ten times slower on several threads when the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", params=ZOO, ids=lambda animal: animal.name)
