@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import oracles
 import pytest
 import torch
@@ -84,7 +86,7 @@ def test_shares_are_the_quotas_rounded_by_largest_remainder(ranks, budget):
         down = [q % 1 for p, q in zip(parts, quotas, strict=True) if p < q]
         assert not up or not down or min(up) >= max(down) - 1e-9
     larger = sorted(range(len(ranks)), key=lambda i: ranks[i])
-    assert all(parts[i] <= parts[j] + 1 for i, j in zip(larger, larger[1:], strict=False))
+    assert all(parts[i] <= parts[j] + 1 for i, j in itertools.pairwise(larger))
 
 
 def test_shares_by_hand():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from samerge.errors import OptionError
@@ -102,8 +103,12 @@ class MergeOptions:
                 "scope='global' spreads a share of all components over the layers, so it needs density=...; "
                 "rank=... fixes the number in every layer and goes with scope='layer'"
             )
-        if self.scaling != "auto":
+        if isinstance(self.scaling, str):
+            _choice("scaling", self.scaling, ("auto", "a number"))
+        else:
             number("scaling", self.scaling)
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            raise OptionError(f"dtype={self.dtype} cannot hold an adapter; choose one of float32, bfloat16, float16")
 
     def record(self) -> dict[str, Any]:
         """The options as plain JSON values."""
@@ -146,18 +151,18 @@ def number(name: str, value: Any) -> float:
     Raises:
         OptionError: it is not one.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):  # NumPy's too
         raise OptionError(f"{name}={value!r} must be a finite number")
     return float(value)
 
 
 def _whole(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
         raise OptionError(f"{name}={value!r} must be a whole number of at least 1")
 
 
 def _fraction(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1):
         raise OptionError(f"{name}={value!r} must lie in (0, 1]: the share of components that is kept")
 
 

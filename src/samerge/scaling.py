@@ -6,8 +6,8 @@ The norm rule needs no data: each layer's merged update M is scaled to
 
 over the experts that adapt the layer, with tau_i unpruned. A sum of experts that agree little is too weak in each of
 their directions when it is averaged and too strong as a whole when it is summed; c = 1.3 did best for raw spectra over
-eight text tasks. One expert alone keeps its own norm (c = 1), a zero update stays zero (also where updates cancel but for
-rounding), and a common factor of the weights cancels.
+eight text tasks. One expert alone keeps its own norm (c = 1), a zero update stays zero (also where updates cancel but
+for rounding), and a common factor of the weights cancels.
 """
 
 from __future__ import annotations

@@ -116,15 +116,22 @@ class TensorFile:
                 )
             try:
                 header = json.loads(file.read(length))
-            except ValueError as error:
-                raise ValueError(f"{self.path}: not a safetensors file, its header is not JSON") from error
-        header.pop("__metadata__", None)
+                header.pop("__metadata__", None)
+                spans = {
+                    name: (info["dtype"], tuple(info["shape"]), *info["data_offsets"]) for name, info in header.items()
+                }
+            except (ValueError, AttributeError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.path}: not a safetensors file, its header cannot be read") from error
         entries = {}
-        for name, info in header.items():
-            begin, end = info["data_offsets"]
+        for name, (dtype, shape, begin, end) in spans.items():
             if 8 + length + end > size:
                 raise ValueError(
                     f"{self.path}: truncated, tensor {name!r} ends at byte {8 + length + end} of {size}; fetch it again"
                 )
-            entries[name] = TensorEntry(info["dtype"], tuple(info["shape"]), 8 + length + begin)
+            if dtype in _DTYPES and end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
+                raise ValueError(
+                    f"{self.path}: tensor {name!r} of shape {shape} in {dtype} cannot lie in {end - begin} bytes; "
+                    f"the file is broken, fetch it again"
+                )
+            entries[name] = TensorEntry(dtype, shape, 8 + length + begin)
         return entries
