@@ -53,6 +53,10 @@ _IMAGE |= {"image_size": 8, "patch_size": 4}
 _PATCHES = {key: value for key, value in _IMAGE.items() if key != "image_size"} | {"num_patches": 4}
 _TOWERS = {"text_config": _LM, "vision_config": _IMAGE}
 
+_EYE = _IMAGE | {"hidden_size": 12, "num_attention_heads": 2}
+_QWEN_EYE = {"depth": 2, "hidden_size": 12, "intermediate_size": 20, "num_heads": 2, "patch_size": 4}
+_QWEN_VL = _GQA | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]}}
+
 _POOLER = ("pooler.dense.weight",)
 _SIGLIP_HEAD = ("head.attention.out_proj.weight", "head.mlp.fc1.weight", "head.mlp.fc2.weight")
 
@@ -65,7 +69,8 @@ def _each_layer(*names: str) -> tuple[str, ...]:
 class Animal:
     """A model to build: what it is called in a test, its model_type, its configuration.
 
-    `outside` names every linear weight of the bare model that must NOT be in the graph; all others must be.
+    `outside` names every linear weight of the bare model that must NOT be in the graph; all others must be. A name that
+    ends in a dot stands for all that begin so.
     """
 
     name: str
@@ -215,6 +220,44 @@ ZOO: tuple[Animal, ...] = (
             *(f"vision_model.{name}" for name in _SIGLIP_HEAD),
         ),
     ),
+    # ---- language models that read images
+    *_animals(
+        {"text_config": _WIDE | {"model_type": "llama"}, "vision_config": _EYE | {"model_type": "clip_vision_model"}}
+        | {"image_token_index": 39},
+        "llava",
+        "llava_next",
+        outside=("vision_tower.", "multi_modal_projector."),
+    ),
+    *_animals(
+        {"text_config": _WIDE | {"model_type": "mistral"}, "vision_config": _EYE | {"model_type": "clip_vision_model"}}
+        | {"image_token_index": 39},
+        "mistral3",
+        outside=("vision_tower.", "multi_modal_projector."),
+    ),
+    *_animals(
+        {"text_config": _WIDE, "vision_config": _EYE, "mm_tokens_per_image": 4}, "gemma3", outside=("vision_tower.",)
+    ),
+    *_animals(
+        {"text_config": _WIDE | {"model_type": "gemma"}, "vision_config": _EYE | {"model_type": "siglip_vision_model"}},
+        "paligemma",
+        outside=("vision_tower.", "multi_modal_projector."),
+    ),
+    *_animals(
+        {"text_config": _QWEN_VL, "vision_config": _QWEN_EYE | {"embed_dim": 12, "hidden_size": 16, "mlp_ratio": 2}},
+        "qwen2_vl",
+        outside=("visual.",),
+    ),
+    *_animals(
+        {"text_config": _QWEN_VL, "vision_config": _QWEN_EYE | {"out_hidden_size": 16, "fullatt_block_indexes": [1]}},
+        "qwen2_5_vl",
+        outside=("visual.",),
+    ),
+    *_animals(
+        {"text_config": _QWEN_VL | {"head_dim": 4}}
+        | {"vision_config": _QWEN_EYE | {"out_hidden_size": 16, "deepstack_visual_indexes": [0]}},
+        "qwen3_vl",
+        outside=("visual.",),
+    ),
 )
 
 
@@ -238,7 +281,7 @@ def inputs_of(model: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
         return patches if model.main_input_name == "pixel_values" else {"input_ids": tokens}
     if config.model_type in ("clip", "siglip"):
         return {"input_ids": tokens, "pixel_values": image}
-    if model.main_input_name == "pixel_values":
+    if model.main_input_name == "pixel_values" and not hasattr(config, "text_config"):
         return {"pixel_values": image}
     if config.is_encoder_decoder:
         return {"input_ids": torch.tensor([[7, 3]]), "decoder_input_ids": tokens}

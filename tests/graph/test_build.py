@@ -158,10 +158,35 @@ def test_clip_has_two_inputs_and_two_outputs():
 # ---- a configuration says less, names differ
 
 
+@pytest.mark.parametrize(
+    ("name", "keys", "last"),
+    [
+        ("stablelm", ["use_parallel_residual"], "layers.1/mlp"),
+        ("gpt_neox", ["use_parallel_residual"], "layers.1/attention+mlp"),
+        ("falcon new", ["parallel_attn"], "layers.1/attention+mlp"),
+        ("falcon multi-query", ["parallel_attn", "new_decoder_architecture"], "layers.1/attention+mlp"),
+    ],
+)
+def test_a_key_that_is_absent_means_what_it_means_to_transformers(name, keys, last):
+    config, weights = model_of(name)
+    whole = build_graph(config, shapes_of(weights))
+    short = build_graph({key: value for key, value in config.items() if key not in keys}, shapes_of(weights))
+    assert short == whole
+    assert short.outputs == (last,)
+
+
 def test_number_of_layers_and_of_heads_may_be_left_out_where_they_are_not_needed():
     _, weights = model_of("bert")
     graph = build_graph({"model_type": "bert"}, shapes_of(weights))
     assert len(graph.tensors) == 12
+
+
+def test_the_flat_configuration_of_the_first_qwen2_vl_is_understood():
+    config, weights = model_of("qwen2_vl")
+    flat = {"model_type": "qwen2_vl", "num_hidden_layers": 2, "num_attention_heads": 4}
+    assert build_graph(flat, shapes_of(weights)) == build_graph(config, shapes_of(weights))
+    with pytest.raises(GraphError, match="says 3 layers"):
+        build_graph(flat | {"num_hidden_layers": 3}, shapes_of(weights))
 
 
 def test_old_names_of_experts_and_dense_layers_may_be_mixed():

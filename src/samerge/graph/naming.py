@@ -49,7 +49,8 @@ def find_layers(family: Family, config: Mapping[str, Any], shapes: Mapping[str, 
     prefix = _find_prefix(family, shapes, what)
     found = []
     for stack in family.stacks:
-        own: Mapping[str, Any] = config if stack.config is None else config.get(stack.config) or {}
+        # The first configurations of Qwen2-VL keep the language model's keys beside vision_config.
+        own: Mapping[str, Any] = (config.get(stack.config) if stack.config else None) or config
         order = _find_order(stack, prefix, own, shapes, what)
         if order:
             found.append(Layers(stack, own, order))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samerge.graph.blocks import Attention, Family, FusedMlp, Mlp, OneOf, Stack
-from samerge.graph.common import BERT_MLP, FAIRSEQ_ATTENTION, FC_MLP, LLAMA_MLP, row
+from samerge.graph.common import BERT_MLP, FAIRSEQ_ATTENTION, FC_MLP, LLAMA_ATTENTION, LLAMA_MLP, row
 
 _ATTENTION = Attention("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
 # As on disk, and in memory before transformers 5.
@@ -56,5 +56,21 @@ VISION = (
             )
             for tower in ("text", "vision")
         ),
+    ),
+    # Language models that read images: an image becomes embeddings among those of the words, so the vision tower and
+    # its projector come before the embeddings' output. R is that of the language model.
+    Family(
+        ("gemma3", "llava", "llava_next", "mistral3", "paligemma"),
+        (
+            Stack(
+                ("language_model.layers.{i}.", "language_model.model.layers.{i}."),
+                {"attention": LLAMA_ATTENTION, "mlp": LLAMA_MLP},
+                config="text_config",
+            ),
+        ),
+    ),
+    Family(
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+        (Stack(("layers.{i}.",), {"attention": LLAMA_ATTENTION, "mlp": LLAMA_MLP}, config="text_config"),),
     ),
 )
