@@ -1,0 +1,65 @@
+"""A weight seen as a matrix, some rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from samerge.checkpoints.protocol import WeightSource
+
+
+def read_tile(
+    source: WeightSource,
+    tensor: str,
+    expert: int | None,
+    start: int,
+    stop: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Rows `start:stop` of a weight seen as a matrix, on a device and in a dtype.
+
+    Args:
+        source: where the weights come from.
+        tensor: full name; tensors of more than two dimensions (kernels) are flattened to (out, rest).
+        expert: for a stack of matrices, which of them.
+        start: first row.
+        stop: one past the last row.
+        device: where the tile shall lie.
+        dtype: what it shall be computed in.
+
+    Returns:
+        (stop - start, columns).
+    """
+    _, columns = matrix_shape(source.shapes[tensor], expert)
+    return source.read(tensor, start, stop, expert).to(device=device, dtype=dtype).reshape(-1, columns)
+
+
+def tiles(
+    source: WeightSource,
+    tensor: str,
+    expert: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    elements: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """The rows of a matrix, a tile of about `elements` entries (at least one row) at a time; see `read_tile`.
+
+    Yields:
+        The first row's number, and the tile (rows, columns).
+    """
+    rows, columns = matrix_shape(source.shapes[tensor], expert)
+    step = max(1, min(rows, elements // max(columns, 1)))
+    for start in range(0, rows, step):
+        yield start, read_tile(source, tensor, expert, start, min(start + step, rows), device, dtype)
+
+
+def matrix_shape(shape: tuple[int, ...], expert: int | None) -> tuple[int, int]:
+    """(rows, columns) of a weight seen as a matrix: a stack without its first dimension, a kernel flattened."""
+    shape = shape if expert is None else shape[1:]
+    columns = 1
+    for size in shape[1:]:
+        columns *= size
+    return shape[0], columns
