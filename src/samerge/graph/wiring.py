@@ -164,8 +164,8 @@ class Wiring:
         if heads is None or width % heads:
             raise GraphError(
                 f"to find the heads of {place.layer!r}, {width} wide, the configuration has to say "
-                f"num_attention_heads, a divisor of that; it says {heads}. A config.json may leave out what is the default: "
-                "AutoConfig.from_pretrained(...).to_dict() has everything"
+                f"num_attention_heads, a divisor of that; it says {heads}. A config.json may leave out "
+                "what is the default: AutoConfig.from_pretrained(...).to_dict() has everything"
             )
         return int(heads)
 
