@@ -360,7 +360,7 @@ class TestFailure:
     @pytest.mark.parametrize("moment", ["after the last check", "before the rename"])
     def test_another_process_was_faster_at_the_last_moment(self, tmp_path, monkeypatch, moment):
         target = tmp_path / "out"
-        check, rename, checks = writer._check_free, os.rename, []
+        check, rename, checks = writer.check_free, os.rename, []
 
         def checking(*args):
             check(*args)
@@ -375,7 +375,7 @@ class TestFailure:
         if moment == "before the rename":
             monkeypatch.setattr(os, "rename", renaming)
         else:
-            monkeypatch.setattr(writer, "_check_free", checking)
+            monkeypatch.setattr(writer, "check_free", checking)
         with pytest.raises(OutputExistsError, match="another process"):
             write(target)
         assert tree(tmp_path) == {"out": None, "out/adapter_config.json": b"old"}

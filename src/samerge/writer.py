@@ -107,7 +107,7 @@ def atomic_folder(target: str | Path, overwrite: bool = False, marker: str = CON
     """
     # abspath and not resolve: a link at the target itself must be seen, not followed
     final = Path(os.path.abspath(Path(target).expanduser()))
-    _check_free(final, overwrite, marker)
+    check_free(final, overwrite, marker)
     stem = f".{final.name[:60]}.{secrets.token_hex(6)}"
     temporary, aside = final.with_name(stem + ".tmp"), final.with_name(stem + ".old")
     created: list[Path] = []
@@ -116,7 +116,7 @@ def atomic_folder(target: str | Path, overwrite: bool = False, marker: str = CON
         temporary.mkdir()  # not tempfile.mkdtemp, whose 0700 would stay with the output
         yield temporary
         _sync(temporary)
-        _check_free(final, overwrite, marker)  # again: filling may have taken hours
+        check_free(final, overwrite, marker)  # again: filling may have taken hours
         _swap(temporary, final, aside, replace=overwrite and final.exists())
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -129,8 +129,17 @@ def atomic_folder(target: str | Path, overwrite: bool = False, marker: str = CON
                 parent.rmdir()
 
 
-def _check_free(target: Path, overwrite: bool, marker: str) -> None:
-    """Raise unless `target` may be written: absent, or a folder of ours that may be replaced."""
+def check_free(target: Path, overwrite: bool = False, marker: str = CONFIG_NAME) -> None:
+    """Check that `target` may be written, before the work that fills it: it is absent, or may be replaced.
+
+    Args:
+        target: the folder to be.
+        overwrite: replace it if it is there. Default: False.
+        marker: the file that shows that an existing folder is one of the kind that may be replaced.
+
+    Raises:
+        OutputExistsError: it is taken, or is not a folder that may be replaced.
+    """
     if not os.path.lexists(target):
         return
     if not overwrite:

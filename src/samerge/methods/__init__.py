@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 
 from samerge.errors import OptionError
 from samerge.methods.exact import weighted_sum
@@ -45,3 +47,13 @@ def entry(method: str) -> Entry:
     if method not in REGISTRY:
         raise OptionError(f"method={method!r} is not known; choose one of {', '.join(REGISTRY)}")
     return REGISTRY[method]
+
+
+class _Callable(ModuleType):
+    """Importing this package puts it in the place of the function `samerge.methods`; so it can be called like it."""
+
+    def __call__(self) -> Iterator[str]:
+        return methods()
+
+
+sys.modules[__name__].__class__ = _Callable

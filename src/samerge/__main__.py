@@ -1,0 +1,6 @@
+"""`python -m samerge`."""
+
+from samerge.cli import run
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,68 @@
+"""The commands brought together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from samerge.cli.errors import guarded
+from samerge.cli.inspect import inspect
+from samerge.cli.merge import merge
+from samerge.cli.methods import methods
+from samerge.cli.run import run_recipe
+
+HELP = """Merge several PEFT LoRA adapters of one base model into one, from the weights alone: no data, no training.
+
+Two adapters of a Llama, the second at four fifths of its strength:
+
+    samerge merge --base meta-llama/Llama-3.1-8B --out merged/ \\
+        --adapter math=ada/math-lora --adapter code=./code-lora:0.8
+
+What was kept, where, from whom, and what was lost:
+
+    samerge inspect merged/
+
+The same merge as a file:
+
+    samerge run recipe.yaml
+
+Exit codes: 0 done, 1 unexpected failure, 2 bad input or usage, 130 interrupted.
+"""
+
+app = typer.Typer(
+    name="samerge",
+    help=HELP,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        from samerge.version import __version__
+
+        typer.echo(f"samerge {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The options that stand before a command."""
+
+
+app.command("merge")(guarded(merge))
+app.command("run")(guarded(run_recipe))
+app.command("inspect")(guarded(inspect))
+app.command("methods")(guarded(methods))
+
+
+def run() -> None:
+    """The entry point `samerge`."""
+    app(prog_name="samerge")

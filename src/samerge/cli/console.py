@@ -1,0 +1,55 @@
+"""Where the commands print: results to stdout, notes to stderr, JSON alone on stdout when asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+#: Columns of tables where stdout is not a terminal, so that module names in logs and pipes are not cut to 80.
+PIPE_WIDTH = 120
+
+
+def stdout() -> Console:
+    """The console for results."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=max(PIPE_WIDTH, console.width))
+
+
+def stderr() -> Console:
+    """The console for notes, warnings and errors; it leaves the folding of long lines to the terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON document on stdout. Numbers that are not finite become null."""
+    typer.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+
+
+def show_warnings(warnings: Iterable[str]) -> None:
+    """Print the warnings of a merge on stderr."""
+    from rich.text import Text
+
+    console = stderr()
+    for warning in warnings:
+        console.print(Text.assemble(("warning: ", "bold yellow"), warning))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

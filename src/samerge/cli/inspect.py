@@ -1,0 +1,116 @@
+"""`samerge inspect`: what a merge kept, where, from whom, and what it lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from samerge.cli.console import show_json, show_warnings, stdout
+from samerge.cli.options import Json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+#: With more adapters than this, the table by type of layer has no column for each.
+_MOST_COLUMNS = 6
+
+
+def inspect(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A merged adapter, as `samerge merge` wrote it.")],
+    worst: Annotated[int, typer.Option(min=0, metavar="N", help="How many of the layers that lost most to show.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Show what a merged adapter holds: from which adapters, which share of each, in which layers, and what was lost.
+
+    It reads `samerge.json` alone; no model and no weights are loaded.
+    """
+    from samerge.report import read_report
+    from samerge.summary import layer_types, worst_layers
+
+    report = read_report(folder)
+    record = report.record
+    types, least = layer_types(record["layers"]), worst_layers(record["layers"], worst)
+    if as_json:
+        whole = {key: value for key, value in record.items() if key != "layers"}
+        show_json({"folder": folder, **whole, "experts": report.experts(), "layer_types": types, "worst_layers": least})
+        return
+    console = stdout()
+    console.print(_heading(folder, record), markup=False, soft_wrap=True)
+    console.print(report.table())
+    console.print(_sources(record))
+    console.print(_types(types, [item["name"] for item in record["inputs"]]))
+    if least:
+        console.print(_worst(least))
+    show_warnings(report.warnings)
+
+
+def _heading(folder: str, record: Mapping[str, Any]) -> str:
+    base, output = record["base"], record["output"]
+    options = {**record["options"], "method": None, "recipe": None}
+    kind = f" ({base['model_type']})" if base["model_type"] else ""
+    recipe = f", recipe {record['recipe']}" if record.get("recipe") else ""
+    return "\n".join(
+        [
+            f"{folder}: merged by samerge {record['samerge']} on {record['created']}",
+            f"base:    {base['name'] or 'not read'}{kind}",
+            f"method:  {record['method']}{recipe}; "
+            + ", ".join(f"{key}={value}" for key, value in options.items() if value is not None),
+            f"result:  rank {output['rank']}, {output['modules']} modules, {output['parameters']:,} parameters, "
+            f"{output['dtype']}",
+        ]
+    )
+
+
+def _sources(record: Mapping[str, Any]) -> Table:
+    table = _table("Where they came from", "adapter", "source", rank="rank", dtype="dtype", sha256="sha256")
+    for item in record["inputs"]:
+        digest = next(iter((item.get("sha256") or {}).values()), "")
+        table.add_row(item["name"], str(item["source"]), str(item["rank"]), item["dtype"], digest[:12])
+    return table
+
+
+def _types(rows: list[dict[str, Any]], names: list[str]) -> Table:
+    names = names if len(names) <= _MOST_COLUMNS else []
+    table = _table("By type of layer", "type", layers="layers", kept="kept", energy="energy kept")
+    for name in names:
+        table.add_column(f"of {name}", justify="right")
+    for column in ("lost to SVD", "scale"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        kept = "all" if row["kept"] is None else str(row["kept"])
+        table.add_row(
+            row["type"] + (" (outside the graph)" if row["outside"] else ""),
+            str(row["layers"]),
+            f"{kept} of {row['components']}",
+            f"{row['energy']:.1%}",
+            *(str(row["kept_of"].get(name, "")) for name in names),
+            f"{row['lost']:.1%}",
+            f"{row['scale']:.3g}",
+        )
+    return table
+
+
+def _worst(rows: list[dict[str, Any]]) -> Table:
+    table = _table(
+        "Layers that lost most", "layer", energy="energy kept", lost="lost to SVD", least="least of any adapter"
+    )
+    for row in rows:
+        table.add_row(
+            row["module"], f"{row['energy']:.1%}", f"{row['lost']:.1%}", f"{row['least']}: {row['least_energy']:.1%}"
+        )
+    return table
+
+
+def _table(title: str, *texts: str, **numbers: str) -> Table:
+    """A table with columns of text first, folded where too long, then columns of numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in texts:
+        table.add_column(column, overflow="fold")
+    for column in numbers.values():
+        table.add_column(column, justify="right")
+    return table

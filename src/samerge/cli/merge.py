@@ -1,0 +1,164 @@
+"""`samerge merge`: adapters in, one adapter out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from samerge.cli.adapters import parse_adapter
+from samerge.cli.options import Json, Overwrite, Private, Quiet, scaling_of
+from samerge.cli.request import Request, carry_out
+
+_SELECTION = "What is kept"
+_OUTPUT = "Output"
+
+
+def merge(
+    adapter: Annotated[
+        list[str],
+        typer.Option(
+            "--adapter",
+            "-a",
+            metavar="[NAME=]SOURCE[:WEIGHT]",
+            help="A folder or hub id, with a name and a weight if wanted; once for each adapter. The weight is 1 by "
+            "default and may be negative.",
+        ),
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", "-b", metavar="BASE", help="The base model: a folder with safetensors, or a hub id."),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to make.")] = None,
+    method: Annotated[str, typer.Option(metavar="NAME", help="A method from `samerge methods`.")] = "saliency",
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="paper", help="A named set of defaults; explicit options win over it."),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Components in every merged layer. Default: the largest rank of any adapter.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(
+            metavar="(0,1]",
+            help="Instead of --rank: the share of its components that each adapter keeps in each layer.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Scoring and pruning steps. Default: 10.", rich_help_panel=_SELECTION),
+    ] = None,
+    basis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="svd|native",
+            help="Components of what: singular triplets (default), or the factors as trained.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
+    agreement: Annotated[
+        str | None,
+        typer.Option(
+            metavar="absolute|signed",
+            help="Whether components that disagree with the merge go first (signed). Default: absolute.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            metavar="layer|global",
+            help="Rank components in each layer (default), or over all layers.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
+    connectivity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="flow|local",
+            help="Through the model family's graph (default), or every layer by itself, for any architecture.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
+    residual: Annotated[
+        bool | None,
+        typer.Option(
+            "--residual/--no-residual",
+            help="Whether the graph has the residual edges. Default: yes.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
+    scaling: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|FLOAT",
+            help="The strength of the merged update. Default: auto for saliency, 1.0 for the exact methods.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    svd_rank: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Truncate every merged layer to this rank.", rich_help_panel=_OUTPUT),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="float32, bfloat16 or float16. Default: the adapters' own.", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Where to compute: cpu (default), cuda, mps.", rich_help_panel=_OUTPUT),
+    ] = None,
+    overwrite: Overwrite = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Push to this repository on the Hub.")
+    ] = None,
+    private: Private = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge LoRA adapters of one base model into one. The base is streamed, never built.
+
+    Two adapters, the second at four fifths of its strength:
+
+        samerge merge --base meta-llama/Llama-3.1-8B --out merged/ \\
+            --adapter math=ada/math-lora --adapter code=./code-lora:0.8
+
+    Their exact sum, for which the base is not read:
+
+        samerge merge --adapter ./a --adapter ./b --method linear --out sum/
+    """
+    options = {
+        "method": method,
+        "recipe": recipe,
+        "rank": rank,
+        "density": density,
+        "iterations": iterations,
+        "basis": basis,
+        "scaling": None if scaling is None else scaling_of(scaling),
+        "agreement": agreement,
+        "scope": scope,
+        "connectivity": connectivity,
+        "residual": residual,
+        "svd_rank": svd_rank,
+        "dtype": dtype,
+        "device": device,
+    }
+    request = Request(
+        base=base,
+        adapters=tuple(parse_adapter(text) for text in adapter),
+        options={name: value for name, value in options.items() if value is not None},
+        out=out,
+        overwrite=overwrite,
+        push_to_hub=push_to_hub,
+        private=private,
+    )
+    carry_out(request, as_json=as_json, quiet=quiet)

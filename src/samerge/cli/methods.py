@@ -1,0 +1,30 @@
+"""`samerge methods`: the registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from samerge.cli.console import show_json, stdout
+from samerge.cli.options import Json
+
+
+def methods(as_json: Json = False) -> None:
+    """List the merge methods, whether they read the base model, and their own options."""
+    from samerge.methods import REGISTRY
+
+    rows: list[dict[str, Any]] = [
+        {"name": name, "summary": entry.summary, "needs_base": entry.needs_base, "options": sorted(entry.uses)}
+        for name, entry in REGISTRY.items()
+    ]
+    if as_json:
+        show_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table(show_lines=True)
+    for column in ("method", "what it does", "reads the base", "options of its own"):
+        table.add_column(column, no_wrap=column == "method")
+    for row in rows:
+        names = ", ".join(f"--{option.replace('_', '-')}" for option in row["options"])
+        table.add_row(row["name"], row["summary"], "yes" if row["needs_base"] else "no", names)
+    stdout().print(table)

@@ -1,0 +1,88 @@
+"""What a merge's record says of its layers: by type of layer, and which layers lost the most. Pure, plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from samerge.profile import module_type
+
+
+def layer_types(layers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row for each type of module (`layers.*.mlp.up_proj`), sorted.
+
+    Args:
+        layers: `layers` of a record.
+
+    Returns:
+        For each type: `type`, `layers`, `components`, `kept` (None where the method chooses none), `energy` (share of
+        the experts' energy that was kept before truncation), `lost` (share of the merged energy that truncation lost,
+        the mean), `scale` (the mean), `outside` (whether it takes no part in the flow graph), and `kept_of`: for each
+        expert, how many of its components were kept.
+
+    Example:
+        >>> share = {"components": 4, "kept": [0, 2], "norm": 2.0, "energy": 0.5}
+        >>> layer = {"experts": {"a": share}, "scale": 1.0, "norm": 2.0, "lost": 0.0, "outside": False}
+        >>> [(row["type"], row["layers"], row["kept"]) for row in layer_types({"h.0.q": layer, "h.1.q": layer})]
+        [('h.*.q', 2, 4)]
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for module, layer in layers.items():
+        groups.setdefault(module_type(module), []).append(layer)
+    return [{"type": kind, **_of_group(groups[kind])} for kind in sorted(groups)]
+
+
+def worst_layers(layers: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """The layers in which the least of the experts' energy is left, the worst first; ties by name.
+
+    Args:
+        layers: `layers` of a record.
+        count: how many at most.
+
+    Returns:
+        For each: `module`, `energy` (share kept by the selection, all experts together), `lost` (share lost by
+        truncation), `left` (their product), and `least`: the expert that lost most there, with `least_energy`.
+    """
+    rows = []
+    for module, layer in sorted(layers.items()):
+        experts = layer["experts"]
+        if not experts:
+            continue
+        energy = _energy(experts.values())
+        least = min(experts, key=lambda name: (experts[name]["energy"], name))
+        rows.append(
+            {
+                "module": module,
+                "energy": energy,
+                "lost": layer["lost"],
+                "left": energy * (1 - layer["lost"]),
+                "least": least,
+                "least_energy": experts[least]["energy"],
+            }
+        )
+    return sorted(rows, key=lambda row: (row["left"], row["module"]))[:count]
+
+
+def _of_group(group: list[Mapping[str, Any]]) -> dict[str, Any]:
+    shares = [(name, share) for layer in group for name, share in layer["experts"].items()]
+    chosen = all(share["kept"] is not None for _, share in shares)
+    kept_of: dict[str, int] = {}
+    for name, share in shares:
+        kept_of[name] = kept_of.get(name, 0) + (len(share["kept"]) if chosen else share["components"])
+    return {
+        "layers": len(group),
+        "components": sum(share["components"] for _, share in shares),
+        "kept": sum(kept_of.values()) if chosen else None,
+        "kept_of": kept_of,
+        "energy": _energy(share for _, share in shares),
+        "lost": sum(layer["lost"] for layer in group) / len(group),
+        "scale": sum(layer["scale"] for layer in group) / len(group),
+        "outside": all(layer["outside"] for layer in group),
+    }
+
+
+def _energy(shares: Iterable[Mapping[str, Any]]) -> float:
+    """Share of the squared norm that was kept, over several experts or layers."""
+    pairs = [(share["norm"] ** 2, share["energy"]) for share in shares]
+    total = sum(square for square, _ in pairs)
+    return sum(square * energy for square, energy in pairs) / total if total else 1.0

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from samerge.summary import layer_types, worst_layers
+
+from .conftest import shell
+
+
+@pytest.fixture
+def merged(invoke, tiny_base, loras):
+    words = ("merge", "-b", tiny_base, "-a", loras / "math", "-a", f"{loras / 'far'}:0.5", "-o", "merged", "--json")
+    assert invoke(*words).exit_code == 0
+    return "merged"
+
+
+def test_inspect_shows_from_whom_where_and_what_was_lost(invoke, merged) -> None:
+    result = invoke("inspect", merged)
+    assert result.exit_code == 0
+    for words in (
+        *("tiny-llama (llama)", "method:  saliency", "rank 4, 4 modules", "Where they came from"),
+        *("By type of layer", "model.layers.*.mlp.down_proj", "Layers that lost most", "model.layers.0.mlp.down_proj"),
+    ):
+        assert words in result.stdout
+    assert "another base" in result.stderr
+
+
+def test_inspect_json(invoke, merged) -> None:
+    told = json.loads(invoke("inspect", merged, "--json", "--worst", 1).stdout)
+    assert [expert["name"] for expert in told["experts"]] == ["math", "far"]
+    assert [row["type"] for row in told["layer_types"]] == [
+        "model.layers.*.mlp.down_proj",
+        "model.layers.*.self_attn.q_proj",
+    ]
+    assert told["layer_types"][0]["kept_of"] == {"math": 4, "far": 4}
+    assert len(told["worst_layers"]) == 1
+    assert told["inputs"][1]["weight"] == 0.5
+    assert "layers" not in told
+
+
+def test_inspect_of_what_is_not_ours(invoke, loras, tmp_path) -> None:
+    for folder in (loras / "math", "nowhere"):
+        result = invoke("inspect", folder)
+        assert result.exit_code == 2
+        assert "there is no samerge.json" in result.stderr
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "samerge.json").write_text("{")
+    assert invoke("inspect", "broken").exit_code == 2
+
+
+def test_inspect_in_a_pipe(invoke, merged, tmp_path) -> None:
+    done = shell("inspect", merged, cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(len(line) <= 200 for line in done.stdout.splitlines() if line.startswith("│"))
+
+
+def layer(lost: float = 0.0, **shares: tuple[float, float]) -> dict:
+    experts = {n: {"components": 4, "kept": [0], "norm": norm, "energy": e} for n, (norm, e) in shares.items()}
+    return {"experts": experts, "scale": 2.0, "norm": 1.0, "lost": lost, "outside": False}
+
+
+def test_layer_types_weigh_by_energy() -> None:
+    (row,) = layer_types({"h.0.q": layer(a=(1.0, 1.0)), "h.1.q": layer(0.5, a=(3.0, 0.0), b=(0.0, 1.0))})
+    assert row["type"] == "h.*.q"
+    assert row["layers"] == 2
+    assert row["energy"] == pytest.approx(0.1)
+    assert row["lost"] == 0.25
+    assert (row["kept"], row["components"]) == (3, 12)
+    assert row["kept_of"] == {"a": 2, "b": 1}
+
+
+def test_a_method_that_chooses_nothing_keeps_all() -> None:
+    whole = layer(a=(1.0, 1.0))
+    whole["experts"]["a"]["kept"] = None
+    (row,) = layer_types({"h.0.q": whole})
+    assert row["kept"] is None
+    assert row["kept_of"] == {"a": 4}
+
+
+def test_worst_layers() -> None:
+    layers = {
+        "h.0.q": layer(a=(1.0, 0.9), b=(1.0, 0.5)),
+        "h.1.q": layer(0.5, a=(1.0, 0.9)),
+        "h.2.q": layer(),
+        "h.3.q": layer(a=(0.0, 1.0)),
+    }
+    rows = worst_layers(layers, 2)
+    assert [row["module"] for row in rows] == ["h.1.q", "h.0.q"]
+    assert rows[0]["left"] == pytest.approx(0.45)
+    assert (rows[1]["least"], rows[1]["least_energy"]) == ("b", 0.5)
+    assert len(worst_layers(layers, 10)) == 3

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from samerge import OptionError
+from samerge.cli.adapters import AdapterSpec
+from samerge.cli.recipe import parse_recipe
+from samerge.report import read_report
+
+RECIPE = """
+base: meta-llama/Llama-3.1-8B
+adapters:
+  - name: math
+    source: ada/math-lora
+  - model: ./code-lora
+    weight: 0.8
+  - ada/prose
+svd-rank: 8
+scaling: auto
+density: 1e-1
+residual: false
+out: merged/
+"""
+
+
+def test_parse() -> None:
+    request = parse_recipe(RECIPE, "r.yaml")
+    assert request.base == "meta-llama/Llama-3.1-8B"
+    assert request.adapters == (
+        AdapterSpec("math", "ada/math-lora"),
+        AdapterSpec("code-lora", "./code-lora", 0.8),
+        AdapterSpec("prose", "ada/prose"),
+    )
+    assert request.options == {"svd_rank": 8, "scaling": "auto", "density": 0.1, "residual": False}
+    assert (request.out, request.overwrite, request.push_to_hub, request.private) == ("merged/", False, None, False)
+
+
+def test_adapters_as_a_mapping() -> None:
+    request = parse_recipe("adapters: {a: x/a, b: {source: y/b, weight: -2}}\nout: o", "r.yaml")
+    assert request.adapters == (AdapterSpec("a", "x/a"), AdapterSpec("b", "y/b", -2.0))
+
+
+def test_changes_win() -> None:
+    assert parse_recipe(RECIPE, "r.yaml", {"out": "elsewhere", "overwrite": True}).out == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it holds no mapping"),
+        ("- a", "it holds no mapping"),
+        ("a: [", "it is not valid YAML: "),
+        ("adapters: [a]\nout: o\ndensty: 0.1", r"the key 'densty' is not known; did you mean 'density'\?"),
+        ("adapters: [a]\nout: o\nout: p", "line 3: the key 'out' stands there twice"),
+        ("out: o", "adapters must be a list"),
+        ("adapters: a\nout: o", "adapters must be a list"),
+        ("adapters: []\nout: o", "no adapter given"),
+        ("adapters: [a, x/a]\nout: o", "two adapters are called 'a'"),
+        ("adapters: [{source: a, wight: 2}]\nout: o", "adapter 1: the key 'wight'.*did you mean 'weight'"),
+        ("adapters: [{name: a}]\nout: o", "it needs a source"),
+        ("adapters: [{source: a, model: b}]\nout: o", "and one of the two"),
+        ("adapters: [3]\nout: o", "its source is 3"),
+        ("adapters: [{source: a, weight: much}]\nout: o", "its weight is 'much'"),
+        ("adapters: [{source: a, weight: yes}]\nout: o", "its weight is True"),
+        ("adapters: [a]\nout: 3", "out is 3; it must be text"),
+        ("adapters: [a]\nout: o\noverwrite: 1", "overwrite is 1; it must be true or false"),
+        ("adapters: [a]", "nowhere to put"),
+        ("adapters: [a]\nout: o\nprivate: true", "give --push-to-hub"),
+        ("adapters: [a]\nout: !!python/object:os.system x", "it is not valid YAML"),
+        ("adapters: [a]\nout: o\n? [b]\n: c", "cannot be a key"),
+    ],
+)
+def test_bad_recipes(text: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        parse_recipe(text, "r.yaml")
+
+
+def test_run(invoke, tiny_base, loras, tmp_path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        f"base: '{tiny_base}'\nadapters:\n- {{name: m, source: '{loras / 'math'}', weight: 0.5}}\n"
+        f"- '{loras / 'code'}'\nrank: 3\niterations: 2\nout: merged\n",
+        encoding="utf-8",
+    )
+    result = invoke("run", "r.yaml", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["output"]["rank"] == 3
+    assert [item["weight"] for item in read_report("merged").record["inputs"]] == [0.5, 1.0]
+    assert invoke("run", "r.yaml").exit_code == 2  # it exists
+    assert invoke("run", "r.yaml", "--overwrite").exit_code == 0
+    assert invoke("run", "r.yaml", "--out", "second", "-q").stdout == ""
+    assert (tmp_path / "second" / "adapter_config.json").is_file()
+
+
+def test_run_of_a_missing_or_wrong_file(invoke, tmp_path) -> None:
+    result = invoke("run", "none.yaml")
+    assert result.exit_code == 2
+    assert "reading the recipe none.yaml" in result.stderr
+    (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
+    assert invoke("run", "bad.yaml").exit_code == 2
