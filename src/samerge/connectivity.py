@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,11 +29,11 @@ from samerge.checkpoints import WeightSource, matrix_shape, read_tile
 from samerge.errors import GraphError
 from samerge.factors import LoraFactors
 from samerge.graph import FlowGraph, Gather, Weight
-from samerge.kernels.tiles import Scratch, Side, TileResult, sweep_tile
+from samerge.kernels.tiles import BLOCK_COLUMNS, Scratch, Side, TileResult, sweep_tile
 from samerge.parallel import Workers, workers
 
-#: Entries of a tile on the CPU: 1 MiB in float32, so that theta, W and sign(W) of a tile stay in a core's own cache.
-TILE_ELEMENTS = 1 << 18
+#: Entries of a tile on the CPU: 512 KiB in float32, so that theta, W and sign(W) stay in a core's own cache together.
+TILE_ELEMENTS = 1 << 17
 
 
 def weight_key(edge: Weight) -> str:
@@ -45,7 +46,7 @@ class Stream:
     """A flow of every expert: true value = `values * exp(logs)`.
 
     Args:
-        values: (width, N), each column of mean 1 (or all zero).
+        values: (N, width), each row of mean 1 (or all zero).
         logs: (N,) float64.
     """
 
@@ -151,15 +152,10 @@ class _Sweep:
             parts = []
             for edge in self.graph.incoming[name]:
                 before = alpha[edge.source]
-                values = (
-                    (
-                        before.values
-                        if edge.index is None
-                        else before.values[torch.from_numpy(edge.index).to(self.device)]
-                    )
-                    if isinstance(edge, Gather)
-                    else self._flow(edge, before.values)
-                )
+                if isinstance(edge, Weight):
+                    values = self._flow(edge, before.values)
+                else:
+                    values = before.values if edge.index is None else before.values[:, self._index(edge.index)]
                 parts.append(Stream(values, before.logs))
             alpha[name] = _sum(parts)
         return alpha
@@ -178,8 +174,8 @@ class _Sweep:
                 if isinstance(edge, Gather):
                     values = beta.values
                     if edge.index is not None:
-                        values = values.new_zeros(self.widths[edge.source], self.count)
-                        values.index_add_(0, torch.from_numpy(edge.index).to(self.device), beta.values)
+                        values = values.new_zeros(self.count, self.widths[edge.source])
+                        values.index_add_(1, self._index(edge.index), beta.values)
                 else:
                     before = alpha[edge.source]
                     gammas: dict[int, Tensor] = {}
@@ -194,7 +190,7 @@ class _Sweep:
 
     def log_connectivity(self, alpha: Mapping[str, Stream]) -> tuple[float, ...]:
         """log R = log of the sum of alpha over all outputs."""
-        ends = [alpha[name].values.double().sum(0).log() + alpha[name].logs for name in self.graph.outputs]
+        ends = [alpha[name].values.double().sum(1).log() + alpha[name].logs for name in self.graph.outputs]
         return tuple(torch.logsumexp(torch.stack(ends), dim=0).tolist())
 
     def _flow(
@@ -205,7 +201,7 @@ class _Sweep:
         alpha: Tensor | None = None,
         gammas: dict[int, Tensor] | None = None,
     ) -> Tensor:
-        """|W| flow, or |W|^T flow backwards, for all experts, (width, N); fills `gammas` on the way back.
+        """|W| flow, or |W|^T flow backwards, for all experts, (N, width); fills `gammas` on the way back.
 
         The product lies along the rows of the stored matrix (each tile gives some rows of the result), or along its
         columns (the tiles' results are summed, in order).
@@ -213,11 +209,11 @@ class _Sweep:
         key = weight_key(edge)
         along_rows = edge.transposed == backward
         height, width = matrix_shape(self.source.shapes[edge.tensor], edge.expert)
-        result = flow.new_empty(height, self.count) if along_rows else flow.new_zeros(width, self.count)
+        result = flow.new_empty(self.count, height) if along_rows else flow.new_zeros(self.count, width)
         sides: dict[int, Side] = {}
         for n, expert in enumerate(self.experts):
             if key in expert:
-                u, v = (None, None) if alpha is None else (flow[:, n], alpha[:, n])
+                u, v = (None, None) if alpha is None else (flow[n], alpha[n])
                 if edge.transposed:
                     u, v = v, u
                 sides[n] = _side(expert[key], edge.transposed, u, v)
@@ -229,9 +225,9 @@ class _Sweep:
 
         for start, stop, experts, found in self.workers.map(work, self._pieces(height, width)):
             if along_rows:
-                result[start:stop, experts] = found.flow
+                result[experts, start:stop] = found.flow
             else:
-                result[:, experts] += found.flow
+                result[experts] += found.flow
             if gammas is not None:
                 for n, gamma in found.gammas.items():
                     gammas[n] = gammas[n] + gamma if n in gammas else gamma
@@ -244,15 +240,19 @@ class _Sweep:
         A weight with fewer tiles than there are workers is shared out by experts. Neither the tiles nor the sums depend
         on the number of workers, so the result does not either.
         """
-        step = max(1, min(height, self.tile_elements // max(width, 1)))
+        most = max(1, self.tile_elements // max(1, min(width, BLOCK_COLUMNS)))
+        step = -(-height // -(-height // most))  # tiles of like height
         groups = min(self.count, max(1, -(-self.workers.count * step // height)))
         for start in range(0, height, step):
             for group in range(groups):
                 yield start, min(start + step, height), list(range(group, self.count, groups))
 
+    def _index(self, index: np.ndarray) -> Tensor:
+        return torch.from_numpy(index).to(self.device)
+
     def _ones(self, width: int) -> Stream:
         return Stream(
-            torch.ones(width, self.count, dtype=self.dtype, device=self.device),
+            torch.ones(self.count, width, dtype=self.dtype, device=self.device),
             torch.zeros(self.count, dtype=torch.float64, device=self.device),
         )
 
@@ -318,15 +318,15 @@ def _side(factors: LoraFactors, transposed: bool, u: Tensor | None, v: Tensor | 
 def _sum(parts: Sequence[Stream]) -> Stream:
     """The sum of streams: brought to a common scale for each expert, added, divided by the mean."""
     # a stream of zeros has no scale, and must not drown the others with the one it came with
-    scales = [torch.where((part.values != 0).any(0), part.logs, -math.inf) for part in parts]
+    scales = [torch.where((part.values != 0).any(1), part.logs, -math.inf) for part in parts]
     logs = torch.stack(scales).amax(0).nan_to_num(neginf=0.0)
     values = parts[0].values if len(parts) == 1 else torch.zeros_like(parts[0].values)
     if len(parts) > 1:
         for part in parts:
-            values = values + part.values * (part.logs - logs).clamp_max(0).exp().to(values.dtype)
-    mean = values.double().mean(0)
+            values = values + part.values * (part.logs - logs).clamp_max(0).exp().to(values.dtype)[:, None]
+    mean = values.double().mean(1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))  # a stream of zeros stays zeros
-    return Stream((values / mean.to(values.dtype)), logs + mean.log())
+    return Stream(values / mean.to(values.dtype)[:, None], logs + mean.log())
 
 
 def _add(a: Sensitivity, b: Sensitivity) -> Sensitivity:

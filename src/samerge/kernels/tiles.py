@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: Columns of a block inside a tile.
+BLOCK_COLUMNS = 2048
+
 
 @dataclass(frozen=True)
 class Side:
@@ -54,7 +57,7 @@ class TileResult:
     """What one tile adds.
 
     Args:
-        flow: (m, n) for a product along the rows, |W| f; (d, n) for one along the columns, |W|^T f. One column for each
+        flow: (n, m) for a product along the rows, |W| f; (n, d) for one along the columns, |W|^T f. One row for each
             expert that was asked for, in that order.
         gammas: for each expert with `weighted`, this tile's part of gamma, (r,) in float64.
     """
@@ -77,35 +80,46 @@ def sweep_tile(
     gamma_k = sum_ij u_i left_ik sign(W)_ij right_kj v_j, with u the row side's flow and v the column side's: one thin
     product sign(W) (right * v)^T, (m, r), then an element-wise sum with u_i left_ik.
 
+    Wide tiles are worked in blocks of columns: an expert's `right` for a block then stays in the cache as well.
+
     Args:
         tile: theta (m, d).
         start: number of its first row.
         experts: which experts.
         sides: the updates of those that adapt this weight; the others' W is theta.
-        flow: (d, N) when along the rows, (rows, N) when along the columns; one column for each expert there is.
+        flow: (N, d) when along the rows, (N, rows) when along the columns; one row for each expert there is.
         along_rows: which of the two products.
         scratch: the thread's buffers.
     """
-    rows = slice(start, start + tile.shape[0])
-    parts = flow if along_rows else flow[rows]  # (d, N) or (m, N)
-    result = tile.new_empty(tile.shape[0] if along_rows else tile.shape[1], len(experts))
+    height, width = tile.shape
+    rows = slice(start, start + height)
+    plain = [n for n in experts if n not in sides]
+    result = tile.new_zeros(len(experts), height if along_rows else width)
     gammas: dict[int, Tensor] = {}
-    plain: list[int] = []
-    for place, n in enumerate(experts):
-        side = sides.get(n)
-        if side is None:
-            plain.append(place)
-            continue
-        left = side.left[rows]
-        weight = torch.mm(left, side.right, out=scratch.like(tile, 0)).add_(tile)
-        if side.weighted is not None and side.flow is not None:
-            sign = torch.sign(weight, out=scratch.like(tile, 1))
-            product = (sign @ side.weighted).mul_(left)  # (m, r)
-            gammas[n] = product.T.double() @ side.flow[rows].double()
-        weight.abs_()
-        torch.mv(weight if along_rows else weight.T, parts[:, n], out=result[:, place])
-    if plain:
-        weight = torch.abs(tile, out=scratch.like(tile, 0))
-        columns = parts[:, [experts[place] for place in plain]]
-        result[:, plain] = (weight if along_rows else weight.T) @ columns
+    for first in range(0, width, BLOCK_COLUMNS):
+        columns = slice(first, first + BLOCK_COLUMNS)
+        block = tile[:, columns]
+        for place, n in enumerate(experts):
+            side = sides.get(n)
+            if side is None:
+                continue
+            left = side.left[rows]
+            weight = torch.mm(left, side.right[:, columns], out=scratch.like(block, 0)).add_(block)
+            if side.weighted is not None and side.flow is not None:
+                sign = torch.sign(weight, out=scratch.like(block, 1))
+                product = (sign @ side.weighted[columns]).mul_(left)  # (m, r)
+                gamma = product.T.double() @ side.flow[rows].double()
+                gammas[n] = gammas[n] + gamma if n in gammas else gamma
+            weight.abs_()
+            if along_rows:
+                result[place] += weight @ flow[n, columns]
+            else:
+                torch.mv(weight.T, flow[n, rows], out=result[place, columns])
+        if plain:
+            weight = torch.abs(block, out=scratch.like(block, 0))
+            where = [place for place, n in enumerate(experts) if n not in sides]
+            if along_rows:
+                result[where] += flow[plain, columns] @ weight.T
+            else:
+                result[where, columns] = flow[plain, rows] @ weight
     return TileResult(result, gammas)
