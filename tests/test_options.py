@@ -65,7 +65,7 @@ def test_whole_numbers(name, value):
 
 @pytest.mark.parametrize("scaling", [math.nan, math.inf, True, [1.0]])
 def test_scaling_must_be_finite(scaling):
-    with pytest.raises(OptionError, match="scaling=.* must be a finite number"):
+    with pytest.raises(OptionError, match=r"scaling=.* must be a finite number"):
         options(scaling=scaling)
 
 
@@ -90,12 +90,12 @@ def test_the_recipe_is_looked_up():
 
 
 def test_rank_and_density_together():
-    with pytest.raises(OptionError, match="rank=4 and density=0.5 together: both set how many components are kept"):
+    with pytest.raises(OptionError, match=r"rank=4 and density=0\.5 together: both set how many components are kept"):
         options(rank=4, density=0.5)
 
 
 def test_global_scope_needs_a_density():
-    with pytest.raises(OptionError, match="scope='global' .* needs density="):
+    with pytest.raises(OptionError, match=r"scope='global' .* needs density="):
         options(scope="global")
     assert options(scope="global", density=0.2).scope == "global"
 

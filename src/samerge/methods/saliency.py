@@ -21,12 +21,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from samerge.compress import svd_basis
 from samerge.connectivity import Connectivity, connectivity
+from samerge.errors import BaseModelError
 from samerge.factors import LoraFactors, concatenate, gram
 from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site, iterate
@@ -56,18 +58,20 @@ class _Layer:
 
     def spans(self) -> list[slice]:
         """Where each expert's components stand among all of them."""
-        ends = torch.tensor([f.rank for f in self.factors]).cumsum(0).tolist()
+        ends = accumulate(f.rank for f in self.factors)
         return [slice(end - f.rank, end) for end, f in zip(ends, self.factors, strict=True)]
 
     def eta(self, weights: Sequence[float]) -> list[Tensor]:
         """eta of every expert's components."""
-        ranks = torch.tensor([f.rank for f in self.factors], device=self.gram.device)
+        ranks = torch.tensor([f.rank for f in self.factors], dtype=torch.long, device=self.gram.device)
         of_expert = self.gram.new_tensor([weights[n] for n in self.experts])
         eta = agreement(self.gram, of_expert.repeat_interleave(ranks)).double()
         return [eta[span] for span in self.spans()]
 
     def prune(self, chosen: Sequence[Tensor]) -> _Layer:
         """Keep the `chosen` ones among the survivors of each expert."""
+        if not self.factors:
+            return self
         index = torch.cat([pick + span.start for pick, span in zip(chosen, self.spans(), strict=True)])
         return replace(
             self,
@@ -149,18 +153,26 @@ def _connectivity(problem: Problem, layers: Sequence[_Layer], advance: object) -
                 experts[n][layer.site.key] = factors
     if problem.graph is None or problem.source is None or not any(experts):
         return Connectivity(tuple({} for _ in experts), ())
-    return connectivity(problem.graph, problem.source, experts, device=problem.device, advance=advance)  # type: ignore[arg-type]
+    found = connectivity(problem.graph, problem.source, experts, device=problem.device, advance=advance)  # type: ignore[arg-type]
+    for name, log in zip(problem.names, found.log_connectivity, strict=True):
+        if math.isnan(log) or log == math.inf:
+            raise BaseModelError(
+                f"scoring adapter {name!r} on the base model {problem.source.name!r}: the connectivity R comes out "
+                f"with log R = {log}; a weight of the base holds NaN, infinite or huge values. Check the checkpoint, or "
+                f'pass connectivity="local" where that weight is not adapted'
+            )
+    return found
 
 
 def _scores(layer: _Layer, found: Connectivity, problem: Problem, options: MergeOptions) -> list[Tensor]:
-    """The saliency of the survivors of every expert, by |eta| alone outside the graph."""
+    """The saliency of the survivors of every expert, by |eta| alone outside the graph and where R = 0."""
     signed = options.agreement == "signed"
     result = []
     for n, eta in zip(layer.experts, layer.eta(problem.weights), strict=True):
         gamma = torch.ones_like(eta)
         sensitivity = found.gamma[n].get(layer.site.key or "") if layer.site.inside else None
-        if sensitivity is not None:
-            gamma = sensitivity.values * math.exp(sensitivity.log - found.log_connectivity[n])
+        if sensitivity is not None and found.log_connectivity[n] > -math.inf:  # R = 0 tells nothing apart
+            gamma = sensitivity.values * math.exp(min(sensitivity.log - found.log_connectivity[n], 700.0))
         result.append(score(gamma, eta, problem.weights[n], signed))
     return result
 

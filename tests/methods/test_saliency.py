@@ -1,0 +1,270 @@
+"""`saliency` against a literal dense transcription of the paper, and its budgets, scopes and bases."""
+
+from __future__ import annotations
+
+import oracles
+import pytest
+import torch
+from tiny import Beast, chain, chain_factors, write_adapter, write_base
+
+import samerge
+from samerge.graph import FlowGraph, Weight
+
+
+def chain_graph(base) -> FlowGraph:
+    names = sorted(base)
+    return FlowGraph([Weight(f"s{i}", f"s{i + 1}", name) for i, name in enumerate(names)], ["s0"], [f"s{len(names)}"])
+
+
+def kept(merged, module: str) -> dict[str, list[int]]:
+    return {name: share["kept"] for name, share in merged.report.record["layers"][module]["experts"].items()}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A chain of three layers and adapters of ranks 20, 12 and 7, as (folder, adapters, base, experts)."""
+    folder = tmp_path_factory.mktemp("saliency")
+    base = chain([24, 22, 26, 20])
+    adapters, experts = {}, []
+    for n, (rank, alpha) in enumerate([(20, 40), (12, 12), (7, 3)]):
+        factors = chain_factors(base, rank, seed=n)
+        adapters[f"e{n}"] = write_adapter(folder / f"e{n}", factors, alpha=alpha)
+        experts.append({f"{m}.weight": (A, B, alpha / rank) for m, (A, B) in factors.items()})
+    return write_base(folder / "base", base), adapters, base, experts
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [1.0, -0.7, 2.0]])
+def test_the_papers_recipe_is_the_papers_algorithm(case, weights):
+    folder, adapters, base, experts = case
+    merged = samerge.merge(folder, adapters, weights=weights, recipe="paper", connectivity=chain_graph(base))
+    expected, chosen = oracles.paper_merge(oracles.chain_network(sorted(base)), base, experts, weights)
+    for module in ("layers.0", "layers.1", "layers.2"):
+        assert kept(merged, module) == {f"e{n}": chosen[n][f"{module}.weight"] for n in range(3)}
+        torch.testing.assert_close(merged.delta(module).double(), expected[f"{module}.weight"], rtol=1e-4, atol=1e-5)
+    assert [len(one["layers.0.weight"]) for one in chosen] == [2, 1, 1]
+
+
+def test_the_papers_recipe_on_a_transformer(bert: Beast):
+    """Through the family's graph, without residual edges; the pooler lies outside R, unpruned and summed."""
+    merged = samerge.merge(bert.base, bert.adapters, recipe="paper")
+    source = bert.model()
+    base = {name: parameter.detach() for name, parameter in source.named_parameters()}
+    experts = []
+    for model in (bert.peft_model(),):
+        for name in bert.adapters:
+            experts.append(
+                {
+                    f"{module}.weight": (
+                        layer.lora_A[name].weight.detach(),
+                        layer.lora_B[name].weight.detach(),
+                        layer.scaling[name],
+                    )
+                    for module, layer in model.get_base_model().named_modules()
+                    if name in getattr(layer, "lora_A", {})
+                }
+            )
+    network = oracles.bert_network(2, residual=False)
+    expected, chosen = oracles.paper_merge(network, base, experts, [1.0] * 3)
+    for tensor, delta in expected.items():
+        module = tensor.removesuffix(".weight")
+        mine = {name: picked[tensor] for name, picked in zip(bert.adapters, chosen, strict=True) if tensor in picked}
+        assert kept(merged, module) == mine, module
+        torch.testing.assert_close(merged.delta(module).double(), delta, rtol=1e-4, atol=1e-6)
+    assert merged.report.record["layers"]["bert.pooler.dense"]["outside"]
+    assert len(kept(merged, "bert.pooler.dense")["talk"]) == 6
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_other_densities_and_iterations_too(case, iterations):
+    folder, adapters, base, experts = case
+    options = {"density": 0.4, "iterations": iterations, "connectivity": chain_graph(base)}
+    merged = samerge.merge(folder, adapters, recipe="paper", **options)
+    network = oracles.chain_network(sorted(base))
+    _, chosen = oracles.paper_merge(network, base, experts, [1.0] * 3, density=0.4, iterations=iterations)
+    for module in ("layers.0", "layers.1", "layers.2"):
+        assert kept(merged, module) == {f"e{n}": chosen[n][f"{module}.weight"] for n in range(3)}
+
+
+def components(merged, module: str) -> int:
+    factors = merged.factors[module]
+    return int(((factors.A != 0).any(1) & (factors.B != 0).any(0)).sum())
+
+
+@pytest.mark.parametrize(
+    ("count", "rank", "own"), [(2, 4, 4), (3, 4, 4), (5, 8, 3), (20, 16, 4), (50, 16, 3), (50, 3, 2)]
+)
+@pytest.mark.parametrize("iterations", [1, 4])
+def test_every_layer_has_exactly_rank_components(tmp_path, count, rank, own, iterations):
+    base = chain([12, 10, 11])
+    adapters = {f"e{n:02}": write_adapter(tmp_path / f"e{n}", chain_factors(base, own, n)) for n in range(count)}
+    folder = write_base(tmp_path / "base", base)
+    merged = samerge.merge(
+        folder, adapters, rank=rank, iterations=iterations, connectivity=chain_graph(base), progress=False
+    )
+    assert merged.settings["r"] == rank
+    for module in ("layers.0", "layers.1"):
+        assert components(merged, module) == rank
+        counts = [len(picked) for picked in kept(merged, module).values()]
+        assert sum(counts) == rank
+        if count <= rank:
+            assert max(counts) - min(counts) <= 1
+    if count > rank:
+        assert any(not picked for picked in kept(merged, "layers.0").values())
+
+
+def test_the_rank_by_default_is_the_largest_of_any_source(case):
+    folder, adapters, base, _ = case
+    merged = samerge.merge(folder, adapters, connectivity=chain_graph(base))
+    assert merged.settings["r"] == 20
+    assert [len(k) for k in kept(merged, "layers.0").values()] == [10, 6, 4]  # of 39: 10.3, 6.2, 3.6
+
+
+def test_pooled_components_are_the_best_of_all(tmp_path):
+    """A strong expert takes the places of weak ones once there are more experts than places."""
+    base = chain([6, 6])
+    adapters = {}
+    for n in range(4):
+        ((module, (A, B)),) = chain_factors(base, 3, n).items()
+        adapters[f"e{n}"] = write_adapter(tmp_path / f"e{n}", {module: (A, B * (100.0 if n == 2 else 0.01))})
+    folder = write_base(tmp_path / "base", base)
+    merged = samerge.merge(folder, adapters, rank=2, iterations=1, connectivity=chain_graph(base))
+    assert {name: len(k) for name, k in kept(merged, "layers.0").items()} == {"e0": 0, "e1": 0, "e2": 2, "e3": 0}
+
+
+def test_global_scope_spends_one_budget_over_all_layers(case):
+    folder, adapters, base, _ = case
+    graph = chain_graph(base)
+    options = {"density": 0.25, "scaling": 1.0, "connectivity": graph}
+    by_layer = samerge.merge(folder, adapters, scope="layer", **options)
+    overall = samerge.merge(folder, adapters, scope="global", **options)
+    counts = {
+        name: [len(kept(overall, f"layers.{i}")[name]) for i in range(3)] for name in adapters
+    }  # e0: 60 components over three layers, e1: 36, e2: 21
+    assert {name: sum(c) for name, c in counts.items()} == {"e0": 15, "e1": 9, "e2": 5}
+    assert any(len(set(c)) > 1 for c in counts.values())
+    assert [len(kept(by_layer, f"layers.{i}")["e0"]) for i in range(3)] == [5, 5, 5]
+
+
+def test_global_scope_puts_the_scales_back(tmp_path):
+    """Layers of very different scale: gamma of each comes with the scales of the flows on both sides."""
+    base = {
+        name: tensor * 10.0**power for (name, tensor), power in zip(chain([9, 8, 7]).items(), (12, -9), strict=True)
+    }
+    factors = [chain_factors(base, 4, seed) for seed in range(2)]
+    for table in factors:
+        for (module, (A, B)), power in zip(list(table.items()), (12, -9), strict=True):
+            table[module] = (A, B * 10.0**power)
+    adapters = {f"e{n}": write_adapter(tmp_path / f"e{n}", table) for n, table in enumerate(factors)}
+    merged = samerge.merge(
+        write_base(tmp_path / "base", base),
+        adapters,
+        basis="native",
+        scope="global",
+        density=0.5,
+        iterations=1,
+        connectivity=chain_graph(base),
+    )
+    network = oracles.chain_network(sorted(base))
+    experts = [{f"{m}.weight": (A, B, 1.0) for m, (A, B) in table.items()} for table in factors]
+    for n, expert in enumerate(experts):
+        gamma, _ = oracles.dense_gamma(network, base, expert)
+        scores = []
+        for name, (A, B, s) in expert.items():
+            total = sum(e[name][1].double() @ e[name][0].double() for e in experts)
+            saliency = (gamma[name] * oracles.dense_eta((A, B, s), total)).abs()
+            scores += [(float(value), name, k) for k, value in enumerate(saliency)]
+        best = sorted(scores, reverse=True)[:4]
+        for module in ("layers.0", "layers.1"):
+            assert kept(merged, module)[f"e{n}"] == sorted(k for _, name, k in best if name == f"{module}.weight")
+
+
+def test_signed_agreement_keeps_what_agrees(tmp_path):
+    """Two experts agree on the first direction and oppose each other on a stronger second one."""
+    base = {"w.weight": torch.ones(4, 4)}
+    eye = torch.eye(4)
+    A = eye[:2]
+    one = write_adapter(tmp_path / "one", {"w": (A, torch.stack([eye[0], 2.0 * eye[1]], dim=1))})
+    two = write_adapter(tmp_path / "two", {"w": (A, torch.stack([eye[0], -5.0 * eye[1]], dim=1))})
+    folder = write_base(tmp_path / "base", base)
+    options = {"density": 0.5, "iterations": 1, "basis": "native", "connectivity": "local", "scaling": 1.0}
+    absolute = samerge.merge(folder, {"one": one, "two": two}, **options)
+    signed = samerge.merge(folder, {"one": one, "two": two}, agreement="signed", **options)
+    # one: eta = (2, -6); two: eta = (2, 15)
+    assert kept(absolute, "w") == {"one": [1], "two": [1]}
+    assert kept(signed, "w") == {"one": [0], "two": [1]}
+
+
+def test_negative_weights_take_part_in_the_agreement(tmp_path):
+    """Taken away, an expert keeps what agrees with its being taken away."""
+    base = {"w.weight": torch.ones(4, 4)}
+    eye = torch.eye(4)
+    A = eye[:2]
+    one = write_adapter(tmp_path / "one", {"w": (A, torch.stack([eye[0], 2.0 * eye[1]], dim=1))})
+    two = write_adapter(tmp_path / "two", {"w": (A, torch.stack([eye[0], -5.0 * eye[1]], dim=1))})
+    folder = write_base(tmp_path / "base", base)
+    merged = samerge.merge(
+        folder,
+        {"one": one, "two": two},
+        weights={"one": 1.0, "two": -1.0},
+        density=0.5,
+        iterations=1,
+        basis="native",
+        connectivity="local",
+        agreement="signed",
+        scaling=1.0,
+    )
+    assert kept(merged, "w") == {"one": [1], "two": [1]}
+    torch.testing.assert_close(merged.delta("w"), torch.diag(torch.tensor([0.0, 7.0, 0.0, 0.0])))
+
+
+def test_a_site_whose_adapters_all_weigh_zero(tmp_path):
+    base = chain([6, 5, 4])
+    both, first = chain_factors(base, 3, 1), chain_factors(base, 2, 2)
+    del first["layers.1"]
+    adapters = {"a": write_adapter(tmp_path / "a", first), "b": write_adapter(tmp_path / "b", both)}
+    merged = samerge.merge(
+        write_base(tmp_path / "base", base),
+        adapters,
+        weights={"a": 1.0, "b": 0.0},
+        density=0.5,
+        connectivity=chain_graph(base),
+    )
+    assert not merged.delta("layers.1").any()
+    assert kept(merged, "layers.0") == {"a": kept(merged, "layers.0")["a"]}
+
+
+def test_an_adapter_of_zeros_merges_to_nothing(tmp_path):
+    base = chain([6, 5])
+    zeros = {"layers.0": (torch.randn(3, 6), torch.zeros(5, 3))}
+    folder = write_base(tmp_path / "base", base)
+    one = write_adapter(tmp_path / "a", zeros)
+    real = write_adapter(tmp_path / "b", chain_factors(base, 3, 1))
+    for options in ({"density": 0.5}, {"rank": 2}, {"density": 0.5, "basis": "native"}, {"density": 1.0}):
+        alone = samerge.merge(folder, [one], connectivity=chain_graph(base), **options)
+        assert not alone.delta("layers.0").any()
+        both = samerge.merge(folder, [one, real], connectivity=chain_graph(base), scaling=1.0, **options)
+        only = samerge.merge(folder, [real], connectivity=chain_graph(base), scaling=1.0, **options)
+        torch.testing.assert_close(both.delta("layers.0"), only.delta("layers.0"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_base_is_an_error_and_no_arbitrary_choice(tmp_path, bad):
+    base = chain([6, 5, 4])
+    base["layers.1.weight"][2, 1] = bad
+    folder = write_base(tmp_path / "base", base)
+    adapter = write_adapter(tmp_path / "a", {"layers.0": chain_factors(base, 4, 1)["layers.0"]})
+    with pytest.raises(
+        samerge.BaseModelError, match=r"adapter 'a' .* log R = (nan|inf); a weight of the base holds NaN"
+    ):
+        samerge.merge(folder, [adapter], density=0.5, connectivity=chain_graph(base))
+
+
+def test_a_dead_network_is_ranked_by_agreement_alone(tmp_path):
+    """R = 0 makes every gamma zero: nothing to rank by, and no NaN."""
+    base = chain([6, 5, 4])
+    base["layers.1.weight"].zero_()
+    folder = write_base(tmp_path / "base", base)
+    factors = {"layers.0": (torch.eye(6)[:2], torch.eye(5)[:, :2] * torch.tensor([1.0, 3.0]))}
+    adapter = write_adapter(tmp_path / "a", factors)
+    merged = samerge.merge(folder, [adapter], density=0.5, iterations=1, basis="native", connectivity=chain_graph(base))
+    assert kept(merged, "layers.0") == {"a": [1]}
