@@ -1,0 +1,56 @@
+# make demo    set everything up, merge four real adapters, show the result at work
+# make test    set everything up, run the tests
+# make check   lint, format and types, as CI does
+# make clean   remove what the above have made
+#
+# PYTHON=python3.12          another interpreter (3.10 or later)
+# VENV=/tmp/env              another place for the environment
+# CONSTRAINTS=               plain torch, with CUDA on Linux, instead of the CPU build
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints-cpu.txt
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.demo-ready
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.test-ready
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.check-ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The CPU build first from where pip looks anyway (a mirror may have it), then from PyTorch's own index.
+$(VENV)/.torch-ready: constraints-cpu.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "samerge needs Python 3.10 or later: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch$(if $(CONSTRAINTS), (CPU build))"
+	@$(if $(CONSTRAINTS),$(PIP) $(PINNED) torch 2>/dev/null || $(PIP) $(PINNED) --extra-index-url $(TORCH_CPU) torch,$(PIP) torch)
+	@touch $@
+
+$(VENV)/.demo-ready: $(VENV)/.torch-ready pyproject.toml
+	@echo "installing samerge[demo]"
+	@$(PIP) $(PINNED) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
+	@echo "installing samerge[test]"
+	@$(PIP) $(PINNED) -e '.[test]'
+	@touch $@
+
+$(VENV)/.check-ready: $(VENV)/.torch-ready pyproject.toml
+	@echo "installing samerge[dev]"
+	@$(PIP) $(PINNED) -e '.[dev]'
+	@touch $@

