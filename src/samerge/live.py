@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
+from samerge.checkpoints.offloaded import execution_device
 from samerge.errors import AdapterError, BaseModelError, OptionError, OutputExistsError
 from samerge.graph import FlowGraph
 
@@ -44,6 +45,7 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
         result = set_peft_model_state_dict(
             model, dict(tensors), adapter_name=adapter_name, low_cpu_mem_usage=True, ignore_mismatched_sizes=False
         )
+        _fill_offloaded(model, adapter_name, tensors)
         unexpected = list(getattr(result, "unexpected_keys", []))
         left = [name for name, p in model.named_parameters() if f".{adapter_name}." in f"{name}." and p.is_meta]
         if unexpected or left:
@@ -60,6 +62,22 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
     for name, parameter in model.named_parameters():
         if f".{adapter_name}." in f"{name}.":
             parameter.requires_grad_(False)
+
+
+def _fill_offloaded(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Give the factors their values where PEFT sent them to the meta device, after a base weight that is offloaded.
+
+    They stay where accelerate brings the base weight for the forward pass.
+    """
+    for name, parameter in list(model.named_parameters()):
+        key = f"{name}.".replace(f".{adapter_name}.", ".").removesuffix(".")
+        if not parameter.is_meta or key == name or key not in tensors:
+            continue
+        holder, _, leaf = name.rpartition(".")
+        layer: Any = model.get_submodule(holder[: holder.rindex(".lora_")])
+        device = execution_device(layer.get_base_layer()) or "cpu"
+        value = nn.Parameter(tensors[key].to(device=device, dtype=parameter.dtype), requires_grad=False)
+        setattr(model.get_submodule(holder), leaf, value)
 
 
 def add_weighted_adapter(
@@ -86,6 +104,8 @@ def add_weighted_adapter(
     residual: bool | None = None,
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
+    modules_to_save: str | None = None,
+    dora: str | None = None,
     progress: bool = True,
 ) -> MergedAdapter:
     """Merge adapters of a live `PeftModel` into a new one on the same model.
@@ -122,6 +142,8 @@ def add_weighted_adapter(
         residual: whether the flow graph has residual edges.
         dtype: of the new adapter; the adapters' own by default.
         device: where to compute; where the model is by default.
+        modules_to_save: what becomes of fully trained modules and token rows: "average", "take:<adapter>" or "drop".
+        dora: "exact" or "exact:<rank>" converts DoRA adapters on the way.
         progress: show progress bars when on a terminal.
 
     Returns:
@@ -185,6 +207,8 @@ def add_weighted_adapter(
         svd_rank=svd_rank,
         dtype=dtype,
         device=device,
+        modules_to_save=modules_to_save,
+        dora=dora,
         progress=progress,
     )
     merged.apply_to(model, adapter_name)

@@ -42,12 +42,19 @@ def execution_device(module: nn.Module) -> torch.device | None:
     return None
 
 
-def materialised(module: nn.Module, parameter: str) -> Tensor:
-    """A parameter of a single module, fetched from where accelerate offloaded it when it is on the meta device."""
+def materialised(table: Any, name: str) -> Tensor:
+    """One of PEFT's factors, fetched from where accelerate offloaded it when it is on the meta device.
+
+    Args:
+        table: `lora_A` or the like: a `ModuleDict` of layers with a weight, or a `ParameterDict`.
+        name: the adapter.
+
+    Returns:
+        The factor; still on the meta device when its values are nowhere.
+    """
+    module, parameter = (table, name) if isinstance(table[name], Tensor) else (table[name], "weight")
     tensor: Tensor = getattr(module, parameter)
-    if not tensor.is_meta:
-        return tensor
-    found = offloaded(BaseModule("", module), parameter, tensor, {})
+    found = offloaded(BaseModule("", module), parameter, tensor, {}) if tensor.is_meta else None
     return tensor if found is None else whole(found)
 
 
