@@ -29,7 +29,7 @@ from samerge.checkpoints import WeightSource, matrix_shape, read_tile
 from samerge.errors import GraphError
 from samerge.factors import LoraFactors
 from samerge.graph import FlowGraph, Gather, Weight
-from samerge.kernels.tiles import BLOCK_COLUMNS, Scratch, Side, TileResult, sweep_tile
+from samerge.kernels.tiles import BLOCK_COLUMNS, Scratch, Update, sweep_plain, sweep_tile, update
 from samerge.parallel import Workers, workers
 
 #: Entries of a tile on the CPU: 512 KiB in float32, so that theta, W and sign(W) stay in a core's own cache together.
@@ -112,6 +112,16 @@ def connectivity(
         sweep = _Sweep(graph, source, experts, device, dtype, tile_elements, crew, advance)
         alpha = sweep.forward()
         return Connectivity(sweep.backward(alpha), sweep.log_connectivity(alpha))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a weight for some experts; `first` of those with the same rows."""
+
+    start: int
+    stop: int
+    updates: Sequence[Update]
+    first: bool
 
 
 class _Sweep:
@@ -210,42 +220,47 @@ class _Sweep:
         along_rows = edge.transposed == backward
         height, width = matrix_shape(self.source.shapes[edge.tensor], edge.expert)
         result = flow.new_empty(self.count, height) if along_rows else flow.new_zeros(self.count, width)
-        sides: dict[int, Side] = {}
+        updates: list[Update] = []
         for n, expert in enumerate(self.experts):
             if key in expert:
                 u, v = (None, None) if alpha is None else (flow[n], alpha[n])
                 if edge.transposed:
                     u, v = v, u
-                sides[n] = _side(expert[key], edge.transposed, u, v)
+                updates.append(update(n, expert[key], edge.transposed, u, v))
+        plain = sorted(set(range(self.count)) - {item.expert for item in updates})
 
-        def work(piece: tuple[int, int, list[int]]) -> tuple[int, int, list[int], TileResult]:
-            start, stop, experts = piece
-            tile = read_tile(self.source, edge.tensor, edge.expert, start, stop, self.device, self.dtype)
-            return start, stop, experts, sweep_tile(tile, start, experts, sides, flow, along_rows, self.scratch)
+        def work(piece: _Piece) -> tuple[_Piece, Tensor, list[Tensor], Tensor | None]:
+            tile = read_tile(self.source, edge.tensor, edge.expert, piece.start, piece.stop, self.device, self.dtype)
+            found, sensed = sweep_tile(tile, piece.start, piece.updates, flow, along_rows, self.scratch)
+            rest = sweep_plain(tile, piece.start, flow[plain], along_rows) if piece.first and plain else None
+            return piece, found, sensed, rest
 
-        for start, stop, experts, found in self.workers.map(work, self._pieces(height, width)):
-            if along_rows:
-                result[experts, start:stop] = found.flow
-            else:
-                result[experts] += found.flow
+        for piece, found, sensed, rest in self.workers.map(work, self._pieces(height, width, updates)):
+            numbers = [item.expert for item in piece.updates]
+            for members, part in ((numbers, found), (plain, rest)):
+                if part is not None and members:
+                    if along_rows:
+                        result[members, piece.start : piece.stop] = part
+                    else:
+                        result[members] += part
             if gammas is not None:
-                for n, gamma in found.gammas.items():
-                    gammas[n] = gammas[n] + gamma if n in gammas else gamma
-            self.advance((stop - start) * width * len(experts) // self.count)
+                for n, gamma in zip(numbers, sensed, strict=True):
+                    gammas[n] = gammas[n] + gamma.double() if n in gammas else gamma.double()
+            if piece.first:
+                self.advance((piece.stop - piece.start) * width)
         return result
 
-    def _pieces(self, height: int, width: int) -> Iterator[tuple[int, int, list[int]]]:
-        """Pieces of work: (first row, one past the last row, experts).
+    def _pieces(self, height: int, width: int, updates: Sequence[Update]) -> Iterator[_Piece]:
+        """A weight's tiles; where there are fewer of them than workers, shared out further by experts.
 
-        A weight with fewer tiles than there are workers is shared out by experts. Neither the tiles nor the sums depend
-        on the number of workers, so the result does not either.
+        Neither the tiles nor the sums depend on the number of workers, so the result does not either.
         """
         most = max(1, self.tile_elements // max(1, min(width, BLOCK_COLUMNS)))
         step = -(-height // -(-height // most))  # tiles of like height
-        groups = min(self.count, max(1, -(-self.workers.count * step // height)))
+        groups = max(1, min(len(updates), -(-self.workers.count * step // height)))
         for start in range(0, height, step):
             for group in range(groups):
-                yield start, min(start + step, height), list(range(group, self.count, groups))
+                yield _Piece(start, min(start + step, height), updates[group::groups], first=group == 0)
 
     def _index(self, index: np.ndarray) -> Tensor:
         return torch.from_numpy(index).to(self.device)
@@ -306,13 +321,6 @@ def local_graph(weights: Iterable[Weight]) -> FlowGraph:
         Weight(f"into {weight_key(w)}", f"out of {weight_key(w)}", w.tensor, w.transposed, w.expert) for w in weights
     ]
     return FlowGraph(edges, [edge.source for edge in edges], [edge.target for edge in edges])
-
-
-def _side(factors: LoraFactors, transposed: bool, u: Tensor | None, v: Tensor | None) -> Side:
-    """The update in the orientation of the stored matrix: B @ A, or A^T @ B^T for (in, out)."""
-    left, right = (factors.A.T, factors.B.T) if transposed else (factors.B, factors.A)
-    weighted = None if v is None else (right * v).T.contiguous()  # (columns, r)
-    return Side(left.contiguous(), right.contiguous(), weighted, u)
 
 
 def _sum(parts: Sequence[Stream]) -> Stream:

@@ -3,38 +3,70 @@
 A tile is theta (m, d), some rows of a base weight. Expert n's effective weight there is W = theta + left @ right, with
 left (m, r) the rows of one LoRA factor and right (r, d) the other. Neither |W| nor sign(W) outlives the call.
 
-Costs are those of the thin products (2 r a weight for W, 2 r for gamma) and of passes over W that stay in the cache.
-`mm` then an in-place add is faster than `addmm` with a separate output, which copies theta first.
+Costs are those of the thin products (2 r a weight for W, 2 r for gamma) and of a few passes over W that stay in the
+cache. Measured choices: `mm` then an in-place add beats `addmm` with a separate output, which copies theta first; wide
+tiles are worked in blocks of columns, with the factors stored block by block, so that a factor's block stays in the
+cache and its rows do not fall on the same cache lines.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from samerge.factors import LoraFactors
 
 #: Columns of a block inside a tile.
 BLOCK_COLUMNS = 2048
 
 
 @dataclass(frozen=True)
-class Side:
+class Update:
     """One expert's update of a weight, in the orientation the weight is stored in: left (rows, r) @ right (r, columns).
 
     Args:
-        left: (rows, r), all rows of the weight.
-        right: (r, columns).
-        weighted: (columns, r), `(right * v).T` with v the flow on the column side; only where gamma is wanted.
-        flow: (rows,) the flow on the row side; only where gamma is wanted.
+        expert: its number.
+        left: (rows, r).
+        right: (r, columns), in blocks of columns.
+        weighted: (columns, r), `(right * v).T` with v the flow on the column side, in the same blocks; only where gamma
+            is wanted.
+        sensed: (rows, r), `left * u` with u the flow on the row side; only where gamma is wanted.
     """
 
+    expert: int
     left: Tensor
-    right: Tensor
-    weighted: Tensor | None = None
-    flow: Tensor | None = None
+    right: tuple[Tensor, ...]
+    weighted: tuple[Tensor, ...] = ()
+    sensed: Tensor | None = None
+
+
+def update(
+    expert: int, factors: LoraFactors, transposed: bool, u: Tensor | None = None, v: Tensor | None = None
+) -> Update:
+    """An expert's update made ready for the tiles of a weight: B @ A, or A^T @ B^T for a weight stored (in, out).
+
+    Args:
+        expert: its number.
+        factors: (out, in), scale folded in.
+        transposed: the weight is stored (in, out).
+        u: (rows,) flow on the row side, where gamma is wanted.
+        v: (columns,) flow on the column side, likewise.
+    """
+    left, right = (factors.A.T, factors.B.T) if transposed else (factors.B, factors.A)
+    left = left.contiguous()
+    blocks = tuple(block.contiguous() for block in _blocks(right))
+    if u is None or v is None:
+        return Update(expert, left, blocks)
+    weighted = tuple(block.T.contiguous() for block in _blocks(right * v))
+    return Update(expert, left, blocks, weighted, left * u[:, None])
+
+
+def _blocks(right: Tensor) -> list[Tensor]:
+    return [right[:, first : first + BLOCK_COLUMNS] for first in range(0, right.shape[1], BLOCK_COLUMNS)]
 
 
 class Scratch(threading.local):
@@ -52,74 +84,63 @@ class Scratch(threading.local):
         return held[: tile.numel()].view(tile.shape)
 
 
-@dataclass(frozen=True)
-class TileResult:
-    """What one tile adds.
-
-    Args:
-        flow: (n, m) for a product along the rows, |W| f; (n, d) for one along the columns, |W|^T f. One row for each
-            expert that was asked for, in that order.
-        gammas: for each expert with `weighted`, this tile's part of gamma, (r,) in float64.
-    """
-
-    flow: Tensor
-    gammas: dict[int, Tensor]
-
-
 def sweep_tile(
-    tile: Tensor,
-    start: int,
-    experts: Sequence[int],
-    sides: Mapping[int, Side],
-    flow: Tensor,
-    along_rows: bool,
-    scratch: Scratch,
-) -> TileResult:
+    tile: Tensor, start: int, updates: Sequence[Update], flow: Tensor, along_rows: bool, scratch: Scratch
+) -> tuple[Tensor, list[Tensor]]:
     """|W_n| f_n or |W_n|^T f_n for several experts on one tile, and the tile's part of their gammas.
 
     gamma_k = sum_ij u_i left_ik sign(W)_ij right_kj v_j, with u the row side's flow and v the column side's: one thin
     product sign(W) (right * v)^T, (m, r), then an element-wise sum with u_i left_ik.
 
-    Wide tiles are worked in blocks of columns: an expert's `right` for a block then stays in the cache as well.
+    Args:
+        tile: theta (m, d).
+        start: number of its first row.
+        updates: of the experts that are wanted.
+        flow: (N, d) when along the rows, (N, rows) when along the columns; one row for each expert there is.
+        along_rows: which of the two products.
+        scratch: the thread's buffers.
+
+    Returns:
+        (n, m) for a product along the rows, (n, d) for one along the columns, a row for each update; and, where it is
+        wanted, each update's gamma over this tile, (r,) in the tile's dtype.
+    """
+    height, width = tile.shape
+    rows = slice(start, start + height)
+    result = tile.new_zeros(len(updates), height if along_rows else width)
+    lefts = [item.left[rows] for item in updates]  # (m, r)
+    products = [torch.zeros_like(left) for left in lefts] if updates and updates[0].sensed is not None else []
+    for number, first in enumerate(range(0, width, BLOCK_COLUMNS)):
+        columns = slice(first, first + BLOCK_COLUMNS)
+        theta = tile[:, columns]
+        weight, sign = scratch.like(theta, 0), scratch.like(theta, 1)
+        for place, item in enumerate(updates):
+            torch.mm(lefts[place], item.right[number], out=weight).add_(theta)
+            if products:
+                products[place].addmm_(torch.sign(weight, out=sign), item.weighted[number])
+            weight.abs_()
+            if along_rows:
+                result[place].addmv_(weight, flow[item.expert, columns])
+            else:
+                torch.mv(weight.T, flow[item.expert, rows], out=result[place, columns])
+    gammas = [
+        (product * item.sensed[rows]).sum(0)
+        for product, item in zip(products, updates, strict=False)
+        if item.sensed is not None
+    ]
+    return result, gammas
+
+
+def sweep_plain(tile: Tensor, start: int, flow: Tensor, along_rows: bool) -> Tensor:
+    """|theta| f_n or |theta|^T f_n for experts that do not adapt this weight, all in one product.
 
     Args:
         tile: theta (m, d).
         start: number of its first row.
-        experts: which experts.
-        sides: the updates of those that adapt this weight; the others' W is theta.
-        flow: (N, d) when along the rows, (N, rows) when along the columns; one row for each expert there is.
+        flow: (n, d) when along the rows, (n, rows) when along the columns.
         along_rows: which of the two products.
-        scratch: the thread's buffers.
+
+    Returns:
+        (n, m) or (n, d).
     """
-    height, width = tile.shape
-    rows = slice(start, start + height)
-    plain = [n for n in experts if n not in sides]
-    result = tile.new_zeros(len(experts), height if along_rows else width)
-    gammas: dict[int, Tensor] = {}
-    for first in range(0, width, BLOCK_COLUMNS):
-        columns = slice(first, first + BLOCK_COLUMNS)
-        block = tile[:, columns]
-        for place, n in enumerate(experts):
-            side = sides.get(n)
-            if side is None:
-                continue
-            left = side.left[rows]
-            weight = torch.mm(left, side.right[:, columns], out=scratch.like(block, 0)).add_(block)
-            if side.weighted is not None and side.flow is not None:
-                sign = torch.sign(weight, out=scratch.like(block, 1))
-                product = (sign @ side.weighted[columns]).mul_(left)  # (m, r)
-                gamma = product.T.double() @ side.flow[rows].double()
-                gammas[n] = gammas[n] + gamma if n in gammas else gamma
-            weight.abs_()
-            if along_rows:
-                result[place] += weight @ flow[n, columns]
-            else:
-                torch.mv(weight.T, flow[n, rows], out=result[place, columns])
-        if plain:
-            weight = torch.abs(block, out=scratch.like(block, 0))
-            where = [place for place, n in enumerate(experts) if n not in sides]
-            if along_rows:
-                result[where] += flow[plain, columns] @ weight.T
-            else:
-                result[where, columns] = flow[plain, rows] @ weight
-    return TileResult(result, gammas)
+    weight = tile.abs()
+    return flow @ weight.T if along_rows else flow[:, start : start + tile.shape[0]] @ weight
