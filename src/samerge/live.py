@@ -25,7 +25,7 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
     Raises:
         AdapterError: the model is not a `PeftModel`.
         OutputExistsError: the name is taken.
-        BaseModelError: keys or shapes do not fit; nothing was added.
+        BaseModelError: keys or shapes do not fit, or adapters are merged into the weights; nothing was added.
     """
     from peft import PeftModel, set_peft_model_state_dict
 
@@ -39,6 +39,14 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
             f"this model already has an adapter {adapter_name!r} (it has {sorted(model.peft_config)}); choose another "
             f"name, or call model.delete_adapter({adapter_name!r}) first"
         )
+    merged = sorted({name for module in model.modules() for name in getattr(module, "merged_adapters", None) or ()})
+    if merged:  # PEFT would unmerge them, and what it subtracts is not quite what it had added
+        raise BaseModelError(
+            f"adding {adapter_name!r} to this {type(model).__name__}: adapters {merged} are merged into its weights "
+            f"at the moment; call model.unmerge_adapter() first"
+        )
+    active = model.base_model.active_adapter
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         # On the meta device first: PEFT then neither draws random numbers nor touches the base weights.
         model.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
@@ -54,14 +62,30 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
                 f"{f'no module for {unexpected[:3]}' if unexpected else f'no tensor for {left[:3]}'}"
             )
     except BaseException as error:
-        if adapter_name in model.peft_config:
-            model.delete_adapter(adapter_name)
+        _take_off(model, adapter_name, active)
+        _restore(model, trained)
         if isinstance(error, (ValueError, RuntimeError)) and not isinstance(error, BaseModelError):
             raise BaseModelError(f"adding {adapter_name!r} to this {type(model).__name__}: {error}") from error
         raise
+    _restore(model, trained)
+
+
+def _take_off(model: Any, adapter_name: str, active: str | list[str]) -> None:
+    """Remove whatever there is of an adapter. PEFT's own roll-back leaves it in the layers that it had reached."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model.peft_config.pop(adapter_name, None)
+    for module in list(model.modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.delete_adapter(adapter_name)
+    model.base_model.set_adapter(active)
+
+
+def _restore(model: nn.Module, trained: Mapping[str, bool]) -> None:
+    """What was trained before is trained, and nothing else; releases of PEFT differ in what they change on the way."""
+    plain = {name.replace(".base_layer.", "."): value for name, value in trained.items()}
     for name, parameter in model.named_parameters():
-        if f".{adapter_name}." in f"{name}.":
-            parameter.requires_grad_(False)
+        parameter.requires_grad_(plain.get(name.replace(".base_layer.", "."), False))
 
 
 def _fill_offloaded(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:

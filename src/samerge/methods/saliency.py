@@ -158,8 +158,8 @@ def _connectivity(problem: Problem, layers: Sequence[_Layer], advance: object) -
         if math.isnan(log) or log == math.inf:
             raise BaseModelError(
                 f"scoring adapter {name!r} on the base model {problem.source.name!r}: the connectivity R comes out "
-                f"with log R = {log}; a weight of the base holds NaN, infinite or huge values. Check the checkpoint, or "
-                f'pass connectivity="local" where that weight is not adapted'
+                f"with log R = {log}; a weight of the base holds NaN, infinite or huge values. Check the checkpoint, "
+                f'or pass connectivity="local" where that weight is not adapted'
             )
     return found
 
