@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,16 +12,22 @@ from torch import nn
 
 from samerge import assemble
 from samerge.adapters import Adapter
-from samerge.checkpoints import ModelSource, WeightSource
+from samerge.checkpoints import WeightSource
+from samerge.dora import check_dora, converted
 from samerge.errors import OptionError
+from samerge.extras import check_extras
 from samerge.graph import FlowGraph
 from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base, weights_of
 from samerge.merged import MergedAdapter
 from samerge.methods import entry
-from samerge.methods.problem import Problem, Site
+from samerge.methods.problem import Problem
 from samerge.options import MergeOptions, resolve
 from samerge.output import finish
 from samerge.progress import Progress
+from samerge.views import view_for
+
+#: Options that mean something to every method.
+_COMMON = frozenset({"scaling", "svd_rank", "dtype", "device", "modules_to_save", "dora"})
 
 
 def merge(
@@ -42,6 +49,8 @@ def merge(
     svd_rank: int | None = None,
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
+    modules_to_save: str | None = None,
+    dora: str | None = None,
     progress: bool = True,
 ) -> MergedAdapter:
     """Merge several LoRA adapters of one base model into one adapter.
@@ -76,6 +85,11 @@ def merge(
         svd_rank: truncate every merged layer to this rank afterwards (exact, through the factors).
         dtype: of the output, e.g. "bfloat16"; the adapters' own (the widest) by default. Computed in float32.
         device: where to compute: "cpu" by default, a live model's own device otherwise.
+        modules_to_save: what becomes of fully trained modules (`modules_to_save`) and token rows
+            (`trainable_token_indices`): "average", the plain mean of the adapters that have them; "take:<adapter>", one
+            adapter's; or "drop". Without it, adapters that carry any are an error.
+        dora: "exact" converts DoRA adapters on the way: the exact update relative to the base, truncated to the
+            adapter's rank, or to another with "exact:<rank>"; the report says what that lost. An error without it.
         progress: show progress bars when on a terminal.
 
     Returns:
@@ -113,10 +127,12 @@ def merge(
         "svd_rank": svd_rank,
         "dtype": dtype_of(dtype),
         "device": device,
+        "modules_to_save": modules_to_save,
+        "dora": dora,
     }
     for name in (*given, "recipe"):
         value = recipe if name == "recipe" else given[name]
-        if value is not None and name not in registered.uses | {"scaling", "svd_rank", "dtype", "device"}:
+        if value is not None and name not in registered.uses | _COMMON:
             raise OptionError(f"method={method!r} has no option {name!r} (given {name}={value!r}); leave it out")
     options = resolve(method, recipe, given, registered.defaults)
     bars = Progress(progress)
@@ -124,10 +140,16 @@ def merge(
         experts = open_adapters(base, adapters)
         values = weights_of(weights, [expert.name for expert in experts])
         source = open_base(base, required=registered.needs_base)
-    problem = _problem(experts, values, source, options, registered.needs_base, bars)
+        active = [expert for expert, weight in zip(experts, values, strict=True) if weight != 0]
+        device_ = torch.device(options.device or str(getattr(source, "device", "cpu")))
+        if source is not None:
+            source = view_for(source, experts, base if isinstance(base, nn.Module) else None)
+        check_dora(active, options.dora, source)
+        check_extras(active, options.modules_to_save, source)
+    problem, lost = _problem(experts, values, source, options, registered.needs_base, device_, bars)
     outcome = registered.run(problem, options)
     with bars.task("finishing", 1):
-        return finish(problem, experts, outcome, options, registered.svd_rank(problem.rank))
+        return finish(problem, experts, outcome, options, registered.svd_rank(problem.rank), lost)
 
 
 def _problem(
@@ -136,16 +158,15 @@ def _problem(
     source: WeightSource | None,
     options: MergeOptions,
     needs_graph: bool,
+    device: torch.device,
     bars: Progress,
-) -> Problem:
-    sites = assemble.align(experts, source)
+) -> tuple[Problem, Mapping[str, Mapping[str, float]]]:
+    names = tuple(expert.name for expert in experts)
+    sites, lost = converted(assemble.align(experts, source), names, options.dora, source, device, bars)
     graph = None
     if needs_graph and source is not None:
         graph = assemble.flow_graph(sites, source, options)
         within = assemble.inside(graph)
-        sites = tuple(Site(s.module, s.key, s.layout, s.shape, s.experts, inside=s.key in within) for s in sites)
-    device = torch.device(options.device or "cpu")
-    if options.device is None and isinstance(source, ModelSource):
-        device = source.device
-    rank = max(expert.rank for expert in experts)
-    return Problem(tuple(e.name for e in experts), weights, sites, rank, source, graph, device, bars)
+        sites = tuple(replace(site, inside=site.key in within) for site in sites)
+    rank = max(module.rank for site in sites for module in site.experts.values())
+    return Problem(names, weights, sites, rank, source, graph, device, bars), lost

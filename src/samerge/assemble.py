@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 from samerge.adapters import AdaptedModule, Adapter
 from samerge.checkpoints import WeightSource, matrix_shape
 from samerge.connectivity import local_graph, weight_key
 from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, Weight, build_graph
+from samerge.layouts import Layout, expert_of
 from samerge.matching import match_modules
 from samerge.methods.problem import Site
 from samerge.options import MergeOptions
 from samerge.profile import siblings
+
+#: Models whose stacked experts are stored (in, out), where a square one does not show it.
+_TRANSPOSED_STACKS = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria_text"})
 
 
 def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Site, ...]:
@@ -28,16 +33,14 @@ def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Sit
     Raises:
         BaseModelError: an adapter does not fit the base, or two adapters do not fit each other.
     """
-    names: dict[str, str] = {}  # weight -> the module's name in the merged adapter
+    names: dict[str, str] = {}  # weight key -> the module's name in the merged adapter
     found: dict[str, dict[int, AdaptedModule]] = {}
     for n, adapter in enumerate(adapters):
-        tensors: Mapping[str, str] = {module: module for module in adapter.modules}
-        if source is not None:
-            tensors = match_modules(adapter.name, adapter.modules, source.shapes, source.name)
+        keys = _keys(adapter, source)
         for module, adapted in adapter.modules.items():
             if source is not None:
-                _check_shape(adapter.name, module, adapted, tensors[module], source)
-            key = names.setdefault(tensors[module], module)
+                adapted = _fitted(adapter.name, module, adapted, expert_of(keys[module])[0], source)
+            key = names.setdefault(keys[module], module)
             others = found.setdefault(key, {})
             for m, other in others.items():
                 if other.shape != adapted.shape or other.layout != adapted.layout:
@@ -47,7 +50,7 @@ def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Sit
                         f"({adapted.layout.kind}); they are adapters of different base models"
                     )
             others[n] = adapted
-    keys = {module: tensor for tensor, module in names.items()}
+    keys = {module: key for key, module in names.items()}
     return tuple(
         Site(
             module,
@@ -68,14 +71,14 @@ def flow_graph(sites: Sequence[Site], source: WeightSource, options: MergeOption
     """
     if isinstance(options.connectivity, FlowGraph):
         graph = options.connectivity
-        if not any(site.key in graph.tensors for site in sites):
+        if not any(site.key is not None and expert_of(site.key)[0] in graph.tensors for site in sites):
             raise GraphError(
                 f"none of the adapted weights is in the given flow graph; it has {list(graph.tensors)[:3]} ..., the "
                 f"adapters update {[site.key for site in sites][:3]} ..."
             )
         return graph
     if options.connectivity == "local":
-        return local_graph(Weight("", "", site.key, site.layout.transposed) for site in sites if site.key is not None)
+        return local_graph(_edge(site.key, site.layout) for site in sites if site.key is not None)
     return build_graph(source.config, source.shapes, residual=options.residual)
 
 
@@ -89,23 +92,75 @@ def missing_layers(sites: Sequence[Site], source: WeightSource | None) -> dict[s
     if source is None:
         return {}
     stems = {tensor.removesuffix(".weight"): tensor for tensor, shape in source.shapes.items() if len(shape) >= 2}
-    found = {site.module: site.key.removesuffix(".weight") for site in sites if site.key is not None}
-    by_type = {site.layout.kind: site for site in sites}
+    like: dict[str, Site] = {}  # stem of a weight -> the first site that updates it
+    found: dict[str, str] = {}
+    for site in sites:
+        stem = _stem(site.key or "")
+        like.setdefault(stem, site)
+        found.setdefault(expert_of(site.module)[0].removesuffix(".weight"), stem)
+    by_name = {module: like[stem] for module, stem in found.items()}
     result = {}
     for module, stem in siblings(found, stems).items():
-        like = next((s for s in sites if s.module.rsplit(".", 1)[-1] == module.rsplit(".", 1)[-1]), None)
-        like = like or by_type["linear"]
-        rows, columns = matrix_shape(source.shapes[stems[stem]], None)
-        result[module] = (like, (columns, rows) if like.layout.transposed else (rows, columns))
+        tail = module.rsplit(".", 1)[-1]
+        site = next((s for name, s in by_name.items() if name.rsplit(".", 1)[-1] == tail), sites[0])
+        shape = source.shapes[stems[stem]]
+        experts = shape[0] if site.layout.experts else None
+        rows, columns = matrix_shape(shape, None if experts is None else 0)
+        sides = (columns, rows) if site.layout.transposed else (rows, columns)
+        full = f"{module}.weight" if site.module.endswith(".weight") else module
+        for name in [full] if experts is None else [f"{full}[{e}]" for e in range(experts)]:
+            result[name] = (site, sides)
     return result
 
 
-def _check_shape(adapter: str, module: str, adapted: AdaptedModule, tensor: str, source: WeightSource) -> None:
-    rows, columns = matrix_shape(source.shapes[tensor], None)
-    expected = (columns, rows) if adapted.layout.transposed else (rows, columns)
-    if adapted.shape != expected:
+def _keys(adapter: Adapter, source: WeightSource | None) -> dict[str, str]:
+    """For each module of an adapter its weight key; without a base, its own name."""
+    if source is None:
+        return {module: module for module in adapter.modules}
+    stems = {module: expert_of(module) for module in adapter.modules}
+    tensors = match_modules(adapter.name, dict.fromkeys(stem for stem, _ in stems.values()), source.shapes, source.name)
+    keys = {}
+    for module, (stem, expert) in stems.items():
+        if expert is None and adapter.modules[module].layout.kind == "parameter":
+            expert = 0 if len(source.shapes[tensors[stem]]) == 3 else None  # a stack of one
+        keys[module] = tensors[stem] if expert is None else f"{tensors[stem]}[{expert}]"
+    return keys
+
+
+def _fitted(adapter: str, module: str, adapted: AdaptedModule, tensor: str, source: WeightSource) -> AdaptedModule:
+    """The module with its layout settled by the base's shape.
+
+    Raises:
+        BaseModelError: it does not fit.
+    """
+    shape, layout = source.shapes[tensor], adapted.layout
+    rows, columns = matrix_shape(shape, 0 if layout.kind == "parameter" and len(shape) == 3 else None)
+    if layout.kind == "parameter" and len(shape) == 3 and not _is_transposed(adapted, rows, columns, source):
+        layout = replace(layout, transposed=False)
+    elif layout.kind == "parameter" and len(shape) == 3:
+        layout = replace(layout, transposed=True)
+    expected = (columns, rows) if layout.transposed else (rows, columns)
+    experts = shape[0] if layout.kind == "parameter" and len(shape) == 3 else 1
+    if adapted.shape != expected or max(1, layout.experts) != experts:
+        stack = f" in each of {layout.experts} experts" if layout.experts else ""
         raise BaseModelError(
             f"adapter {adapter!r} does not fit the base model {source.name!r}: its module {module!r} updates a weight "
-            f"of {adapted.shape[0]} x {adapted.shape[1]} (out x in), the base's {tensor} is {source.shapes[tensor]}. "
-            f"Is it an adapter of another base model?"
+            f"of {adapted.shape[0]} x {adapted.shape[1]} (out x in){stack}, the base's {tensor} is {shape}. "
+            f"Is it an adapter of another base model, or of one with a resized vocabulary?"
         )
+    return replace(adapted, layout=layout)
+
+
+def _is_transposed(adapted: AdaptedModule, rows: int, columns: int, source: WeightSource) -> bool:
+    if rows == columns:
+        return str(source.config.get("model_type")) in _TRANSPOSED_STACKS
+    return adapted.shape == (columns, rows)
+
+
+def _edge(key: str, layout: Layout) -> Weight:
+    tensor, expert = expert_of(key)
+    return Weight("", "", tensor, layout.transposed, expert)
+
+
+def _stem(key: str) -> str:
+    return expert_of(key)[0].removesuffix(".weight")

@@ -1,16 +1,68 @@
 """Which tensor of the base each adapted module belongs to.
 
 The names need not be equal: an adapter of `BertModel` says `encoder.layer.0...`, the checkpoint of `BertForMaskedLM`
-says `bert.encoder.layer.0...`. A module is matched exactly, or else by the only tensor whose name differs from it by a
-prefix alone.
+says `bert.encoder.layer.0...`; and the same language model inside a vision model is `language_model.model.layers...` in
+older checkpoints and `model.language_model.layers...` in newer ones. A module is matched exactly, or else by the only
+tensor whose name differs from it by a prefix alone, or else by the only one that differs in nothing but leading `model`
+and `language_model`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from samerge.errors import BaseModelError
+
+#: Components that transformers moved around at the front of names.
+_CONTAINERS = ("model", "language_model")
+_SHOWN = 3
+
+
+class Names:
+    """The tensors of a base, looked up by the names that adapters give their modules.
+
+    Args:
+        tensors: full names.
+
+    Example:
+        >>> names = Names(["bert.layer.0.q.weight", "bert.layer.0.q.bias"])
+        >>> names.find("layer.0.q"), names.find("layer.0.q.bias"), names.find("layer.1.q")
+        (['bert.layer.0.q.weight'], ['bert.layer.0.q.bias'], [])
+    """
+
+    def __init__(self, tensors: Iterable[str]) -> None:
+        self.plain: dict[str, str] = {}
+        self.tails: dict[str, list[str]] = {}
+        self.bare: dict[str, list[str]] = {}
+        for tensor in tensors:
+            stem = tensor.removesuffix(".weight")
+            self.plain[stem] = tensor
+            parts = stem.split(".")
+            for cut in range(1, len(parts)):
+                self.tails.setdefault(".".join(parts[cut:]), []).append(stem)
+            self.bare.setdefault(_bare(stem), []).append(stem)
+
+    def find(self, name: str) -> list[str]:
+        """The tensors that a name can mean: one where it fits, several where it is ambiguous, none otherwise."""
+        return [self.plain[stem] for stem in self._stems(name.removesuffix(".weight"))]
+
+    def _stems(self, name: str) -> list[str]:
+        if name in self.plain:
+            return [name]
+        parts = name.split(".")
+        for cut in range(1, len(parts)):
+            shorter = ".".join(parts[cut:])
+            if shorter in self.plain and "." in shorter:
+                return [shorter]
+        return self.tails.get(name) or self.bare.get(_bare(name)) or []
+
+    def nearest(self, name: str) -> list[str]:
+        """The most similar names, for messages."""
+        digits = set(re.findall(r"\.(\d+)\.", name))
+        same = [stem for stem in self.plain if digits <= set(re.findall(r"\.(\d+)\.", stem))]
+        return get_close_matches(name, same or self.plain, n=2, cutoff=0.3)
 
 
 def match_modules(
@@ -25,39 +77,58 @@ def match_modules(
         base: the base's name, for messages.
 
     Raises:
-        BaseModelError: a module fits no tensor, or several; shows the nearest names.
+        BaseModelError: a module fits no tensor, or several; shows the first few beside the nearest names.
     """
-    plain = {tensor.removesuffix(".weight"): tensor for tensor in shapes if len(shapes[tensor]) >= 2}
-    tails: dict[str, list[str]] = {}
-    for stem in plain:
-        parts = stem.split(".")
-        for cut in range(1, len(parts)):
-            tails.setdefault(".".join(parts[cut:]), []).append(stem)
-    found, missing = {}, []
+    names = Names(tensor for tensor in shapes if len(shapes[tensor]) >= 2)
+    found: dict[str, str] = {}
+    missing: list[tuple[str, list[str]]] = []
     for module in modules:
-        candidates = _candidates(module, plain, tails)
+        candidates = names.find(module)
         if len(candidates) == 1:
-            found[module] = plain[candidates[0]]
+            found[module] = candidates[0]
         else:
             missing.append((module, candidates))
     if missing:
-        module, candidates = missing[0]
-        near = candidates or get_close_matches(module, plain, n=3, cutoff=0.3)
-        what = "fits several weights" if candidates else "has no weight"
+        listed = "; ".join(_shown(module, candidates, names) for module, candidates in missing[:_SHOWN])
+        more = f"; and {len(missing) - _SHOWN} more modules" if len(missing) > _SHOWN else ""
         raise BaseModelError(
-            f"adapter {adapter!r} does not fit the base model {base!r}: its module {module!r} {what} there"
-            f"{f' (and {len(missing) - 1} more modules)' if len(missing) > 1 else ''}; nearest: {list(near)[:3]}. "
-            f"Is it an adapter of another base model?"
+            f"adapter {adapter!r} does not fit the base model {base!r}: {listed}{more}. {_way_on(missing[0][0])}"
+        )
+    twice = _twice(found)
+    if twice:
+        raise BaseModelError(
+            f"adapter {adapter!r} does not fit the base model {base!r}: its modules {twice[0]!r} and {twice[1]!r} both "
+            f"fit {found[twice[0]]!r} there. Is it an adapter of another base model?"
         )
     return found
 
 
-def _candidates(module: str, plain: Mapping[str, str], tails: Mapping[str, list[str]]) -> list[str]:
-    if module in plain:
-        return [module]
-    parts = module.split(".")
-    for cut in range(1, len(parts)):
-        shorter = ".".join(parts[cut:])
-        if shorter in plain and "." in shorter:
-            return [shorter]
-    return tails.get(module, [])
+def _shown(module: str, candidates: list[str], names: Names) -> str:
+    if candidates:
+        return f"its module {module!r} fits several weights there, {candidates[:3]}"
+    return f"its module {module!r} has no weight there (nearest: {names.nearest(module)})"
+
+
+def _way_on(module: str) -> str:
+    if re.search(r"\.experts\.\d+\.", module):
+        return (
+            "It was trained on experts that were modules of their own, as before transformers 5: give the checkpoint's "
+            "folder as the base, whose tensors have these names, or load the adapter with PEFT and save it again"
+        )
+    return "Is it an adapter of another base model?"
+
+
+def _twice(found: Mapping[str, str]) -> tuple[str, str] | None:
+    seen: dict[str, str] = {}
+    for module, tensor in found.items():
+        if tensor in seen:
+            return seen[tensor], module
+        seen[tensor] = module
+    return None
+
+
+def _bare(stem: str) -> str:
+    parts = stem.split(".")
+    while len(parts) > 1 and parts[0] in _CONTAINERS:
+        parts = parts[1:]
+    return ".".join(parts)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from samerge.card import model_card
 from samerge.errors import OptionError
 from samerge.factors import LoraFactors
-from samerge.layouts import Layout
+from samerge.layouts import Layout, stored_tensors
 from samerge.report import Report
 
 if TYPE_CHECKING:
@@ -29,12 +29,14 @@ class MergedAdapter:
         layouts: how PEFT stores each module.
         settings: what `adapter_config.json` says.
         report: what the merge did.
+        extras: what the adapter carries beside its factors (biases, fully trained modules), by name in the file.
     """
 
     factors: Mapping[str, LoraFactors] = field(repr=False)
     layouts: Mapping[str, Layout] = field(repr=False)
     settings: Mapping[str, Any]
     report: Report = field(repr=False)
+    extras: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> LoraConfig:
@@ -56,10 +58,7 @@ class MergedAdapter:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of `adapter_model.safetensors` under PEFT's names, sorted."""
-        state: dict[str, Tensor] = {}
-        for module, factors in self.factors.items():
-            layout = self.layouts[module]
-            state.update(zip(layout.keys(module), layout.tensors(factors), strict=True))
+        state = {**stored_tensors(self.factors, self.layouts), **self.extras}
         return dict(sorted(state.items()))
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
@@ -66,6 +67,8 @@ class MergeOptions:
         svd_rank: truncate every merged layer to this rank afterwards.
         dtype: of the output; the adapters' own by default.
         device: where to compute.
+        modules_to_save: what becomes of fully trained modules and token rows: "average", "take:<adapter>" or "drop".
+        dora: "exact" or "exact:<rank>" converts DoRA adapters on the way.
     """
 
     method: str
@@ -83,6 +86,8 @@ class MergeOptions:
     svd_rank: int | None
     dtype: torch.dtype | None
     device: str | None
+    modules_to_save: str | None = None
+    dora: str | None = None
 
     def __post_init__(self) -> None:
         _whole("rank", self.rank)
@@ -96,6 +101,10 @@ class MergeOptions:
         _choice("basis", self.basis, get_args(Basis))
         _choice("agreement", self.agreement, get_args(Agreement))
         _choice("scope", self.scope, get_args(Scope))
+        if self.modules_to_save is not None and not str(self.modules_to_save).startswith("take:"):
+            _choice("modules_to_save", self.modules_to_save, ("average", "take:<adapter>", "drop"))
+        if self.dora is not None and not re.fullmatch(r"exact(:[1-9]\d*)?", str(self.dora)):
+            raise OptionError(f"dora={self.dora!r} is not known; choose 'exact', or 'exact:<rank>' for another rank")
         if not isinstance(self.connectivity, FlowGraph):
             _choice("connectivity", self.connectivity, ("flow", "local", "a samerge.graph.FlowGraph"))
         if self.scope == "global" and self.density is None:

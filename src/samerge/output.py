@@ -12,21 +12,28 @@ import torch
 from samerge import assemble, profile
 from samerge.adapters import Adapter, widest
 from samerge.compress import truncate
+from samerge.extras import merge_extras
 from samerge.factors import LoraFactors, balanced, norm, pad
-from samerge.layouts import Layout
+from samerge.layouts import Layout, expert_of
 from samerge.merged import MergedAdapter
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Site
 from samerge.options import MergeOptions
 from samerge.record import record
 from samerge.report import Report
 from samerge.scaling import scale_of
+from samerge.views import replication
 
 #: Share of a layer's energy that a truncation may lose before the report says so in words.
 _NOTABLE_LOSS = 0.2
 
 
 def finish(
-    problem: Problem, experts: Sequence[Adapter], outcome: Outcome, options: MergeOptions, default_svd_rank: int | None
+    problem: Problem,
+    experts: Sequence[Adapter],
+    outcome: Outcome,
+    options: MergeOptions,
+    default_svd_rank: int | None,
+    dora_lost: Mapping[str, Mapping[str, float]] | None = None,
 ) -> MergedAdapter:
     """Truncate, scale, bring to one rank and dtype, fill in missing layers, write the record."""
     dtype = options.dtype or widest(expert.dtype for expert in experts)
@@ -46,10 +53,13 @@ def finish(
         layouts[module] = like.layout
     rank = max(1, *(update.rank for update in factors.values()))
     factors = {m: pad(factors[m], rank).to(dtype=dtype) for m in sorted(factors)}
-    settings = _settings(problem, experts, factors, layouts, rank)
-    warnings = _warnings(problem, experts, layers)
+    beside = merge_extras(experts, problem.weights, problem.sites, layouts, options, problem.source)
+    settings = {**_settings(problem, experts, factors, layouts, rank), **beside.settings}
+    for module, shares in (dora_lost or {}).items():
+        layers[module]["dora_lost"] = dict(shares)
+    warnings = [*_warnings(problem, experts, layers), *beside.warnings]
     record_ = record(problem, experts, outcome, options, factors, rank, dtype, layers, warnings)
-    return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(record_))
+    return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(record_), beside.tensors)
 
 
 def _layer_record(
@@ -80,12 +90,8 @@ def _settings(
     rank: int,
 ) -> dict[str, Any]:
     """`adapter_config.json` in the servable profile."""
-    others: set[str] | None = None
-    if problem.source is not None:
-        adapted = {site.module: (site.key or "").removesuffix(".weight") for site in problem.sites}
-        stems = {t.removesuffix(".weight") for t, shape in problem.source.shapes.items() if len(shape) >= 2}
-        taken = set(adapted.values()) | set(profile.siblings(adapted, stems).values())
-        others = stems - taken
+    modules, parameters = _targets(problem, factors, layouts)
+    replicated = replication(experts)
     bases = [expert.config.get("base_model_name_or_path") for expert in experts]
     tasks = {expert.config.get("task_type") for expert in experts}
     return {
@@ -95,7 +101,7 @@ def _settings(
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
-        "target_modules": profile.target_modules(factors, others) if others is not None else sorted(factors),
+        "target_modules": modules,
         "fan_in_fan_out": any(layout.kind == "linear" and layout.transposed for layout in layouts.values()),
         "bias": "none",
         "use_rslora": False,
@@ -103,7 +109,33 @@ def _settings(
         "modules_to_save": None,
         "init_lora_weights": True,
         "inference_mode": True,
+        **({"target_parameters": parameters} if parameters else {}),
+        **({"layer_replication": [list(pair) for pair in replicated]} if replicated else {}),
     }
+
+
+def _targets(
+    problem: Problem, factors: Mapping[str, LoraFactors], layouts: Mapping[str, Layout]
+) -> tuple[list[str], list[str]]:
+    """`target_modules` and `target_parameters`, which resolve to exactly the merged adapter's modules."""
+    plain = sorted(layouts[m].path(m) for m in factors if layouts[m].kind not in ("parameter", "out_proj"))
+    parameters = sorted({expert_of(m)[0] for m in factors if layouts[m].kind == "parameter"})
+    if problem.source is None:
+        return plain, parameters
+    adapted = {expert_of(site.module)[0].removesuffix(".weight"): _stem(site.key or "") for site in problem.sites}
+    stems = {_stem(t): t for t, shape in problem.source.shapes.items() if len(shape) >= 2}
+    taken = set(adapted.values()) | set(profile.siblings(adapted, stems).values())
+    others = set(stems) - taken
+    owners = {parameter.rpartition(".")[0] for parameter in parameters}
+    bare = {stems[stem] for stem in others} | {f"{m}.weight" for m in plain}
+    return (
+        profile.target_modules(plain, others | owners | {f"{m}.out_proj" for m in plain}),
+        profile.target_modules(parameters, bare),
+    )
+
+
+def _stem(key: str) -> str:
+    return expert_of(key)[0].removesuffix(".weight")
 
 
 def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, Any]) -> list[str]:
@@ -121,6 +153,7 @@ def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str,
         found.append(
             f"the adapters have different dtypes ({listed}); the widest is written unless dtype= says otherwise"
         )
+    found += _dora_warnings(layers)
     heavy = {m: layer["lost"] for m, layer in layers.items() if layer["lost"] > _NOTABLE_LOSS}
     if heavy:
         worst = max(heavy, key=lambda m: heavy[m])
@@ -128,6 +161,26 @@ def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str,
             f"truncation to svd_rank lost over {_NOTABLE_LOSS:.0%} of the energy in {len(heavy)} of {len(layers)} "
             f"layers (most in {worst}: {heavy[worst]:.0%}); a larger svd_rank keeps more"
         )
+    return found
+
+
+def _dora_warnings(layers: Mapping[str, Any]) -> list[str]:
+    """What the conversion of DoRA adapters lost, for each of them."""
+    lost: dict[str, dict[str, float]] = {}
+    for module, layer in layers.items():
+        for name, share in layer.get("dora_lost", {}).items():
+            lost.setdefault(name, {})[module] = share
+    found = []
+    for name, shares in lost.items():
+        worst = max(shares, key=lambda module: shares[module])
+        mean = sum(shares.values()) / len(shares)
+        text = (
+            f"converting the DoRA adapter {name} to LoRA lost {mean:.1%} of its update's energy on average (most in "
+            f"{worst}: {shares[worst]:.1%})"
+        )
+        if max(shares.values()) > _NOTABLE_LOSS:
+            text += "; that is much: the merged adapter will not behave like it. dora='exact:<rank>' keeps more"
+        found.append(text)
     return found
 
 

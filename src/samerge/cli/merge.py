@@ -117,6 +117,22 @@ def merge(
         str | None,
         typer.Option(metavar="NAME", help="Where to compute: cpu (default), cuda, mps.", rich_help_panel=_OUTPUT),
     ] = None,
+    modules_to_save: Annotated[
+        str | None,
+        typer.Option(
+            metavar="average|take:ADAPTER|drop",
+            help="What becomes of fully trained modules and token rows that adapters carry; an error without it.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    dora: Annotated[
+        str | None,
+        typer.Option(
+            metavar="exact[:RANK]",
+            help="Convert DoRA adapters on the way: the exact update, truncated to their rank or to RANK.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Push to this repository on the Hub.")
@@ -151,6 +167,8 @@ def merge(
         "svd_rank": svd_rank,
         "dtype": dtype,
         "device": device,
+        "modules_to_save": modules_to_save,
+        "dora": dora,
     }
     request = Request(
         base=base,

@@ -33,6 +33,8 @@ OPTIONS = (
     "svd_rank",
     "dtype",
     "device",
+    "modules_to_save",
+    "dora",
 )
 
 

@@ -1,0 +1,126 @@
+"""From the shapes of one LoRA layer's tensors to the linear maps that they adapt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samerge.adapters.config import pattern_value
+from samerge.adapters.model import AdaptedModule, Load
+from samerge.adapters.names import Target
+from samerge.errors import AdapterError
+from samerge.factors import LoraFactors
+from samerge.layouts import Layout, layout_of, stack_of
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The tensors of one LoRA layer as they lie in a file or a live model.
+
+    Args:
+        shapes: of A and B.
+        dtype: the wider of both.
+        embedding: whether they are `lora_embedding_A` and `_B`.
+        read: loads A and B.
+        bias: loads the bias of `lora_B`, if there is one.
+        magnitude: loads DoRA's magnitude, if there is one.
+    """
+
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    dtype: torch.dtype
+    embedding: bool
+    read: Callable[[], tuple[Tensor, Tensor]]
+    bias: Load | None = None
+    magnitude: Load | None = None
+
+
+def described(
+    adapter: str,
+    target: Target,
+    config: Mapping[str, Any],
+    stored: Stored,
+    scale: float,
+    fan_in_fan_out: bool,
+    rank: int | None = None,
+) -> Iterator[tuple[str, AdaptedModule]]:
+    """The linear maps of one LoRA layer: one, or one for each expert of a stack, as `name[expert]`.
+
+    Args:
+        adapter: its name, for messages.
+        target: what the layer belongs to.
+        config: the adapter's configuration.
+        stored: its tensors.
+        scale: PEFT's scale.
+        fan_in_fan_out: whether a linear layer's weight is stored (in, out).
+        rank: the layer's rank where it is known; the configuration's otherwise.
+
+    Raises:
+        AdapterError: the shapes do not belong together, or are not those of the configuration.
+    """
+    declared = rank or int(pattern_value(config.get("rank_pattern"), target.name, config["r"]))
+    try:
+        if target.kind == "parameter":
+            layout, found, shape = stack_of(*stored.shapes, rank=declared, place=target.place)
+        else:
+            layout, found, shape = layout_of(
+                *stored.shapes, kind=target.kind, embedding=stored.embedding, fan_in_fan_out=fan_in_fan_out
+            )
+    except ValueError as error:
+        raise AdapterError(f"reading adapter {adapter!r}, module {target.name!r}: {error}") from error
+    if declared != found:
+        raise AdapterError(
+            f"reading adapter {adapter!r}, module {target.name!r}: the configuration says rank {declared}, but lora_A "
+            f"has shape {stored.shapes[0]} and lora_B {stored.shapes[1]}; file and configuration do not belong together"
+        )
+    for expert in range(max(1, layout.experts)):
+        name = f"{target.name}[{expert}]" if layout.experts else target.name
+        yield (
+            name,
+            AdaptedModule(
+                layout,
+                found,
+                shape,
+                stored.dtype,
+                partial(_load, adapter, name, layout, stored.read, scale, expert),
+                None if stored.bias is None else partial(_scaled, stored.bias, scale),
+                stored.magnitude,
+            ),
+        )
+
+
+def _scaled(read: Load, scale: float) -> Tensor:
+    return read().float() * scale
+
+
+def _load(
+    adapter: str,
+    module: str,
+    layout: Layout,
+    read: Callable[[], tuple[Tensor, Tensor]],
+    scale: float,
+    expert: int,
+) -> LoraFactors:
+    A, B = read()
+    factors = layout.factors(A, B, scale, expert)
+    for part, tensor in (("lora_A", factors.A), ("lora_B", factors.B)):
+        finite(adapter, module, part, tensor)
+    return factors
+
+
+def finite(adapter: str, module: str, part: str, tensor: Tensor) -> Tensor:
+    """The tensor itself, or an error when it holds NaN or infinite values.
+
+    Raises:
+        AdapterError: it does.
+    """
+    if not bool(torch.isfinite(tensor).all()):
+        raise AdapterError(
+            f"adapter {adapter!r}, module {module!r}: {part} {tuple(tensor.shape)} holds NaN or infinite values; "
+            f"the adapter is broken (a diverged training?), leave it out of the merge"
+        )
+    return tensor

@@ -1,0 +1,120 @@
+"""Reading an adapter from a folder in PEFT's format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from samerge.adapters.checks import refuse_config
+from samerge.adapters.config import scaling
+from samerge.adapters.describe import Stored, described
+from samerge.adapters.extras import extras_of
+from samerge.adapters.model import AdaptedModule, Adapter, widest
+from samerge.adapters.names import sort_keys, targets_of
+from samerge.errors import AdapterError
+from samerge.tensorfile import TensorFile
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+def read_adapter(folder: str | Path, name: str, source: str | None = None) -> Adapter:
+    """An adapter from a folder in PEFT's format.
+
+    Args:
+        folder: holds `adapter_config.json` and `adapter_model.safetensors`.
+        name: what to call it in messages and in the record.
+        source: where it came from, for the record; the folder by default.
+
+    Raises:
+        AdapterError: a file is missing or broken, or the adapter is of a kind that cannot be merged.
+    """
+    folder = Path(folder)
+    config, file = _open(folder, name)
+    refuse_config(name, config)
+    lora, others = sort_keys(name, file.entries)
+    if not lora:
+        raise AdapterError(f"reading adapter {name!r}: its file holds no LoRA tensors (no key with lora_A and lora_B)")
+    modules: dict[str, AdaptedModule] = {}
+    for path, target in targets_of(name, lora, config).items():
+        stored = _stored(name, path, lora[path], file)
+        scale = scaling(config, target.name)
+        modules.update(described(name, target, config, stored, scale, bool(config.get("fan_in_fan_out"))))
+    return Adapter(
+        name,
+        source or str(folder),
+        config,
+        dict(sorted(modules.items())),
+        _sha256(folder / WEIGHTS_NAME),
+        extras_of(name, config, others, lambda key: partial(file.read, key)),
+    )
+
+
+def _open(folder: Path, name: str) -> tuple[dict[str, Any], TensorFile]:
+    config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+    if not config_file.is_file():
+        raise AdapterError(
+            f"reading adapter {name!r}: there is no {CONFIG_NAME} in {folder}; "
+            f"give the folder that PeftModel.save_pretrained wrote (an adapter that is not called 'default' lies in a "
+            f"sub-folder of its name)"
+        )
+    if not weights_file.is_file():
+        found = sorted(path.name for path in folder.iterdir())
+        raise AdapterError(
+            f"reading adapter {name!r}: there is no {WEIGHTS_NAME} in {folder}, which has {found}; a file in PyTorch's "
+            f"pickle format can be converted by loading it with PEFT and saving it again"
+        )
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        return config, TensorFile(weights_file)
+    except ValueError as error:
+        raise AdapterError(f"reading adapter {name!r}: {error}") from error
+
+
+def _stored(adapter: str, path: str, parts: Mapping[str, str], file: TensorFile) -> Stored:
+    embedding = "lora_embedding_A" in parts or "lora_embedding_B" in parts
+    a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+    if not {a, b} <= set(parts) or set(parts) - {a, b, "bias", "lora_magnitude_vector"}:
+        raise AdapterError(
+            f"reading adapter {adapter!r}: module {path!r} has {sorted(parts)}, expected both {a} and {b}; "
+            f"the file is incomplete"
+        )
+    shapes = (file.entries[parts[a]].shape, file.entries[parts[b]].shape)
+    if any(len(shape) < 2 or 0 in shape for shape in shapes):
+        raise AdapterError(
+            f"reading adapter {adapter!r}, module {path!r}: {a} has shape {shapes[0]} and {b} {shapes[1]}; these are "
+            f"shards of DeepSpeed ZeRO-3 or FSDP that were not gathered. Save it again inside "
+            f"deepspeed.zero.GatheredParameters or FSDP.summon_full_params"
+        )
+    magnitude = parts.get("lora_magnitude_vector")
+    return Stored(
+        shapes,
+        widest((file.dtype(parts[a]), file.dtype(parts[b]))),
+        embedding,
+        _reader(file, parts[a], parts[b]),
+        partial(file.read, parts["bias"]) if "bias" in parts else None,
+        partial(file.read, magnitude) if magnitude else None,
+    )
+
+
+def _reader(file: TensorFile, a: str, b: str) -> Callable[[], tuple[Tensor, Tensor]]:
+    return partial(_read_pair, file, a, b)
+
+
+@lru_cache(maxsize=1)  # the experts of a stack are read one after the other, from the same two tensors
+def _read_pair(file: TensorFile, a: str, b: str) -> tuple[Tensor, Tensor]:
+    return file.read(a), file.read(b)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,113 @@
+"""An adapter: its adapted modules and what it carries beside them, described but not loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samerge.factors import LoraFactors
+from samerge.layouts import Layout
+
+#: Reads one tensor, in the dtype it is stored in.
+Load = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class AdaptedModule:
+    """One adapted linear map of one adapter: everything but the values, and how to load those.
+
+    Args:
+        layout: how PEFT stores it.
+        rank: r.
+        shape: (out, in) of the update as a matrix.
+        dtype: of the stored factors.
+        load: reads the factors, in their own dtype, with PEFT's scale.
+        bias: reads the bias of `lora_B` with the scale multiplied in, in float32; None without one.
+        magnitude: reads DoRA's magnitude vector; None for a plain LoRA.
+    """
+
+    layout: Layout
+    rank: int
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    load: Callable[[], LoraFactors]
+    bias: Load | None = None
+    magnitude: Load | None = None
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Trained rows of an embedding (`trainable_token_indices`).
+
+    Args:
+        indices: which rows, in the order of the stored tensor.
+        load: reads them, (rows, width); they replace the base's rows.
+    """
+
+    indices: tuple[int, ...]
+    load: Load
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What an adapter carries beside its LoRA factors, by name in the base model.
+
+    Args:
+        biases: biases of the base that were trained (`bias="all"` or "lora_only").
+        saved: tensors of fully trained modules (`modules_to_save`).
+        tokens: trained rows of embeddings, by the embedding's name.
+        copies: weights of the base saved along; they mean nothing new as long as they equal the base's.
+    """
+
+    biases: Mapping[str, Load] = field(default_factory=dict)
+    saved: Mapping[str, Load] = field(default_factory=dict)
+    tokens: Mapping[str, TokenRows] = field(default_factory=dict)
+    copies: Mapping[str, Load] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter, its tensors not loaded yet.
+
+    Args:
+        name: what the user calls it.
+        source: the folder, hub id, or `PeftModel` it came from.
+        config: `adapter_config.json` as a dict.
+        modules: the adapted linear maps by name, without `base_model.model.`, sorted.
+        sha256: of the weight file, for the record; None for a live adapter.
+        extras: what it carries beside its factors.
+    """
+
+    name: str
+    source: str
+    config: Mapping[str, Any]
+    modules: Mapping[str, AdaptedModule] = field(repr=False)
+    sha256: str | None = None
+    extras: Extras = field(default_factory=Extras, repr=False)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max(module.rank for module in self.modules.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest dtype of any factor."""
+        return widest(module.dtype for module in self.modules.values())
+
+    @property
+    def dora(self) -> bool:
+        """Whether any of its modules has a learned magnitude."""
+        return any(module.magnitude is not None for module in self.modules.values())
+
+
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """The widest of several dtypes, by torch's promotion (fp16 and bf16 together give fp32)."""
+    found: torch.dtype | None = None
+    for dtype in dtypes:
+        found = dtype if found is None else torch.promote_types(found, dtype)
+    return found or torch.float32
