@@ -39,7 +39,9 @@ def test_several_weights_fit():
 
 
 def test_no_weight_fits_and_the_nearest_are_shown():
-    with pytest.raises(BaseModelError, match=r"'bert.layer.2.q' has no weight there \(and 1 more modules\)") as caught:
+    with pytest.raises(
+        BaseModelError, match=r"'bert.layer.2.q' has no weight there \(nearest: .*'bert.layer.3.q' has no"
+    ) as caught:
         match_modules("math", ["bert.layer.2.q", "bert.layer.3.q", "head"], SHAPES, "base")
     assert "nearest: ['bert.layer." in str(caught.value)
     assert "another base model?" in str(caught.value)
