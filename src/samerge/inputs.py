@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import torch
@@ -64,7 +65,7 @@ def open_adapters(
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
         raise OptionError(f"the adapter name {double[0]!r} occurs more than once; give different names, as a mapping")
-    return [_open_adapter(base, name, adapter) for name, adapter in named]
+    return [replace(_open_adapter(base, name, adapter), name=name) for name, adapter in named]
 
 
 def _open_adapter(base: str | Path | nn.Module | None, name: str, adapter: AdapterLike) -> Adapter:
