@@ -11,10 +11,11 @@ import torch
 from tiny import Beast, chain, chain_factors
 
 from samerge.checkpoints import FolderSource, ModelSource
-from samerge.connectivity import connectivity, local_graph, stream_widths
+from samerge.connectivity import connectivity
 from samerge.errors import GraphError
 from samerge.factors import LoraFactors
 from samerge.graph import FlowGraph, Gather, Weight, build_graph
+from samerge.graph.widths import local_graph, stream_widths
 
 HEAVY = 1e-9  # relative error in float64
 LIGHT = 1e-4  # in float32

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from samerge.adapters import AdaptedModule, Adapter
 from samerge.checkpoints import WeightSource, matrix_shape
-from samerge.connectivity import local_graph, weight_key
 from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, Weight, build_graph
+from samerge.graph.widths import local_graph
 from samerge.layouts import Layout, expert_of
 from samerge.matching import match_modules
 from samerge.methods.problem import Site
@@ -84,7 +84,7 @@ def flow_graph(sites: Sequence[Site], source: WeightSource, options: MergeOption
 
 def inside(graph: FlowGraph) -> frozenset[str]:
     """The weight keys that take part in a graph."""
-    return frozenset(weight_key(edge) for edge in graph.edges if isinstance(edge, Weight))
+    return frozenset(edge.key for edge in graph.edges if isinstance(edge, Weight))
 
 
 def missing_layers(sites: Sequence[Site], source: WeightSource | None) -> dict[str, tuple[Site, tuple[int, int]]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from samerge.checkpoints.protocol import WeightSource
+from samerge.graph.widths import matrix_shape
 
 
 def read_tile(
@@ -54,12 +55,3 @@ def tiles(
     step = max(1, min(rows, elements // max(columns, 1)))
     for start in range(0, rows, step):
         yield start, read_tile(source, tensor, expert, start, min(start + step, rows), device, dtype)
-
-
-def matrix_shape(shape: tuple[int, ...], expert: int | None) -> tuple[int, int]:
-    """(rows, columns) of a weight seen as a matrix: a stack without its first dimension, a kernel flattened."""
-    shape = shape if expert is None else shape[1:]
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
-    return shape[0], columns

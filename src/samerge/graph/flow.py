@@ -35,6 +35,11 @@ class Weight:
     transposed: bool = False
     expert: int | None = None
 
+    @property
+    def key(self) -> str:
+        """The name of the linear map it uses: the tensor, with `[e]` for one expert of a stack."""
+        return self.tensor if self.expert is None else f"{self.tensor}[{self.expert}]"
+
 
 @dataclass(frozen=True)
 class Gather:
@@ -88,7 +93,7 @@ class FlowGraph:
     @cached_property
     def streams(self) -> tuple[str, ...]:
         """All streams in topological order: what feeds a stream stands before it."""
-        order: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter({name: () for name in self.inputs})
+        order: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter(dict.fromkeys(self.inputs, ()))
         for edge in self.edges:
             order.add(edge.target, edge.source)
         try:

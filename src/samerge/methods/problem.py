@@ -23,7 +23,7 @@ class Site:
 
     Args:
         module: its name in the merged adapter.
-        key: its weight in the base, as `connectivity.weight_key` has it; None when no base was given.
+        key: its weight in the base, as `Weight.key` has it; None when no base was given.
         layout: how PEFT stores its factors.
         shape: (out, in).
         experts: for the number of each expert that adapts it, its factors.
