@@ -24,10 +24,10 @@ WORK = EXAMPLES.parent / ".demo"
 
 #: The tasks' labels, in the order of `tasks.json`, in one word.
 SHORT: Mapping[str, Sequence[str]] = {
-    "reuters": ("acquisitions", "oil", "earnings", "grain", "interest", "currencies", "shipping", "trade"),
+    "reuters": ("acquisitions", "oil", "earnings", "grain", "interest", "forex", "shipping", "trade"),
     "movies": ("positive", "negative"),
     "tweets": ("negative", "neutral", "positive"),
-    "mail": ("legitimate", "spam"),
+    "mail": ("wanted", "spam"),
 }
 
 #: Task, what a reader would answer, sentence. Written before any model saw them, some hard on purpose, and left as they
@@ -39,7 +39,7 @@ SENTENCES = (
         "The company said net profit for the quarter rose to 12.4 million dollars from 9.1 million a year earlier.",
     ),
     ("reuters", "oil", "Producers agreed to cut output by half a million barrels a day to hold up prices."),
-    ("reuters", "currencies", "The central bank sold dollars for yen in the market this morning, dealers said."),
+    ("reuters", "forex", "The central bank sold dollars for yen in the market this morning, dealers said."),
     (
         "movies",
         "negative",
@@ -58,7 +58,7 @@ SENTENCES = (
     ),
     (
         "mail",
-        "legitimate",
+        "wanted",
         "Hi Tom, I fixed the build script; could you run the tests on your machine before I merge the branch?",
     ),
     ("mail", "spam", "Lose weight fast with no diet and no exercise, order today and get a second bottle free"),
@@ -82,6 +82,10 @@ def main() -> None:
         raise SystemExit(code)
 
     _rule(console, "2. The one at work, reloaded through PEFT")
+    console.print(
+        "What a reader would answer, and what is answered by the adapter trained for the task, by the one that was "
+        "merged from all four, and by the base model alone. (Other) answers than the reader's are in brackets."
+    )
     answers = _answers(base, out)
     console.print(_table(answers))
     console.print(_sizes(out), markup=False)
@@ -114,17 +118,19 @@ def _answers(base: Path, merged: Path) -> dict[str, list[str]]:
 
 
 def _table(answers: Mapping[str, Sequence[str]]) -> Table:
-    table = Table()
-    table.add_column("task")
+    table = Table(expand=True)
     table.add_column("sentence", ratio=1)
-    for column in ("a reader", "its expert", "merged", "base alone"):
+    for column in ("a reader", "expert", "merged", "base"):
         table.add_column(column, no_wrap=True)
     columns = [answers[name] for name in ("expert", "merged", "base")]
     for i, (task, meant, sentence) in enumerate(SENTENCES):
-        last = i + 1 == len(SENTENCES) or SENTENCES[i + 1][0] != task
-        table.add_row(task, sentence, meant, *(_mark(c[i], meant) for c in columns), end_section=last)
+        if i == 0 or SENTENCES[i - 1][0] != task:
+            table.add_section()
+            table.add_row(Text(task, style="bold"))
+        table.add_row(sentence, meant, *(_mark(c[i], meant) for c in columns))
     right = [sum(c[i] == meant for i, (_, meant, _) in enumerate(SENTENCES)) for c in columns]
-    table.add_row("", "as the reader", str(len(SENTENCES)), *map(str, right), style="bold")
+    table.add_section()
+    table.add_row("answers as the reader's", str(len(SENTENCES)), *map(str, right), style="bold")
     return table
 
 
