@@ -77,7 +77,7 @@ def walk(
         )
 
     def places(index: np.ndarray) -> Tensor:
-        return torch.from_numpy(index).to(device)
+        return torch.tensor(index, device=device)
 
     alpha: dict[str, Stream] = {}
     for name in graph.streams:

@@ -171,7 +171,7 @@ def _whole(name: str, value: Any) -> None:
 
 
 def _fraction(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= 1):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1):
         raise OptionError(f"{name}={value!r} must lie in (0, 1]: the share of components that is kept")
 
 

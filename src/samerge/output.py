@@ -91,6 +91,7 @@ def _settings(
 ) -> dict[str, Any]:
     """`adapter_config.json` in the servable profile."""
     modules, parameters = _targets(problem, factors, layouts)
+    parameters = _as_trained(experts, parameters, problem)
     replicated = replication(experts)
     bases = [expert.config.get("base_model_name_or_path") for expert in experts]
     tasks = {expert.config.get("task_type") for expert in experts}
@@ -132,6 +133,23 @@ def _targets(
         profile.target_modules(plain, others | owners | {f"{m}.out_proj" for m in plain}),
         profile.target_modules(parameters, bare),
     )
+
+
+def _as_trained(experts: Sequence[Adapter], parameters: list[str], problem: Problem) -> list[str]:
+    """`target_parameters` in the experts' own words, where these mean the same parameters.
+
+    PEFT puts adapters of parameters on one model only if their `target_parameters` are the same, word for word.
+    """
+    spelled = {tuple(sorted(set(e.config.get("target_parameters") or ()))) for e in experts} - {()}
+    if not parameters or len(spelled) != 1 or problem.source is None:
+        return parameters
+    [words] = spelled
+    names = {_stem(tensor) for tensor in problem.source.shapes} | set(problem.source.shapes)
+
+    def means(entries: Sequence[str]) -> set[str]:
+        return {name for name in names if any(name == word or name.endswith(f".{word}") for word in entries)}
+
+    return list(words) if means(words) == means(parameters) else parameters
 
 
 def _stem(key: str) -> str:

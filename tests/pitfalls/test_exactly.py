@@ -1,0 +1,238 @@
+"""Every kind that is merged exactly: one adapter is itself, two are their sum; from files and on a live model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from pitfalls.lab import (
+    EXACT,
+    Attentive,
+    Convolutions,
+    bert,
+    close,
+    gpt2,
+    gpt_oss,
+    llama,
+    mixtral,
+    output,
+    quiet,
+    qwen3_moe,
+)
+
+import samerge
+
+BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+#: What the two adapters of each kind are; the base's settings stand in front where it has any.
+KINDS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "plain": (llama, {"target_modules": ["q_proj"]}, {"target_modules": ["q_proj"]}),
+    "ranks": (llama, {"target_modules": ["q_proj"], "r": 1}, {"target_modules": ["q_proj"], "r": 5}),
+    "rslora": (
+        llama,
+        {"target_modules": ["q_proj"], "r": 4, "use_rslora": True},
+        {"target_modules": ["q_proj"], "r": 8},
+    ),
+    "rank_pattern": (
+        llama,
+        {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 6}},
+        {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {r"layers\.1\.self_attn\.q_proj": 3}},
+    ),
+    "alpha_pattern": (
+        llama,
+        {"target_modules": ["q_proj", "v_proj"], "alpha_pattern": {"v_proj": 16}},
+        {"target_modules": ["q_proj", "v_proj"], "alpha_pattern": {"^model.layers.0.self_attn.q_proj": 9}},
+    ),
+    "rslora with patterns": (
+        llama,
+        {"target_modules": ["q_proj", "v_proj"], "use_rslora": True, "rank_pattern": {"v_proj": 6}},
+        {"target_modules": ["q_proj"], "alpha_pattern": {"q_proj": 3}},
+    ),
+    "different modules": (llama, {"target_modules": ["q_proj", "o_proj"]}, {"target_modules": ["down_proj"]}),
+    "layers_to_transform": (
+        llama,
+        {"target_modules": ["q_proj"], "layers_to_transform": [0]},
+        {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]},
+    ),
+    "exclude_modules": (
+        llama,
+        {"target_modules": ["q_proj"], "exclude_modules": r".*layers\.0.*"},
+        {"target_modules": ["q_proj"]},
+    ),
+    "a regex and a list": (
+        llama,
+        {"target_modules": r".*\.1\.(self_attn\.q_proj|mlp\.up_proj)"},
+        {"target_modules": ["q_proj"]},
+    ),
+    "all-linear": (llama, {"target_modules": "all-linear"}, {"target_modules": ["up_proj"]}),
+    "embeddings and head": (
+        llama,
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["embed_tokens", "lm_head"]},
+    ),
+    "Conv1D": (
+        gpt2,
+        {"target_modules": ["c_attn"], "fan_in_fan_out": True},
+        {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "r": 3},
+    ),
+    "Conv1D and wte": (
+        gpt2,
+        {"target_modules": ["wte"]},
+        {"target_modules": ["c_attn", "wte"], "fan_in_fan_out": True},
+    ),
+    "bert": (bert, {"target_modules": ["query", "output.dense"]}, {"target_modules": ["attention.output.dense"]}),
+    "convolutions": (
+        Convolutions,
+        {"target_modules": ["one", "two", "three"]},
+        {"target_modules": ["one", "three"], "r": 3},
+    ),
+    "nn.MultiheadAttention": (
+        Attentive,
+        {"target_modules": ["mha", "last"]},
+        {"target_modules": ["mha", "enter"], "r": 3},
+    ),
+    "experts": (
+        mixtral,
+        {"target_modules": ["q_proj"], "target_parameters": BOTH},
+        {"target_modules": ["v_proj"], "target_parameters": BOTH, "r": 3},
+    ),
+    "experts, one parameter": (
+        mixtral,
+        {"target_modules": [], "target_parameters": BOTH[1:]},
+        {"target_modules": ["q_proj"], "target_parameters": BOTH[1:], "r": 3},
+    ),
+    "experts by short names": (
+        qwen3_moe,
+        {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj"]},
+        {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj"], "use_rslora": True},
+    ),
+    "experts stored (in, out)": (
+        gpt_oss,
+        {"target_modules": ["q_proj"], "target_parameters": BOTH},
+        {"target_modules": [], "target_parameters": BOTH, "r": 3},
+    ),
+    "router": (
+        mixtral,
+        {"target_modules": [], "target_parameters": ["mlp.gate.weight"]},
+        {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"]},
+    ),
+    "experts that were modules": (
+        mixtral,
+        {"target_modules": ["q_proj", "w1", "w2", "w3"]},
+        {"target_modules": ["w1", "w2", "w3"], "r": 3},
+    ),
+    "lora_bias": (
+        lambda: llama(attention_bias=True),
+        {"target_modules": ["q_proj"], "lora_bias": True},
+        {"target_modules": ["q_proj", "v_proj"], "lora_bias": True, "use_rslora": True},
+    ),
+    "lora_bias in one": (
+        lambda: llama(attention_bias=True),
+        {"target_modules": ["q_proj"], "lora_bias": True},
+        {"target_modules": ["q_proj", "v_proj"]},
+    ),
+}
+_LOCAL = {"Conv1D and wte", "convolutions", "nn.MultiheadAttention"}  # nothing of them is in a flow graph
+
+
+def _method(kind: str) -> dict[str, Any]:
+    return {"connectivity": "local"} if kind in _LOCAL else {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_files(bench, kind: str) -> None:
+    factory, one, two = KINDS[kind]
+    lab = bench(factory)
+    first, second = lab.train("a", **one), lab.train("b", **two)
+    base = output(lab.fresh())
+    for folders in ([first], [second], [first, second]):
+        expected = output(lab.with_adapters(*folders))
+        assert (expected - base).abs().max() > 1e-3  # the adapters do something
+        merged = lab.merge(*folders, **_method(kind))
+        with quiet():
+            close(output(lab.reloaded(merged)), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_live(bench, kind: str) -> None:
+    factory, one, two = KINDS[kind]
+    lab = bench(factory)
+    first, second = lab.train("a", **one), lab.train("b", **two)
+    model = lab.with_adapters(first, second)
+    expected = output(model)
+    with quiet():
+        for adapters, name in ((["first"], "alone"), (["first", "second"], "merged")):
+            samerge.add_weighted_adapter(model, adapters, None, name, **EXACT, **_method(kind))
+        model.base_model.set_adapter(["merged"])
+        close(output(model), expected)
+        model.base_model.set_adapter(["alone"])
+        close(output(model), output(lab.with_adapters(first)))
+        model.save_pretrained(str(lab.folder / "live"), selected_adapters=["merged"])  # PEFT's own writer
+        close(output(lab.with_adapters(str(lab.folder / "live" / "merged"))), expected)
+
+
+@pytest.mark.parametrize("kind", ["rank_pattern", "experts", "nn.MultiheadAttention", "a regex and a list"])
+def test_the_target_names_resolve_to_exactly_the_modules(bench, kind: str) -> None:
+    """Not one more and not one less, and every layer of a type of module is there."""
+    factory, one, two = KINDS[kind]
+    lab = bench(factory)
+    merged = lab.merge(lab.train("a", **one), lab.train("b", **two), **_method(kind))
+    model = lab.reloaded(merged)
+    stored = {key.removesuffix(".weight") for key in merged.tensors()}
+    loaded = {
+        name.replace(".first", "").removesuffix(".weight") for name, _ in model.named_parameters() if ".lora_" in name
+    }
+    assert loaded == stored
+    assert merged.settings["target_modules"] == sorted(merged.settings["target_modules"])
+    assert len({factors.rank for factors in merged.factors.values()}) == 1
+    assert merged.settings["lora_alpha"] == merged.settings["r"] == next(iter(merged.factors.values())).rank
+
+
+def test_layers_that_no_expert_adapts_are_there_with_a_zero_update(bench) -> None:
+    lab = bench(mixtral)
+    down = {"target_modules": [], "target_parameters": ["model.layers.1.mlp.experts.down_proj"]}
+    merged = lab.merge(lab.train("a", **down))
+    names = [f"model.layers.{layer}.mlp.experts.down_proj[{expert}]" for layer in (0, 1) for expert in (0, 1, 2)]
+    assert list(merged.factors) == names
+    assert [bool(merged.delta(name).any()) for name in names] == [False] * 3 + [True] * 3
+    with quiet():
+        close(output(lab.reloaded(merged)), output(lab.with_adapters(str(lab.folder / "a"))))
+
+
+@pytest.mark.parametrize("factory", [mixtral, gpt_oss])
+def test_experts_take_part_in_the_flow(bench, factory) -> None:
+    """Every expert of a stack is scored by itself, the same from the checkpoint's pieces as from the live stack."""
+    lab = bench(factory)
+    folders = [lab.train(name, target_modules=["q_proj"], target_parameters=BOTH, r=4) for name in ("a", "b")]
+    options = {"density": 0.5, "scaling": 1.0, "progress": False}
+    on_disk = lab.merge(*folders, **options)
+    live = samerge.merge(lab.with_adapters(*folders), ["first", "second"], **options)
+    layers = on_disk.report.record["layers"]
+    assert not any(layer["outside"] for layer in layers.values())
+    for name, layer in layers.items():
+        assert layer["experts"] == live.report.record["layers"][name]["experts"], name
+    assert len({str(layers[f"model.layers.0.mlp.experts.down_proj[{e}]"]["experts"]) for e in range(3)}) > 1
+
+
+def test_in_another_process(bench) -> None:
+    """What is written says the same to a process that never saw samerge."""
+    lab = bench(mixtral)
+    folders = [lab.train(name, target_modules=["q_proj"], target_parameters=BOTH) for name in ("a", "b")]
+    lab.merge(*folders).save(lab.folder / "out")
+    expected = output(lab.with_adapters(*folders))
+    torch.save(expected, lab.folder / "expected.pt")
+    code = f"""
+import torch, warnings
+from peft import PeftModel
+from transformers import MixtralForCausalLM
+warnings.simplefilter("ignore")
+model = PeftModel.from_pretrained(MixtralForCausalLM.from_pretrained({lab.base!r}), {str(lab.folder / "out")!r}).eval()
+ids = torch.randint(3, 32, (2, 7), generator=torch.Generator().manual_seed(7))
+with torch.no_grad():
+    got = model(input_ids=ids).logits
+torch.testing.assert_close(got, torch.load({str(lab.folder / "expected.pt")!r}), rtol=1e-5, atol=1e-5)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
