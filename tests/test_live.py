@@ -128,6 +128,18 @@ def test_weights_are_by_adapter(llama: Beast):
     torch.testing.assert_close(layer.get_delta_weight("merged"), -2 * layer.get_delta_weight("math"))
 
 
+def test_adapters_merged_into_the_base_at_the_moment_stay_there(llama: Beast):
+    model = llama.peft_model()
+    expected = add(llama.peft_model())
+    model.merge_adapter(["talk"])
+    before = state(model)
+    merged = add(model)
+    assert_same(before, adapted_before(before, without(state(model), "merged")))
+    assert model.get_base_model().model.layers[0].self_attn.q_proj.merged_adapters == ["talk"]
+    for module in expected.factors:  # what was read is the base below them
+        torch.testing.assert_close(merged.delta(module), expected.delta(module), rtol=1e-3, atol=1e-5)
+
+
 def test_apply_to_another_model_of_the_same_base(llama: Beast):
     merged = samerge.merge(llama.base, llama.adapters, **OPTIONS)
     model = llama.peft_model()
@@ -252,17 +264,6 @@ def test_arguments_of_peft_that_mean_nothing_are_said_to_be_ignored(llama: Beast
     model = llama.peft_model()
     with pytest.warns(UserWarning, match="ignores svd_driver='gesvd', svd_full_matrices=False"):
         add(model, svd_driver="gesvd", svd_full_matrices=False)
-
-
-def test_adapters_merged_into_the_base_at_the_moment(llama: Beast):
-    model = llama.peft_model()
-    model.merge_adapter()
-    before = state(model)
-    with pytest.raises(
-        samerge.BaseModelError, match=r"\['math'\] are merged .* at the moment; call model.unmerge_adapter"
-    ):
-        add(model)
-    assert_same(before, state(model))
 
 
 def test_only_a_peft_model_takes_an_adapter(llama: Beast):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings as python_warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
     Raises:
         AdapterError: the model is not a `PeftModel`.
         OutputExistsError: the name is taken.
-        BaseModelError: keys or shapes do not fit, or adapters are merged into the weights; nothing was added.
+        BaseModelError: keys or shapes do not fit; nothing was added.
     """
     from peft import PeftModel, set_peft_model_state_dict
 
@@ -39,35 +40,44 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
             f"this model already has an adapter {adapter_name!r} (it has {sorted(model.peft_config)}); choose another "
             f"name, or call model.delete_adapter({adapter_name!r}) first"
         )
-    merged = sorted({name for module in model.modules() for name in getattr(module, "merged_adapters", None) or ()})
-    if merged:  # PEFT would unmerge them, and what it subtracts is not quite what it had added
-        raise BaseModelError(
-            f"adding {adapter_name!r} to this {type(model).__name__}: adapters {merged} are merged into its weights "
-            f"at the moment; call model.unmerge_adapter() first"
-        )
     active = model.base_model.active_adapter
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    try:
-        # On the meta device first: PEFT then neither draws random numbers nor touches the base weights.
-        model.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
-        result = set_peft_model_state_dict(
-            model, dict(tensors), adapter_name=adapter_name, low_cpu_mem_usage=True, ignore_mismatched_sizes=False
-        )
-        _fill_offloaded(model, adapter_name, tensors)
-        unexpected = list(getattr(result, "unexpected_keys", []))
-        left = [name for name, p in model.named_parameters() if f".{adapter_name}." in f"{name}." and p.is_meta]
-        if unexpected or left:
-            raise BaseModelError(
-                f"adding {adapter_name!r} to this {type(model).__name__}: "
-                f"{f'no module for {unexpected[:3]}' if unexpected else f'no tensor for {left[:3]}'}"
+    with _merged_stays_merged(model):
+        try:
+            # On the meta device first: PEFT then neither draws random numbers nor touches the base weights.
+            model.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
+            result = set_peft_model_state_dict(
+                model, dict(tensors), adapter_name=adapter_name, low_cpu_mem_usage=True, ignore_mismatched_sizes=False
             )
-    except BaseException as error:
-        _take_off(model, adapter_name, active)
-        _restore(model, trained)
-        if isinstance(error, (ValueError, RuntimeError)) and not isinstance(error, BaseModelError):
-            raise BaseModelError(f"adding {adapter_name!r} to this {type(model).__name__}: {error}") from error
-        raise
-    _restore(model, trained)
+            _fill_offloaded(model, adapter_name, tensors)
+            unexpected = list(getattr(result, "unexpected_keys", []))
+            left = [name for name, p in model.named_parameters() if f".{adapter_name}." in f"{name}." and p.is_meta]
+            if unexpected or left:
+                raise BaseModelError(
+                    f"adding {adapter_name!r} to this {type(model).__name__}: "
+                    f"{f'no module for {unexpected[:3]}' if unexpected else f'no tensor for {left[:3]}'}"
+                )
+        except BaseException as error:
+            _take_off(model, adapter_name, active)
+            if isinstance(error, (ValueError, RuntimeError)) and not isinstance(error, BaseModelError):
+                raise BaseModelError(f"adding {adapter_name!r} to this {type(model).__name__}: {error}") from error
+            raise
+        finally:
+            _restore(model, trained)
+
+
+@contextmanager
+def _merged_stays_merged(model: nn.Module) -> Iterator[None]:
+    """Hide from PEFT that adapters are merged into the weights: it would unmerge them, which undoes it only nearly."""
+    layers: list[Any] = [module for module in model.modules() if getattr(module, "merged_adapters", None)]
+    merged = [layer.merged_adapters for layer in layers]
+    for layer in layers:
+        layer.merged_adapters = []
+    try:
+        yield
+    finally:
+        for layer, names in zip(layers, merged, strict=True):
+            layer.merged_adapters = names
 
 
 def _take_off(model: Any, adapter_name: str, active: str | list[str]) -> None:

@@ -1,0 +1,174 @@
+"""Reading plain adapters, from a folder and from a live model, against PEFT's own reading of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import NAMES, Beast, chain, chain_factors, write_adapter
+
+from samerge.adapters import live_adapter, pattern_value, read_adapter, scaling
+from samerge.errors import AdapterError
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_update_is_pefts(beast: Beast, name):
+    """Scale, rsLoRA, rank and alpha patterns, Conv1D's orientation."""
+    model = beast.peft_model()
+    layers = {
+        module: layer
+        for module, layer in model.get_base_model().named_modules()
+        if name in getattr(layer, "lora_A", {})
+    }
+    for adapter in (read_adapter(beast.adapters[name], name), live_adapter(model, name)):
+        assert list(adapter.modules) == sorted(layers)
+        assert adapter.name == name
+        for module, adapted in adapter.modules.items():
+            factors = adapted.load()
+            expected = layers[module].get_delta_weight(name).detach()
+            torch.testing.assert_close(adapted.layout.delta(factors), expected)
+            assert adapted.rank == factors.rank == layers[module].r[name]
+            assert adapted.shape == factors.shape
+        assert adapter.rank == max(layer.r[name] for layer in layers.values())
+        assert adapter.dtype == torch.float32
+
+
+def test_what_the_file_says_of_itself(llama: Beast):
+    adapter = read_adapter(llama.adapters["math"], "math", source="ada/math-lora")
+    data = (Path(llama.adapters["math"]) / "adapter_model.safetensors").read_bytes()
+    assert adapter.sha256 == hashlib.sha256(data).hexdigest()
+    assert adapter.source == "ada/math-lora"
+    assert adapter.config["base_model_name_or_path"] == llama.base
+
+
+def test_reading_a_live_adapter_changes_nothing(llama: Beast):
+    model = llama.peft_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    for adapted in live_adapter(model, "talk").modules.values():
+        factors = adapted.load()
+        assert not factors.A.requires_grad
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, 2.0),
+        ({"use_rslora": True}, 16 / math.sqrt(8)),
+        ({"rank_pattern": {"q": 4}}, 4.0),
+        ({"rank_pattern": {"q": 4}, "use_rslora": True}, 8.0),
+        ({"alpha_pattern": {"q": 4}}, 0.5),
+        ({"alpha_pattern": {"0.q": 4}}, 0.5),
+        ({"alpha_pattern": {"1.q": 4}}, 2.0),
+        ({"alpha_pattern": {r"layers\.\d+\.q": 4}}, 0.5),
+        ({"alpha_pattern": {"k": 4, "q": 2, "0.q": 8}}, 0.25),  # the first that matches
+        ({"alpha_pattern": {"eq": 4}}, 2.0),
+    ],
+)
+def test_scale(config, expected):
+    assert scaling({"r": 8, "lora_alpha": 16, **config}, "layers.0.q") == pytest.approx(expected)
+
+
+def test_a_pattern_matches_whole_endings():
+    assert pattern_value({"proj": 1}, "layers.0.q_proj", 7) == 7
+    assert pattern_value({"q_proj": 1}, "layers.0.q_proj", 7) == 1
+    assert pattern_value({"^layers.0.q_proj": 1}, "layers.0.q_proj", 7) == 1
+    assert pattern_value(None, "q", 7) == 7
+
+
+def copy(llama: Beast, folder: Path, edit=None, settings=None) -> Path:
+    """A copy of an adapter with its tensors or its configuration edited."""
+    shutil.copytree(llama.adapters["math"], folder)
+    if edit is not None:
+        file = folder / "adapter_model.safetensors"
+        tensors = load_file(file)
+        edit(tensors)
+        save_file(tensors, file)
+    if settings is not None:
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
+KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda t: t.pop(KEY), r"'model.layers.0.self_attn.q_proj' has \['lora_B'\], expected both lora_A and lora_B"),
+        (lambda t: t.update({KEY: torch.zeros(5, 32)}), r"q_proj'?: .*\(5, 32\).*\(32, 8\)"),
+        (lambda t: t.update({KEY: torch.zeros(8)}), r"q_proj.*\(8,\)"),
+        (lambda t: t.update({"base_model.model.score.weight": torch.zeros(2, 2)}), "score.weight"),
+        (lambda t: t.clear() or t.update(x=torch.zeros(1)), "'math'"),
+    ],
+)
+def test_a_file_that_is_not_whole(llama: Beast, tmp_path, edit, words):
+    folder = copy(llama, tmp_path / "math", edit)
+    with pytest.raises(AdapterError, match=words) as caught:
+        read_adapter(folder, "math")
+    assert "'math'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"r": 4}, "the configuration says rank 4, but lora_A has"),
+        ({"rank_pattern": {"q_proj": 2}}, "the configuration says rank 2, but lora_A has"),
+        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
+        ({"something_new": {"a": 1}}, "something_new"),
+    ],
+)
+def test_a_configuration_that_is_no_plain_lora(llama: Beast, tmp_path, settings, words):
+    with pytest.raises(AdapterError, match=words) as caught:
+        read_adapter(copy(llama, tmp_path / "math", settings=settings), "math")
+    assert "adapter 'math'" in str(caught.value)
+
+
+def test_missing_and_broken_files(llama: Beast, tmp_path):
+    with pytest.raises(AdapterError, match=r"no adapter_config\.json in .*sub-folder of its name"):
+        read_adapter(tmp_path, "math")
+    bare = copy(llama, tmp_path / "bare")
+    (bare / "adapter_model.safetensors").rename(bare / "adapter_model.bin")
+    with pytest.raises(AdapterError, match=r"no adapter_model\.safetensors .*'adapter_model\.bin'.*pickle"):
+        read_adapter(bare, "math")
+    broken = copy(llama, tmp_path / "broken")
+    (broken / "adapter_model.safetensors").write_bytes(b"oid sha256: a pointer to the file")
+    with pytest.raises(AdapterError, match=r"reading adapter 'math': .*adapter_model\.safetensors: not a safetensors"):
+        read_adapter(broken, "math")
+    (broken / "adapter_config.json").write_text("{half")
+    with pytest.raises(AdapterError, match="reading adapter 'math'"):
+        read_adapter(broken, "math")
+
+
+def test_values_are_checked_when_they_are_read(tmp_path):
+    factors = chain_factors(chain([4, 5]), 2, seed=0)
+    factors["layers.0"][1][3, 1] = float("nan")
+    adapter = read_adapter(write_adapter(tmp_path / "a", factors), "math")  # only the header is read here
+    with pytest.raises(
+        AdapterError, match=r"adapter 'math', module 'layers\.0': lora_B \(5, 2\) holds NaN or infinite"
+    ):
+        adapter.modules["layers.0"].load()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "other", "expected"),
+    [
+        (torch.float16, torch.float16, torch.float16),
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.bfloat16, torch.float32),
+        (torch.float32, torch.float16, torch.float32),
+    ],
+)
+def test_the_widest_dtype_counts(tmp_path, dtype, other, expected):
+    factors = {"layers.0": (torch.zeros(2, 4, dtype=dtype), torch.zeros(5, 2, dtype=other))}
+    adapter = read_adapter(write_adapter(tmp_path / "a", factors), "math")
+    assert adapter.dtype == expected
+    assert adapter.modules["layers.0"].load().A.dtype == dtype
