@@ -13,6 +13,7 @@ from samerge.adapters.describe import Stored, described
 from samerge.adapters.model import AdaptedModule, Adapter, Extras, Load, TokenRows, widest
 from samerge.adapters.names import WRAPPERS, Target
 from samerge.checkpoints import unwrap
+from samerge.checkpoints.offloaded import materialised
 from samerge.errors import AdapterError
 
 
@@ -46,9 +47,14 @@ def live_adapter(model: nn.Module, name: str) -> Adapter:
 def _described(
     adapter: str, path: str, layer: Any, part: str, config: Mapping[str, Any]
 ) -> Iterator[tuple[str, AdaptedModule]]:
-    table_a, table_b = getattr(layer, f"{part}A")[adapter], getattr(layer, f"{part}B")[adapter]
-    a, b = (t if isinstance(t, Tensor) else t.weight for t in (table_a, table_b))
-    bias = getattr(table_b, "bias", None)
+    table_a, table_b = getattr(layer, f"{part}A"), getattr(layer, f"{part}B")
+    a, b = materialised(table_a, adapter), materialised(table_b, adapter)
+    if a.is_meta or b.is_meta:
+        raise AdapterError(
+            f"reading adapter {adapter!r}: its factors of {path} are on the meta device and have no values. PEFT drops "
+            f"them when it loads a second adapter onto an offloaded base; give the adapter's folder instead of its name"
+        )
+    bias = None if getattr(table_b[adapter], "bias", None) is None else materialised(table_b, adapter, "bias")
     magnitude = None
     if adapter in getattr(layer, "lora_magnitude_vector", {}):
         magnitude = partial(_detached, layer.lora_magnitude_vector[adapter].weight)

@@ -75,7 +75,8 @@ class _Reader:
             self._seen.add(id(tensor))
             name = f"{base.name}.{part}" if base.name else part
             stored = self._values(base, part, name, tensor)
-            self.weights[name] = below_merged(base, part, stored, self.kind)
+            numbers = isinstance(tensor, Tensor) and tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
+            self.weights[name] = below_merged(base, part, stored, self.kind, quantised=not numbers)
 
     def _values(self, base: BaseModule, part: str, name: str, tensor: Tensor | Stored) -> Stored:
         if not isinstance(tensor, Tensor):

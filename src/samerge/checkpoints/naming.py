@@ -78,6 +78,8 @@ def _wrapped(module: nn.Module, children: dict[str, nn.Module]) -> tuple[str, bo
         return "base_layer", True
     if "original_module" in children and hasattr(module, "_active_adapter"):
         return "original_module", False
+    if "token_adapter" in children and hasattr(module, "_active_adapter"):
+        return "token_adapter", False
     if "_orig_mod" in children:
         return "_orig_mod", False
     if "_fsdp_wrapped_module" in children:

@@ -42,17 +42,18 @@ def execution_device(module: nn.Module) -> torch.device | None:
     return None
 
 
-def materialised(table: Any, name: str) -> Tensor:
-    """One of PEFT's factors, fetched from where accelerate offloaded it when it is on the meta device.
+def materialised(table: Any, name: str, parameter: str = "weight") -> Tensor:
+    """One of PEFT's factors or its bias, fetched from where accelerate offloaded it when it is on the meta device.
 
     Args:
         table: `lora_A` or the like: a `ModuleDict` of layers with a weight, or a `ParameterDict`.
         name: the adapter.
+        parameter: of the layer.
 
     Returns:
         The factor; still on the meta device when its values are nowhere.
     """
-    module, parameter = (table, name) if isinstance(table[name], Tensor) else (table[name], "weight")
+    module, parameter = (table, name) if isinstance(table[name], Tensor) else (table[name], parameter)
     tensor: Tensor = getattr(module, parameter)
     found = offloaded(BaseModule("", module), parameter, tensor, {}) if tensor.is_meta else None
     return tensor if found is None else whole(found)

@@ -53,7 +53,7 @@ class Unmerged:
         return result.to(rows.dtype)
 
 
-def below_merged(base: BaseModule, parameter: str, stored: Stored, model: str) -> Stored:
+def below_merged(base: BaseModule, parameter: str, stored: Stored, model: str, quantised: bool = False) -> Stored:
     """A base parameter without the adapters that are merged into it; the parameter itself when none is.
 
     Args:
@@ -61,6 +61,7 @@ def below_merged(base: BaseModule, parameter: str, stored: Stored, model: str) -
         parameter: its name within the module, e.g. `weight`.
         stored: the parameter as it is.
         model: the model's type, for messages.
+        quantised: whether the parameter holds quantised values.
 
     Raises:
         BaseModelError: what was merged cannot be subtracted; says how to take it off.
@@ -69,12 +70,12 @@ def below_merged(base: BaseModule, parameter: str, stored: Stored, model: str) -
     names: list[str] = []
     for tuner in base.tuners:
         for adapter in getattr(tuner, "merged_adapters", None) or ():
-            why = _obstacle(tuner, adapter, stored)
+            why = _obstacle(tuner, adapter, quantised)
             if why is not None:
+                way = "load the base again" if quantised else "call model.unmerge_adapter() first"
                 raise BaseModelError(
                     f"reading the base weights of {model}: the adapter {adapter!r} is merged into {base.name} at the "
-                    f"moment, and {why}; call model.unmerge_adapter() first"
-                    + (", or load the base again" if not stored.dtype.is_floating_point else "")
+                    f"moment, and {why}; {way}"
                 )
             update = _update(tuner, adapter, parameter, len(stored.shape))
             if update is not None:
@@ -92,7 +93,7 @@ def below_merged(base: BaseModule, parameter: str, stored: Stored, model: str) -
     return Unmerged(stored, updates)
 
 
-def _obstacle(tuner: nn.Module, adapter: str, stored: Stored) -> str | None:
+def _obstacle(tuner: nn.Module, adapter: str, quantised: bool) -> str | None:
     """Why an adapter's update cannot be subtracted from a weight."""
     from peft.tuners.lora import LoraLayer
 
@@ -102,8 +103,10 @@ def _obstacle(tuner: nn.Module, adapter: str, stored: Stored) -> str | None:
     if variant is not None or getattr(tuner, "use_dora", {}).get(adapter):
         kind = type(variant).__name__ if variant is not None else "DoRA"
         return f"it is a variant of LoRA ({kind}) whose update cannot be subtracted"
-    if not stored.dtype.is_floating_point or stored.dtype.itemsize < 2:
-        return f"merging into quantised weights ({stored.dtype}) has changed them for good"
+    if type(tuner).__name__ == "MultiheadAttention":
+        return "PEFT merges nn.MultiheadAttention in a way of its own (its output projection twice)"
+    if quantised:
+        return "merging into quantised weights has changed them for good"
     return None
 
 
@@ -118,7 +121,7 @@ def _update(tuner: Any, adapter: str, parameter: str, dimensions: int) -> Rows |
             return None
         scaled = bias.detach().float() * tuner.scaling[adapter]
         return lambda start, stop, expert: scaled[start:stop]
-    if target is None and parameter not in ("weight", "in_proj_weight"):
+    if target is None and parameter != "weight":
         return None
     scale = float(tuner.scaling[adapter])
     if adapter in getattr(tuner, "lora_embedding_A", {}):

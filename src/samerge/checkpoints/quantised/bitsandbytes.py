@@ -57,6 +57,26 @@ def _four_bits(weight: str, key: str, raw: Mapping[str, Stored], load: Loader) -
     return Found(weight, Dequantised(shape, rows), (weight, key, *parts))
 
 
+def for_cpu(packed: Tensor, absmax: Tensor, code: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A 4-bit weight in the order that the CPU kernel wants; bitsandbytes brings it there at the first forward pass.
+
+    Args:
+        packed: (rows, columns / 2) bytes: for each block of 32 rows and each two columns 32 bytes; the low halves hold
+            the first 32 of these 64 entries (row by row, the two columns side by side), the high halves the rest.
+        absmax: (columns / blocksize, rows).
+        code: the 16 values.
+        shape: rows and columns.
+
+    Returns:
+        (rows, columns) float32.
+    """
+    rows, columns = shape
+    halves = packed.reshape(-1, 32)
+    entries = torch.cat([halves & 15, halves >> 4], dim=1).reshape(rows // 32, columns // 2, 32, 2)
+    values = code.float()[entries.transpose(1, 2).reshape(rows, columns).long()]
+    return values * absmax.float().T.repeat_interleave(columns // absmax.shape[0], dim=1)
+
+
 def _bytes(packed: Stored, first: int, last: int) -> Tensor:
     """Bytes `first:last` of a tensor that holds packed bytes in elements of any dtype, in one column or one row."""
     size = packed.dtype.itemsize

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from samerge.checkpoints.quantised import bitsandbytes
 from samerge.checkpoints.stored import Held, Lazily, Stored
 from samerge.errors import BaseModelError
 
@@ -33,6 +35,9 @@ def packed_tensors(module: nn.Module) -> dict[str, Tensor | Stored]:
     """
     own: dict[str, Tensor | Stored] = dict(module.named_parameters(recurse=False))
     own.update((name, buffer) for name, buffer in module.named_buffers(recurse=False) if name in _BUFFERS)
+    merged = vars(module).get("in_proj_weight")
+    if isinstance(merged, Tensor):
+        own["in_proj_weight"] = merged  # merging into nn.MultiheadAttention leaves a plain tensor for the parameter
     if hasattr(module, "W_q") and callable(getattr(module, "dequantize", None)):
         return _hqq(module)
     for name, tensor in list(own.items()):
@@ -54,10 +59,14 @@ def packed_tensors(module: nn.Module) -> dict[str, Tensor | Stored]:
     return own
 
 
-def _four_bits(name: str, tensor: Any) -> dict[str, Tensor]:
+def _four_bits(name: str, tensor: Any) -> dict[str, Tensor | Stored]:
     state = getattr(tensor, "quant_state", None)
     if state is None:
         return {}  # not quantised yet: bitsandbytes does so when the model is moved to its device
+    if getattr(state, "packing_format_for_cpu", False):
+        shape = (int(state.shape[0]), int(state.shape[1]))
+        make = partial(bitsandbytes.for_cpu, tensor.data, state.absmax, state.code, shape)
+        return {name: Lazily(shape, torch.float32, make, _held)}
     tensors: dict[str, Tensor] = state.as_dict(packed=True)
     return {f"{name}.{part}": value for part, value in tensors.items()}
 
