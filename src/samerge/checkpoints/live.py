@@ -14,7 +14,7 @@ from samerge.checkpoints.naming import BaseModule, base_modules, unwrap
 from samerge.checkpoints.offloaded import offloaded
 from samerge.checkpoints.quantised import dequantised
 from samerge.checkpoints.quantised.live import packed_tensors, repacked
-from samerge.checkpoints.stored import InMemory, Stored, StoredSource
+from samerge.checkpoints.stored import Held, InMemory, Stored, StoredSource
 from samerge.checkpoints.unmerged import below_merged
 from samerge.errors import BaseModelError, HubError
 from samerge.tensorfile import TensorFile
@@ -63,13 +63,14 @@ class _Reader:
         self.devices: list[torch.device] = []
         self._files: dict[str, TensorFile] = {}
         self._seen: set[int] = set()
+        self._held = Held(2)
 
     def add(self, base: BaseModule) -> None:
         """The parameters of one module, and the buffers of a quantised one."""
         if repacked(base.module):
             self._add_from_checkpoint(base)
             return
-        for part, tensor in packed_tensors(base.module).items():
+        for part, tensor in packed_tensors(base.module, self._held).items():
             if id(tensor) in self._seen:
                 continue  # tied to a weight that came before
             self._seen.add(id(tensor))

@@ -178,4 +178,4 @@ class Lazily:
 
     def read(self, start: int, stop: int, expert: int | None = None) -> Tensor:
         """A view of the whole."""
-        return InMemory(self._held.get(id(self), self._make)).read(start, stop, expert)
+        return InMemory(self._held.get(self, self._make)).read(start, stop, expert)

@@ -18,8 +18,6 @@ _BUFFERS = (
     "weight_global_scale",
 )  # fmt: skip
 
-_held = Held(2)
-
 
 def repacked(module: nn.Module) -> bool:
     """Whether a module holds its weight in the order of some kernel, as GPTQ's and AWQ's do once they are loaded."""
@@ -27,8 +25,12 @@ def repacked(module: nn.Module) -> bool:
     return "qweight" in names and "scales" in names
 
 
-def packed_tensors(module: nn.Module) -> dict[str, Tensor | Stored]:
+def packed_tensors(module: nn.Module, held: Held) -> dict[str, Tensor | Stored]:
     """The parameters of one module, and what else makes up its weight when that is quantised.
+
+    Args:
+        module: one module, without its children.
+        held: where weights that come as a whole are held.
 
     Raises:
         BaseModelError: a weight is of a class that is not known.
@@ -39,18 +41,18 @@ def packed_tensors(module: nn.Module) -> dict[str, Tensor | Stored]:
     if isinstance(merged, Tensor):
         own["in_proj_weight"] = merged  # merging into nn.MultiheadAttention leaves a plain tensor for the parameter
     if hasattr(module, "W_q") and callable(getattr(module, "dequantize", None)):
-        return _hqq(module)
+        return _hqq(module, held)
     for name, tensor in list(own.items()):
         if not isinstance(tensor, Tensor) or type(tensor) in (Tensor, nn.Parameter):
             continue
         kind: Any = type(tensor)
         library = kind.__module__.split(".")[0]
         if kind.__name__ == "Params4bit":
-            own.update(_four_bits(name, tensor))
+            own.update(_four_bits(name, tensor, held))
         elif kind.__name__ == "Int8Params":
             own.update(_eight_bits(module, name, tensor))
         elif library in ("torchao", "optimum", "quanto"):
-            own[name] = Lazily(tuple(tensor.shape), tensor.dtype, _dequantise(module, name, tensor), _held)
+            own[name] = Lazily(tuple(tensor.shape), tensor.dtype, _dequantise(module, name, tensor), held)
         elif kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
             raise BaseModelError(
                 f"reading the base weights: {type(module).__name__}.{name} is a {kind.__module__}.{kind.__name__}, "
@@ -59,14 +61,14 @@ def packed_tensors(module: nn.Module) -> dict[str, Tensor | Stored]:
     return own
 
 
-def _four_bits(name: str, tensor: Any) -> dict[str, Tensor | Stored]:
+def _four_bits(name: str, tensor: Any, held: Held) -> dict[str, Tensor | Stored]:
     state = getattr(tensor, "quant_state", None)
     if state is None:
         return {}  # not quantised yet: bitsandbytes does so when the model is moved to its device
     if getattr(state, "packing_format_for_cpu", False):
         shape = (int(state.shape[0]), int(state.shape[1]))
         make = partial(bitsandbytes.for_cpu, tensor.data, state.absmax, state.code, shape)
-        return {name: Lazily(shape, torch.float32, make, _held)}
+        return {name: Lazily(shape, torch.float32, make, held)}
     tensors: dict[str, Tensor] = state.as_dict(packed=True)
     return {f"{name}.{part}": value for part, value in tensors.items()}
 
@@ -78,9 +80,9 @@ def _eight_bits(module: Any, name: str, tensor: Any) -> dict[str, Tensor]:
     return {} if scale is None else {"SCB": scale}
 
 
-def _hqq(module: Any) -> dict[str, Tensor | Stored]:
+def _hqq(module: Any, held: Held) -> dict[str, Tensor | Stored]:
     shape = tuple(int(size) for size in module.meta["shape"])
-    weight = Lazily(shape, torch.float32, lambda: module.dequantize().detach().float(), _held)
+    weight = Lazily(shape, torch.float32, lambda: module.dequantize().detach().float(), held)
     bias = getattr(module, "bias", None)
     return {"weight": weight, **({"bias": bias} if isinstance(bias, Tensor) else {})}
 
