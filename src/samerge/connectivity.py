@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from samerge.checkpoints import WeightSource, read_tile
+from samerge.distributed import group
 from samerge.factors import LoraFactors
 from samerge.flows import Stream, walk
 from samerge.graph import FlowGraph, Weight
@@ -91,7 +92,7 @@ def connectivity(
     with workers(device) as crew:
         weights = _LowRank(source, experts, device, dtype, tile_elements, crew, advance)
         logs = walk(graph, source.shapes, len(experts), weights, device, dtype)
-    return Connectivity(tuple(weights.gamma), logs)
+    return Connectivity(weights.all_gammas(), logs)
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,15 @@ class _LowRank:
         ]
         self.gamma: list[dict[str, Sensitivity]] = [{} for _ in experts]
         self.scratch = Scratch()
+        self.group = group()
+
+    def all_gammas(self) -> tuple[dict[str, Sensitivity], ...]:
+        """The gammas over the rows of all processes."""
+        parts = [one.values for expert in self.gamma for one in expert.values()]
+        if self.group.size > 1 and parts:
+            summed = iter(torch.split(self.group.sum(torch.cat(parts)), [len(part) for part in parts]))
+            return tuple({k: Sensitivity(next(summed), one.log) for k, one in expert.items()} for expert in self.gamma)
+        return tuple(self.gamma)
 
     def forward(self, edge: Weight, alpha: Stream) -> Tensor:
         """|W_n| alpha_n."""
@@ -137,7 +147,7 @@ class _LowRank:
 
     def backward(self, edge: Weight, beta: Stream, alpha: Stream) -> Tensor:
         """|W_n|^T beta_n, and the gammas of this weight."""
-        gammas: dict[int, Tensor] = {}
+        gammas: dict[int, Tensor] = {}  # in the order of the experts, with zeros where this process has no rows
         values = self._flow(edge, beta.values, backward=True, alpha=alpha.values, gammas=gammas)
         logs = (alpha.logs + beta.logs).tolist()
         for n, gamma in gammas.items():
@@ -161,7 +171,7 @@ class _LowRank:
         key = edge.key
         along_rows = edge.transposed == backward
         height, width = matrix_shape(self.source.shapes[edge.tensor], edge.expert)
-        result = flow.new_empty(self.count, height) if along_rows else flow.new_zeros(self.count, width)
+        result = flow.new_zeros(self.count, height if along_rows else width)
         updates: list[Update] = []
         for n, expert in enumerate(self.experts):
             if key in expert:
@@ -169,6 +179,8 @@ class _LowRank:
                 if edge.transposed:
                     u, v = v, u
                 updates.append(update(n, expert[key], edge.transposed, u, v))
+                if gammas is not None:
+                    gammas[n] = torch.zeros(expert[key].rank, dtype=torch.float64, device=self.device)
         plain = sorted(set(range(self.count)) - {item.expert for item in updates})
 
         def work(piece: _Piece) -> tuple[_Piece, Tensor, list[Tensor], Tensor | None]:
@@ -187,22 +199,23 @@ class _LowRank:
                         result[members] += part
             if gammas is not None:
                 for n, gamma in zip(numbers, sensed, strict=True):
-                    gammas[n] = gammas[n] + gamma.double() if n in gammas else gamma.double()
+                    gammas[n] += gamma
             if piece.first:
                 self.advance((piece.stop - piece.start) * width)
-        return result
+        return self.group.sum(result)
 
     def _pieces(self, height: int, width: int, updates: Sequence[Update]) -> Iterator[_Piece]:
-        """A weight's tiles; where there are fewer of them than workers, shared out further by experts.
+        """This process's tiles of a weight; where there are fewer than workers, shared out further by experts.
 
         Neither the tiles nor the sums depend on the number of workers, so the result does not either.
         """
         most = max(1, self.tile_elements // max(1, min(width, BLOCK_COLUMNS)))
         step = -(-height // -(-height // most))  # tiles of like height
         groups = max(1, min(len(updates), -(-self.workers.count * step // height)))
-        for start in range(0, height, step):
-            for group in range(groups):
-                yield _Piece(start, min(start + step, height), updates[group::groups], first=group == 0)
+        for number in self.group.share(-(-height // step)):
+            start = number * step
+            for part in range(groups):
+                yield _Piece(start, min(start + step, height), updates[part::groups], first=part == 0)
 
 
 def _add(a: Sensitivity, b: Sensitivity) -> Sensitivity:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from samerge.compress import svd_basis
 from samerge.connectivity import Connectivity, connectivity
+from samerge.distributed import group
 from samerge.errors import BaseModelError
 from samerge.factors import LoraFactors, concatenate, gram
 from samerge.methods.exact import empty
@@ -90,7 +91,7 @@ def merge_by_saliency(problem: Problem, options: MergeOptions) -> Outcome:
         with problem.progress.task("scoring", options.iterations * 2 * _graph_size(problem)) as advance:
             for step in range(1, options.iterations + 1):
                 found = _connectivity(problem, layers, advance)
-                scores = [_scores(layer, found, problem, options) for layer in layers]
+                scores = _agreed([_scores(layer, found, problem, options) for layer in layers])
                 chosen = _choose(layers, budgets, scores, step, options)
                 layers = [layer.prune(pick) for layer, pick in zip(layers, chosen, strict=True)]
     return Outcome(
@@ -198,6 +199,12 @@ def _choose(
         for n in sorted({n for layer in layers for n in layer.experts}):
             _choose_over_layers(n, layers, scores, chosen, kept_share=(options.density, step, options.iterations))
     return chosen
+
+
+def _agreed(scores: list[list[Tensor]]) -> list[list[Tensor]]:
+    """The first process's scores, where several merge together: all then choose alike."""
+    agreed = iter(group().agreed([one for layer in scores for one in layer]))
+    return [[next(agreed) for _ in layer] for layer in scores]
 
 
 def _choose_pooled(scores: Sequence[Tensor], budget: int) -> list[Tensor]:
