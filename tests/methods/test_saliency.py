@@ -145,37 +145,60 @@ def test_global_scope_spends_one_budget_over_all_layers(case):
     assert [len(kept(by_layer, f"layers.{i}")["e0"]) for i in range(3)] == [5, 5, 5]
 
 
-def test_global_scope_puts_the_scales_back(tmp_path):
-    """Layers of very different scale: gamma of each comes with the scales of the flows on both sides."""
-    base = {
-        name: tensor * 10.0**power for (name, tensor), power in zip(chain([9, 8, 7]).items(), (12, -9), strict=True)
-    }
-    factors = [chain_factors(base, 4, seed) for seed in range(2)]
-    for table in factors:
-        for (module, (A, B)), power in zip(list(table.items()), (12, -9), strict=True):
-            table[module] = (A, B * 10.0**power)
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (30.0, 1.0), (1.0, 30.0)])
+def test_global_scope_puts_the_scales_back(tmp_path, scales):
+    """gamma of each layer comes with the scales of the flows on both sides of it."""
+    base = {name: w * scale for (name, w), scale in zip(chain([9, 8, 7]).items(), scales, strict=True)}
+    factors = [chain_factors(base, 8, seed) for seed in range(2)]
     adapters = {f"e{n}": write_adapter(tmp_path / f"e{n}", table) for n, table in enumerate(factors)}
-    merged = samerge.merge(
-        write_base(tmp_path / "base", base),
-        adapters,
-        basis="native",
-        scope="global",
-        density=0.5,
-        iterations=1,
-        connectivity=chain_graph(base),
-    )
-    network = oracles.chain_network(sorted(base))
+    options = {"basis": "native", "scope": "global", "density": 0.5, "iterations": 1}
+    merged = samerge.merge(write_base(tmp_path / "base", base), adapters, connectivity=chain_graph(base), **options)
     experts = [{f"{m}.weight": (A, B, 1.0) for m, (A, B) in table.items()} for table in factors]
-    for n, expert in enumerate(experts):
-        gamma, _ = oracles.dense_gamma(network, base, expert)
-        scores = []
-        for name, (A, B, s) in expert.items():
-            total = sum(e[name][1].double() @ e[name][0].double() for e in experts)
-            saliency = (gamma[name] * oracles.dense_eta((A, B, s), total)).abs()
-            scores += [(float(value), name, k) for k, value in enumerate(saliency)]
-        best = sorted(scores, reverse=True)[:4]
+    for n, table in enumerate(relative_saliency(base, experts)):
+        scores = [(float(value), name, k) for name, values in table.items() for k, value in enumerate(values)]
+        best = sorted(scores, reverse=True)[:8]
         for module in ("layers.0", "layers.1"):
             assert kept(merged, module)[f"e{n}"] == sorted(k for _, name, k in best if name == f"{module}.weight")
+
+
+def relative_saliency(base, experts) -> list[dict[str, torch.Tensor]]:
+    """|gamma eta| / R of every component of every expert, densely."""
+    found = []
+    for expert in experts:
+        gamma, R = oracles.dense_gamma(oracles.chain_network(sorted(base)), base, expert)
+        total = {name: sum(e[name][1].double() @ e[name][0].double() for e in experts) for name in expert}
+        eta = {name: oracles.dense_eta(own, total[name]) for name, own in expert.items()}
+        found.append({name: (gamma[name] * eta[name] / R).abs() for name in expert})
+    return found
+
+
+def test_experts_are_pooled_in_the_last_step_alone(tmp_path):
+    """More experts than places: each shrinks by itself until the last step ranks all of them together."""
+    base = chain([12, 11, 10])
+    tables = [chain_factors(base, 8, seed) for seed in range(5)]
+    tables = [{m: (A, B * (1 + n)) for m, (A, B) in table.items()} for n, table in enumerate(tables)]
+    adapters = {f"e{n}": write_adapter(tmp_path / f"e{n}", table) for n, table in enumerate(tables)}
+    folder = write_base(tmp_path / "base", base)
+    options = {"rank": 4, "basis": "native", "iterations": 3, "connectivity": chain_graph(base)}
+    merged = samerge.merge(folder, adapters, **options)
+    left = [{f"{m}.weight": list(range(8)) for m in table} for table in tables]
+    for step in (1, 2, 3):
+        experts = [
+            {f"{m}.weight": (A[keep], B[:, keep], 1.0) for m, (A, B) in table.items() for keep in [own[f"{m}.weight"]]}
+            for table, own in zip(tables, left, strict=True)
+        ]
+        scores = relative_saliency(base, experts)
+        for name in base:
+            if step < 3:
+                best = [sorted(range(len(s[name])), key=lambda k, s=s: -s[name][k]) for s in scores]
+                chosen = [(n, k) for n, ks in enumerate(best) for k in ks[: max(1, round(8 * 0.1 ** (step / 3)))]]
+            else:
+                pool = [(-float(v), n, k) for n, s in enumerate(scores) for k, v in enumerate(s[name])]
+                chosen = [(n, k) for _, n, k in sorted(pool)[:4]]
+            for n in range(5):
+                left[n][name] = sorted(left[n][name][k] for m, k in chosen if m == n)
+    for module in ("layers.0", "layers.1"):
+        assert kept(merged, module) == {f"e{n}": left[n][f"{module}.weight"] for n in range(5)}
 
 
 def test_signed_agreement_keeps_what_agrees(tmp_path):
