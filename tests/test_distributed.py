@@ -87,6 +87,17 @@ def test_processes_agree_with_each_other_and_with_one(
         torch.testing.assert_close(many[key], tensor, rtol=1e-6, atol=1e-6)
 
 
+def test_accelerate_launches_the_command_line(experts: tuple[Path, list[Path]], tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", "-m", "samerge", "merge", "--base", str(experts[0])]
+    launch += [f"--adapter={path}" for path in experts[1]] + ["--iterations", "2", "--out", str(out), "--json"]
+    done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert (out / "adapter_model.safetensors").is_file()
+    assert json.loads(done.stdout)["out"] == str(out)  # one process speaks
+
+
 def test_rows_are_shared_out_once_each() -> None:
     for size in (1, 2, 3, 8):
         for count in (0, 1, 5, 8, 17):

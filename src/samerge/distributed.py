@@ -73,3 +73,9 @@ def join() -> Group:
 
         PartialState(cpu=not torch.cuda.is_available())
     return group()
+
+
+def leave() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

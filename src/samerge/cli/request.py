@@ -74,6 +74,8 @@ class Request:
 def carry_out(request: Request, as_json: bool, quiet: bool) -> None:
     """Check where the result goes, merge, save, push, and say so.
 
+    Under `accelerate launch` or `torchrun` all processes merge, the first one does the rest.
+
     Args:
         request: what to do.
         as_json: print a summary as JSON, and nothing else, on stdout.
@@ -81,7 +83,9 @@ def carry_out(request: Request, as_json: bool, quiet: bool) -> None:
     """
     check_targets(request)
     from samerge.api import merge
+    from samerge.distributed import join, leave
 
+    group = join()
     start = time.perf_counter()
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")  # what the user should know is in the report
@@ -89,9 +93,15 @@ def carry_out(request: Request, as_json: bool, quiet: bool) -> None:
             request.base,
             {adapter.name: adapter.source for adapter in request.adapters},
             weights={adapter.name: adapter.weight for adapter in request.adapters},
-            progress=not quiet,
+            progress=group.first and not quiet,
             **request.options,
         )
+    if group.first:
+        _hand_over(merged, request, as_json, quiet, time.perf_counter() - start)
+    leave()
+
+
+def _hand_over(merged: MergedAdapter, request: Request, as_json: bool, quiet: bool, seconds: float) -> None:
     show_warnings(merged.report.warnings)
     if request.out:
         merged.save(request.out, overwrite=request.overwrite)
@@ -101,7 +111,7 @@ def carry_out(request: Request, as_json: bool, quiet: bool) -> None:
     if as_json:
         show_json(_summary(merged, request, url))
     elif not quiet:
-        _show(merged, request, url, time.perf_counter() - start)
+        _show(merged, request, url, seconds)
 
 
 def check_targets(request: Request) -> None:
