@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from samerge.cli.check import check
 from samerge.cli.errors import guarded
 from samerge.cli.inspect import inspect
 from samerge.cli.merge import merge
@@ -60,6 +61,7 @@ def _main(
 app.command("merge")(guarded(merge))
 app.command("run")(guarded(run_recipe))
 app.command("inspect")(guarded(inspect))
+app.command("check")(guarded(check))
 app.command("methods")(guarded(methods))
 
 

@@ -1,0 +1,90 @@
+"""`samerge check`: what adapters contain, whether they can be merged, and by whom they can be served."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from samerge.cli.console import show_json, stdout
+from samerge.cli.errors import BAD_INPUT
+from samerge.cli.options import Json
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from samerge.check import AdapterReport
+
+
+def check(
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="ADAPTER...", help="Folders or hub ids; [name=]source as for merge.")
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", "-b", metavar="BASE", help="Check against this base model, too: a folder or hub id."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say for each adapter what it contains, whether it can be merged, and whether common servers can serve it.
+
+    Nothing is merged. The exit code is 0 only if every adapter can be merged as it is, and 2 otherwise.
+    """
+    from samerge.check import check_adapter
+    from samerge.cli.adapters import parse_adapter
+    from samerge.inputs import open_base
+
+    opened = open_base(base, required=False)
+    specs = [parse_adapter(text) for text in adapters]
+    reports = [check_adapter(spec.source, opened, spec.name) for spec in specs]
+    if as_json:
+        show_json([report.to_dict() for report in reports])
+    else:
+        console = stdout()
+        for number, report in enumerate(reports):
+            if number:
+                console.print()
+            console.print(_told(report), soft_wrap=True)
+    if not all(report.mergeable for report in reports):
+        raise typer.Exit(BAD_INPUT)
+
+
+def _told(report: AdapterReport) -> Text:
+    """A report as lines: a word, and what is to be said."""
+    from rich.text import Text
+
+    lines: list[tuple[str, str, str]] = [("", report.name, "bold")]
+    if report.source != report.name:
+        lines.append(("source", report.source, ""))
+    if report.ranks is not None:
+        lines += [("contains", line, "") for line in _contents(report)]
+    if report.mergeable:
+        lines.append(("merge", "yes", "green"))
+    lines += [("merge", f"no: {problem}", "red") for problem in report.problems]
+    for server, reasons in (report.serving or {}).items():
+        lines += [(server, f"no: {reason}", "yellow") for reason in reasons] or [(server, "yes", "green")]
+    lines += [("note", note, "") for note in report.notes]
+    text = Text()
+    before = ""
+    for word, said, style in lines:
+        label = "" if word == before else word
+        text.append(f"  {label:<10}" if word else "").append(f"{said}\n", style=style)
+        before = word
+    text.rstrip()
+    return text
+
+
+def _contents(report: AdapterReport) -> list[str]:
+    ranks = ", ".join(
+        f"{rank} ({count})" if len(report.ranks or {}) > 1 else str(rank)
+        for rank, count in (report.ranks or {}).items()
+    )
+    scales = " to ".join(f"{scale:.4g}" for scale in report.scales) or "unknown"
+    lines = [
+        f"{report.kind}, rank {ranks or 'unknown'}, scale {scales}, {', '.join(report.dtypes)}, "
+        f"{report.parameters:,} parameters",
+        *(f"{target} x {count}" for target, count in (report.targets or {}).items()),
+    ]
+    if report.variants:
+        lines.append(", ".join(report.variants))
+    return [*lines, f"trained on {report.base}"] if report.base else lines

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+
+from .conftest import write_adapter
+
+
+def edited(folder, **settings):
+    """A new adapter with other settings."""
+    write_adapter(folder, 7)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return folder
+
+
+def test_check_tells_of_each_adapter(invoke, tiny_base, loras) -> None:
+    result = invoke("check", loras / "math", f"other={loras / 'far'}", "--base", tiny_base)
+    assert result.exit_code == 0
+    for words in (
+        *("math", "other", "LORA, rank 4, scale 2, F32", "model.layers.*.mlp.down_proj x 2", "trained on tiny-llama"),
+        *("merge     yes", "vLLM      yes", "llama.cpp yes", "it names another base model"),
+    ):
+        assert words in result.stdout
+
+
+def test_check_fails_when_one_cannot_be_merged(invoke, loras, tmp_path) -> None:
+    result = invoke("check", loras / "math", edited(tmp_path / "far", init_lora_weights="pissa"))
+    assert result.exit_code == 2
+    assert "merge     no: reading adapter 'far': it was initialised with 'pissa'" in result.stdout
+    assert result.stdout.count("merge     yes") == 1
+
+
+def test_check_json(invoke, tmp_path) -> None:
+    result = invoke("check", edited(tmp_path / "math", alpha_pattern={"q_proj": 1}), "--json")
+    assert result.exit_code == 0
+    (told,) = json.loads(result.stdout)
+    assert told["mergeable"] is True
+    assert told["ranks"] == {"4": 4}
+    assert told["scales"] == [0.25, 2.0]
+    assert "refuses alpha_pattern" in told["serving"]["SGLang"][0]
+    assert told["serving"]["LoRAX"] == []
+
+
+def test_check_of_nothing(invoke, tmp_path) -> None:
+    assert invoke("check").exit_code == 2
+    result = invoke("check", tmp_path)
+    assert result.exit_code == 2
+    assert "there is no adapter_config.json" in result.stdout
+    assert invoke("check", tmp_path, "--base", tmp_path).exit_code == 2
