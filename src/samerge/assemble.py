@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from samerge.adapters import AdaptedModule, Adapter
+from samerge.architecture import base_graph
 from samerge.checkpoints import WeightSource, matrix_shape
 from samerge.errors import BaseModelError, GraphError
-from samerge.graph import FlowGraph, Weight, build_graph
+from samerge.graph import FlowGraph, Weight
 from samerge.graph.widths import local_graph
 from samerge.layouts import Layout, expert_of
 from samerge.matching import match_modules
@@ -79,7 +80,7 @@ def flow_graph(sites: Sequence[Site], source: WeightSource, options: MergeOption
         return graph
     if options.connectivity == "local":
         return local_graph(_edge(site.key, site.layout) for site in sites if site.key is not None)
-    return build_graph(source.config, source.shapes, residual=options.residual)
+    return base_graph(source, options.residual)
 
 
 def inside(graph: FlowGraph) -> frozenset[str]:
