@@ -149,11 +149,16 @@ def _check_copy(adapter: str, name: str, load: Load, source: WeightSource | None
         )
     found = Names(source.shapes).find(name)
     copy = load()
-    if len(found) != 1 or tuple(copy.shape) != tuple(source.shapes[found[0]]):
-        theirs = source.shapes[found[0]] if len(found) == 1 else "none"
+    if len(found) != 1:
+        raise BaseModelError(
+            f"merging adapter {adapter!r}: its file holds a copy of the base weight {name!r}, which "
+            f"{source.name!r} does not have; is it an adapter of another base model?"
+        )
+    if tuple(copy.shape) != tuple(source.shapes[found[0]]):
         raise BaseModelError(
             f"merging adapter {adapter!r}: its file holds the base weight {name!r} of shape {tuple(copy.shape)}, "
-            f"that of {source.name!r} is {theirs}: its vocabulary was resized. Give the resized model as the base"
+            f"that of {source.name!r} is {source.shapes[found[0]]}: its vocabulary was resized. "
+            f"Give the resized model as the base"
         )
     base = source.read(found[0], 0, copy.shape[0])
     if not torch.equal(base.to(copy.device, copy.dtype), copy):

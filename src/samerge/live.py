@@ -44,8 +44,11 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with _merged_stays_merged(model):
         try:
-            # On the meta device first: PEFT then neither draws random numbers nor touches the base weights.
-            model.add_adapter(adapter_name, config, low_cpu_mem_usage=True)
+            # On the meta device first: PEFT then neither draws random numbers nor touches the base weights. PeftModel's
+            # own method: those for classifiers would train a head with it.
+            replicated, config.layer_replication = config.layer_replication, None  # or PEFT replicates them once more
+            PeftModel.add_adapter(model, adapter_name, config, low_cpu_mem_usage=True)
+            config.layer_replication = replicated
             result = set_peft_model_state_dict(
                 model, dict(tensors), adapter_name=adapter_name, low_cpu_mem_usage=True, ignore_mismatched_sizes=False
             )

@@ -26,6 +26,9 @@ from samerge.views import replication
 #: Share of a layer's energy that a truncation may lose before the report says so in words.
 _NOTABLE_LOSS = 0.2
 
+#: Tasks for which PEFT trains the model's head with every adapter.
+_WITH_HEAD = frozenset({"SEQ_CLS", "TOKEN_CLS"})
+
 
 def finish(
     problem: Problem,
@@ -54,7 +57,7 @@ def finish(
     rank = max(1, *(update.rank for update in factors.values()))
     factors = {m: pad(factors[m], rank).to(dtype=dtype) for m in sorted(factors)}
     beside = merge_extras(experts, problem.weights, problem.sites, layouts, options, problem.source)
-    settings = {**_settings(problem, experts, factors, layouts, rank), **beside.settings}
+    settings = {**_settings(problem, experts, factors, layouts, rank, options), **beside.settings}
     for module, shares in (dora_lost or {}).items():
         layers[module]["dora_lost"] = dict(shares)
     warnings = [*_warnings(problem, experts, layers), *beside.warnings]
@@ -88,6 +91,7 @@ def _settings(
     factors: Mapping[str, LoraFactors],
     layouts: Mapping[str, Layout],
     rank: int,
+    options: MergeOptions,
 ) -> dict[str, Any]:
     """`adapter_config.json` in the servable profile."""
     modules, parameters = _targets(problem, factors, layouts)
@@ -95,10 +99,13 @@ def _settings(
     replicated = replication(experts)
     bases = [expert.config.get("base_model_name_or_path") for expert in experts]
     tasks = {expert.config.get("task_type") for expert in experts}
+    task = tasks.pop() if len(tasks) == 1 else None
+    if task in _WITH_HEAD and options.modules_to_save == "drop":
+        task = None  # PEFT would look for a trained head in the file
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": next((b for b in bases if b), problem.source.name if problem.source else None),
-        "task_type": tasks.pop() if len(tasks) == 1 else None,
+        "task_type": task,
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,

@@ -78,6 +78,9 @@ def replication(adapters: Sequence[Adapter]) -> list[tuple[int, int]] | None:
         AdapterError: they do not agree.
     """
     maps = {adapter.name: adapter.config.get("layer_replication") or None for adapter in adapters}
+    on_one_model = all(adapter.source.startswith("live:") for adapter in adapters)  # which has its layers by now
+    if on_one_model and any(maps.values()):
+        maps = {name: value for name, value in maps.items() if value}
     plain = {name: None if value is None else [(int(a), int(b)) for a, b in value] for name, value in maps.items()}
     first, *others = plain
     for other in others:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from pitfalls.lab import Bench
 from torch import nn
+
+from pitfalls.lab import Bench
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,10 @@
-"""A bench for adapters of every kind: tiny random bases, adapters that PEFT trains and writes, and PEFT as the oracle."""
+"""A bench for adapters of every kind: tiny random bases, adapters that PEFT writes, and PEFT as the oracle."""
 
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -144,6 +146,14 @@ class Bench:
                 model.load_adapter(folder, adapter_name=name)
             model.base_model.set_adapter(list(names[: len(folders)]))
         return model.eval()
+
+    def altered(self, folder: str, **changes: Any) -> str:
+        """A copy of an adapter whose configuration says something else."""
+        copied = self.folder / f"{Path(folder).name}-altered"
+        shutil.copytree(folder, copied)
+        config = copied / "adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+        return str(copied)
 
     def merge(self, *folders: str, **options: Any) -> samerge.MergedAdapter:
         """All of the folders into one, exactly unless the options say otherwise."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+
+import samerge
 from pitfalls.lab import (
     EXACT,
     Attentive,
@@ -22,8 +24,6 @@ from pitfalls.lab import (
     quiet,
     qwen3_moe,
 )
-
-import samerge
 
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
