@@ -118,6 +118,31 @@ def test_the_size_of_a_tile_does_not_matter(zoo, name, tile):
         torch.testing.assert_close(tiled.gamma[0][tensor].values, whole.gamma[0][tensor].values, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("tile", [64, 1 << 20])
+def test_the_number_of_threads_does_not_matter(zoo, name, tile):
+    """To the bit: experts that adapt a weight and experts that do not, in few tiles and in many."""
+    source = FolderSource(zoo(name).folder)
+    graph = build_graph(source.config, source.shapes)
+    tensors = graph.tensors
+    experts = [factors_of(expert_of(source, tensors[n::2], name == "gpt2", rank=3, seed=n)) for n in range(2)]
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(connectivity(graph, source, [*experts, *experts, {}], tile_elements=tile))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    one, other = found
+    assert one.log_connectivity == other.log_connectivity
+    for mine, theirs in zip(one.gamma, other.gamma, strict=True):
+        assert mine.keys() == theirs.keys()
+        for tensor, sensitivity in mine.items():
+            assert torch.equal(sensitivity.values, theirs[tensor].values)
+
+
 def test_a_graph_of_ones_own():
     """Fan-out, fan-in, a slice, a repeat, a skip, one weight used twice, two inputs and two outputs."""
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import oracles
 import pytest
 import torch
@@ -72,6 +74,23 @@ def test_the_papers_recipe_on_a_transformer(bert: Beast):
         torch.testing.assert_close(merged.delta(module).double(), delta, rtol=1e-4, atol=1e-6)
     assert merged.report.record["layers"]["bert.pooler.dense"]["outside"]
     assert len(kept(merged, "bert.pooler.dense")["talk"]) == 6
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_log_connectivity_is_reported(bert: Beast, residual):
+    """Of every adapter as it is at the start of the last iteration."""
+    merged = samerge.merge(bert.base, bert.adapters, density=0.5, iterations=1, residual=residual)
+    for name in bert.adapters:
+        model = bert.peft_model()
+        model.set_adapter(name)
+        model.merge_adapter()
+        weights = {
+            key.replace(".base_layer", ""): p.detach().double()
+            for key, p in model.get_base_model().named_parameters()
+            if "lora_" not in key
+        }
+        R = oracles.bert_network(2, residual)(weights)
+        assert merged.report.record["log_connectivity"][name] == pytest.approx(math.log(R), rel=1e-6)
 
 
 @pytest.mark.parametrize("iterations", [1, 3])
