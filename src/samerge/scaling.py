@@ -41,10 +41,23 @@ def scale_of(
         >>> round(scale_of(merged, {0: 3.0, 1: 1.0}, [1.0, 1.0], "auto"), 4)
         0.6128
     """
-    if scaling != "auto":
-        return float(scaling)
+    return float(scaling) if scaling != "auto" else norm_rule(float(norm(merged)), norms, weights)
+
+
+def norm_rule(size: float, norms: Mapping[int, float], weights: Sequence[float]) -> float:
+    """The factor of the norm rule.
+
+    Args:
+        size: Frobenius norm of the merged update at scaling 1.0.
+        norms: of each expert's own update here, by expert number.
+        weights: one for each expert.
+
+    Example:
+        >>> norm_rule(2.0, {0: 1.0}, [0.5])
+        0.5
+    """
     share = sum(abs(weights[n]) for n in norms)
-    size, total = float(norm(merged)), sum(abs(weights[n]) * value for n, value in norms.items())
+    total = sum(abs(weights[n]) * value for n, value in norms.items())
     if not share or size <= _ROUNDING * total:
         return 1.0
     factor = NORM_FACTOR if sum(value > 0 for value in norms.values()) > 1 else 1.0

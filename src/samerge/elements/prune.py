@@ -15,6 +15,7 @@ Memory: the masks, one bit an element and expert, and two float tensors of the l
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
@@ -58,10 +59,14 @@ class Pruner:
         self.device, self.dtype = device, dtype
 
     def task_vector(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor:
-        """m_n * tau_n on a tile."""
+        """m_n * tau_n on a tile, a fresh tensor."""
+        return self.survivors(expert, key, start, theta)[0]
+
+    def survivors(self, expert: int, key: str, start: int, theta: Tensor) -> tuple[Tensor, Tensor | None]:
+        """m_n * tau_n on a tile, a fresh tensor, and m_n, bool; None when all survive."""
         tau = self.vectors.tile(expert, key, start, theta)
         kept = self.masks.rows(expert, key, start, start + theta.shape[0], self.device)
-        return tau if kept is None else tau.mul_(kept)
+        return (tau if kept is None else tau.mul_(kept)), kept
 
     def merged_rows(self, key: str, start: int, stop: int) -> Tensor:
         """The merge's rows, sum_n w_n m_n * tau_n, (stop - start, columns)."""
@@ -90,7 +95,7 @@ class Pruner:
         """Prune `iterations` times.
 
         Args:
-            graph: how the weights feed one another; every weight in it that an expert changes is pruned.
+            graph: how the weights feed one another; pruned is every one that an expert changes, on a path to an output.
             densities: the share that an expert keeps of a weight at the end, in (0, 1].
             iterations: T.
             task_agreement: which of the two scores.
@@ -122,8 +127,7 @@ class _Elements:
     ) -> None:
         self.pruner, self.crew, self.densities, self.step = pruner, crew, densities, step
         self.task_agreement, self.advance = task_agreement, advance
-        edges = [edge.key for edge in graph.edges if isinstance(edge, Weight)]
-        self.left = {key: edges.count(key) for key in set(edges)} if len(edges) != len(set(edges)) else {}
+        self.uses = Counter(edge.key for edge in live_weights(graph))
         self.flows: dict[str, list[tuple[Stream, Stream]]] = {}
 
     def forward(self, edge: Weight, alpha: Stream) -> Tensor:
@@ -137,7 +141,7 @@ class _Elements:
         values = self._flow(edge, beta.values, along_rows=edge.transposed, merged=merged)
         sides = (alpha, beta) if edge.transposed else (beta, alpha)  # along the rows, along the columns
         self.flows.setdefault(edge.key, []).append(sides)
-        if len(self.flows[edge.key]) == self.left.get(edge.key, 1):
+        if len(self.flows[edge.key]) == self.uses[edge.key]:
             pairs = self.flows.pop(edge.key)
             for n in experts:
                 self._prune(n, edge.key, merged, pairs)
@@ -156,13 +160,14 @@ class _Elements:
                 merged[start:stop] = 0
             part = flow.new_empty(flow.shape[0], stop - start if along_rows else columns)
             for n in range(flow.shape[0]):
-                weight = theta
                 if pruner.vectors.has(n, key):
                     tau = pruner.task_vector(n, key, start, theta)
                     if merged is not None:
                         merged[start:stop].add_(tau, alpha=pruner.weights[n])
-                    weight = tau.add_(theta)
-                part[n] = weight.abs() @ flow[n] if along_rows else weight.abs().T @ flow[n, start:stop]
+                    strength = tau.add_(theta).abs_()
+                else:
+                    strength = theta.abs()
+                part[n] = strength @ flow[n] if along_rows else strength.T @ flow[n, start:stop]
             return start, stop, part
 
         for start, stop, part in self.crew.map(work, pruner.tiles(key)):
@@ -188,20 +193,30 @@ class _Elements:
         def work(span: tuple[int, int]) -> None:
             start, stop = span
             theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype)
-            tau = pruner.task_vector(n, key, start, theta)
+            tau, kept = pruner.survivors(n, key, start, theta)
             gradient = torch.outer(flows[0][0][start:stop], flows[0][1])
             for u, v in flows[1:]:
                 gradient.addr_(u[start:stop], v)
             sign = (theta + tau).sign_()
             score = gradient.mul_(merged[start:stop])
             score.mul_(sign.abs_().mul_(tau).mul_(pruner.weights[n]) if self.task_agreement else sign)
-            kept = pruner.masks.rows(n, key, start, stop, pruner.device)
             if kept is not None:
                 score.masked_fill_(~kept, -torch.inf)
             scores[start:stop] = score
 
         _exhaust(self.crew.map(work, pruner.tiles(key)))
         pruner.masks.put(n, key, keep_largest(scores, count))
+
+
+def live_weights(graph: FlowGraph) -> list[Weight]:
+    """The weights on paths to an output: those that the walk backwards comes by, once for each use."""
+    reached = set(graph.outputs)
+    found = []
+    for name in reversed(graph.streams):
+        if name in reached:
+            found += [edge for edge in graph.incoming[name] if isinstance(edge, Weight)]
+            reached.update(edge.source for edge in graph.incoming[name])
+    return found
 
 
 def _exhaust(results: Iterable[None]) -> None:

@@ -1,0 +1,51 @@
+"""Factors of linear weights of a base as one adapter in the servable profile, where no adapter was the source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from samerge.checkpoints import WeightSource
+from samerge.factors import LoraFactors, balanced, pad
+from samerge.layouts import Layout
+from samerge.profile import target_modules
+
+
+def servable(
+    updates: Mapping[str, tuple[LoraFactors, bool]], source: WeightSource, dtype: torch.dtype
+) -> tuple[dict[str, LoraFactors], dict[str, Layout], dict[str, Any]]:
+    """Updates of whole weights, brought to one rank and dtype.
+
+    Args:
+        updates: by the weight's name in the base, ending in `.weight`: the update as (out, in) factors, and whether
+            the weight is stored (in, out).
+        source: the base.
+        dtype: of the adapter.
+
+    Returns:
+        Factors and layouts by module, sorted, and what `adapter_config.json` says.
+    """
+    modules = {tensor.removesuffix(".weight"): update for tensor, update in sorted(updates.items())}
+    rank = max(1, *(factors.rank for factors, _ in modules.values()))
+    factors = {module: pad(balanced(f), rank).to(dtype=dtype) for module, (f, _) in modules.items()}
+    layouts = {module: Layout(transposed=transposed) for module, (_, transposed) in modules.items()}
+    matrices = {tensor.removesuffix(".weight") for tensor, shape in source.shapes.items() if len(shape) >= 2}
+    settings = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": source.name,
+        "task_type": None,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": target_modules(list(modules), matrices - set(modules)),
+        "fan_in_fan_out": any(layout.transposed for layout in layouts.values()),
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    return factors, layouts, settings
