@@ -90,30 +90,30 @@ class MergeOptions:
     dora: str | None = None
 
     def __post_init__(self) -> None:
-        _whole("rank", self.rank)
-        _whole("iterations", self.iterations)
-        _whole("svd_rank", self.svd_rank)
-        _fraction("density", self.density)
+        whole("rank", self.rank)
+        whole("iterations", self.iterations)
+        whole("svd_rank", self.svd_rank)
+        fraction("density", self.density)
         if self.rank is not None and self.density is not None:
             raise OptionError(
                 f"rank={self.rank} and density={self.density} together: both set how many components are kept; give one"
             )
-        _choice("basis", self.basis, get_args(Basis))
-        _choice("agreement", self.agreement, get_args(Agreement))
-        _choice("scope", self.scope, get_args(Scope))
+        choice("basis", self.basis, get_args(Basis))
+        choice("agreement", self.agreement, get_args(Agreement))
+        choice("scope", self.scope, get_args(Scope))
         if self.modules_to_save is not None and not str(self.modules_to_save).startswith("take:"):
-            _choice("modules_to_save", self.modules_to_save, ("average", "take:<adapter>", "drop"))
+            choice("modules_to_save", self.modules_to_save, ("average", "take:<adapter>", "drop"))
         if self.dora is not None and not re.fullmatch(r"exact(:[1-9]\d*)?", str(self.dora)):
             raise OptionError(f"dora={self.dora!r} is not known; choose 'exact', or 'exact:<rank>' for another rank")
         if not isinstance(self.connectivity, FlowGraph):
-            _choice("connectivity", self.connectivity, ("flow", "local", "a samerge.graph.FlowGraph"))
+            choice("connectivity", self.connectivity, ("flow", "local", "a samerge.graph.FlowGraph"))
         if self.scope == "global" and self.density is None:
             raise OptionError(
                 "scope='global' spreads a share of all components over the layers, so it needs density=...; "
                 "rank=... fixes the number in every layer and goes with scope='layer'"
             )
         if isinstance(self.scaling, str):
-            _choice("scaling", self.scaling, ("auto", "a number"))
+            choice("scaling", self.scaling, ("auto", "a number"))
         else:
             number("scaling", self.scaling)
         if self.dtype is not None and not self.dtype.is_floating_point:
@@ -140,7 +140,7 @@ def resolve(method: str, recipe: str | None, given: Mapping[str, Any], defaults:
         OptionError: an option is out of its range or does not go with another.
     """
     if recipe is not None:
-        _choice("recipe", recipe, tuple(RECIPES))
+        choice("recipe", recipe, tuple(RECIPES))
     explicit = {key: value for key, value in given.items() if value is not None}
     filled = {**DEFAULTS, **defaults, **RECIPES.get(recipe or "", {}), **explicit}
     if "rank" in explicit and "density" not in explicit:
@@ -165,16 +165,31 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _whole(name: str, value: Any) -> None:
+def whole(name: str, value: Any) -> None:
+    """A whole number of at least 1, or None.
+
+    Raises:
+        OptionError: it is neither.
+    """
     if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
         raise OptionError(f"{name}={value!r} must be a whole number of at least 1")
 
 
-def _fraction(name: str, value: Any) -> None:
+def fraction(name: str, value: Any) -> None:
+    """A share in (0, 1], or None.
+
+    Raises:
+        OptionError: it is neither.
+    """
     if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1):
         raise OptionError(f"{name}={value!r} must lie in (0, 1]: the share of components that is kept")
 
 
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """One of a few words.
+
+    Raises:
+        OptionError: it is not.
+    """
     if value not in allowed:
         raise OptionError(f"{name}={value!r} is not known; choose one of {', '.join(allowed)}")
