@@ -55,7 +55,7 @@ def svd_basis(factors: LoraFactors) -> LoraFactors:
     return LoraFactors(A=vh, B=u * s.to(u.dtype))
 
 
-def truncate(factors: LoraFactors, rank: int) -> tuple[LoraFactors, float]:
+def truncate(factors: LoraFactors, rank: int, energy: float | None = None) -> tuple[LoraFactors, float]:
     """The best approximation of rank at most `rank` in Frobenius norm, through the factors.
 
     The singular values are split evenly: b_k = sqrt(sigma_k) u_k, a_k = sqrt(sigma_k) v_k^T, so that both factors have
@@ -64,16 +64,39 @@ def truncate(factors: LoraFactors, rank: int) -> tuple[LoraFactors, float]:
     Args:
         factors: of any rank.
         rank: at least 1. Where the update has fewer singular values, fewer components come back.
+        energy: keep no more components than this share of ||tau||_F^2 needs, in (0, 1].
 
     Returns:
         The truncated factors, and the share of the energy ||tau||_F^2 that was lost, 0.0 to 1.0.
     """
     u, s, vh = singular_triplets(factors)
-    energy = s.square()
-    total = float(energy.sum())
-    lost = float(energy[rank:].sum()) / total if total > 0 else 0.0
+    squares = s.square()
+    total = float(squares.sum())
+    if energy is not None:
+        rank = min(rank, rank_for(squares, total, energy))
+    lost = float(squares[rank:].sum()) / total if total > 0 else 0.0
     root = s[:rank].sqrt().to(u.dtype)
     return LoraFactors(A=vh[:rank] * root[:, None], B=u[:, :rank] * root), lost
+
+
+def rank_for(squares: Tensor, total: float, energy: float) -> int:
+    """The smallest number of leading components that hold a share of the energy; all of them where none do.
+
+    Args:
+        squares: squared singular values, descending, float64.
+        total: energy of the whole matrix; `squares` may be its beginning only.
+        energy: the share, in (0, 1].
+
+    Returns:
+        At least 1.
+
+    Example:
+        >>> rank_for(torch.tensor([9.0, 4.0, 1.0], dtype=torch.float64), 14.0, 0.9)
+        2
+    """
+    slack = 1e-12 * total  # the sum's own rounding must not cost a component
+    enough = (squares.cumsum(0) >= energy * total - slack).nonzero()
+    return max(1, int(enough[0]) + 1 if len(enough) else len(squares))
 
 
 def _at_least_float32(tensor: Tensor) -> torch.dtype:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from samerge.compress import rank_for
 from samerge.factors import LoraFactors
 
 #: Gives the rows `start:stop` of a matrix, (stop - start, n).
@@ -36,7 +37,7 @@ def truncated_svd(
     *,
     energy: float | None = None,
     oversample: int = 8,
-    power: int = 2,
+    power: int = 3,
     seed: int = 0,
     step: int | None = None,
     device: torch.device | str = "cpu",
@@ -45,7 +46,7 @@ def truncated_svd(
     """The best approximation of rank at most `rank`, nearly, of a matrix that is read a row tile at a time.
 
     Args:
-        rows: `rows(start, stop)` gives rows of the matrix; called for tiles in order, `power + 2` times for each. What
+        rows: `rows(start, stop)` gives rows of the matrix; called for tiles in order, `power + 2` times each. What
             it gives is not written to.
         shape: (m, n) of the matrix.
         rank: at least 1; where the matrix has fewer singular values, all of them are kept.
@@ -82,26 +83,6 @@ def truncated_svd(
     else:
         u, s, vh, total = _sketched(matrix, width, power, seed)
     return _cut(u, s, vh, total, rank if energy is None else min(rank, rank_for(s.square(), total, energy)))
-
-
-def rank_for(squares: Tensor, total: float, energy: float) -> int:
-    """The smallest number of leading components that hold a share of the energy; all of them where none do.
-
-    Args:
-        squares: squared singular values, descending, float64.
-        total: energy of the whole matrix; `squares` may be its beginning only.
-        energy: the share, in (0, 1].
-
-    Returns:
-        At least 1.
-
-    Example:
-        >>> rank_for(torch.tensor([9.0, 4.0, 1.0], dtype=torch.float64), 14.0, 0.9)
-        2
-    """
-    slack = 1e-12 * total  # the sum's own rounding must not cost a component
-    enough = (squares.cumsum(0) >= energy * total - slack).nonzero()
-    return max(1, int(enough[0]) + 1 if len(enough) else len(squares))
 
 
 class _Matrix:
