@@ -53,6 +53,7 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
                 model, dict(tensors), adapter_name=adapter_name, low_cpu_mem_usage=True, ignore_mismatched_sizes=False
             )
             _fill_offloaded(model, adapter_name, tensors)
+            _settle_dtypes(model, adapter_name, tensors)
             unexpected = list(getattr(result, "unexpected_keys", []))
             left = [name for name, p in model.named_parameters() if f".{adapter_name}." in f"{name}." and p.is_meta]
             if unexpected or left:
@@ -99,6 +100,14 @@ def _restore(model: nn.Module, trained: Mapping[str, bool]) -> None:
     plain = {name.replace(".base_layer.", "."): value for name, value in trained.items()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(plain.get(name.replace(".base_layer.", "."), False))
+
+
+def _settle_dtypes(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Undo PEFT's cast of the factors to the base's dtype, which rounds those of adapters that are kept in float32."""
+    for name, parameter in model.named_parameters():
+        tensor = tensors.get(f"{name}.".replace(f".{adapter_name}.", ".").removesuffix("."))
+        if tensor is not None and f".{adapter_name}." in f"{name}." and tensor.dtype != parameter.dtype:
+            parameter.data = tensor.to(parameter.device)
 
 
 def _fill_offloaded(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:

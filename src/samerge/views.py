@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from samerge.adapters.names import plain_name
 from samerge.checkpoints import WeightSource, unwrap
 from samerge.errors import AdapterError, BaseModelError
 from samerge.fused import FusedSource
+from samerge.layouts import expert_of
+from samerge.matching import Names
+from samerge.renamed import names_in_memory
 
 #: Input embeddings, to which output heads may be tied, by the end of their names.
 _EMBEDDINGS = ("embed_tokens", "wte", "shared", "word_embeddings", "embed_in", "tok_embeddings")
@@ -67,8 +70,9 @@ def view_for(source: WeightSource, adapters: Sequence[Adapter], model: nn.Module
     if any(module.layout.kind == "parameter" for adapter in adapters for module in adapter.modules.values()):
         fused = FusedSource(source)
         source = fused if fused.stacks else source
-    modules = {module for adapter in adapters for module in adapter.modules}
-    return _with_aliases(source, _tied_heads(source, modules))
+    modules = {expert_of(module)[0] for adapter in adapters for module in adapter.modules}
+    source = _with_aliases(source, _tied_heads(source, modules))
+    return source if model is not None else _as_in_memory(source, modules)
 
 
 def replication(adapters: Sequence[Adapter]) -> list[tuple[int, int]] | None:
@@ -90,6 +94,18 @@ def replication(adapters: Sequence[Adapter]) -> list[tuple[int, int]] | None:
                 f"{plain[other]}; they belong to models with different layers, merge only those that agree"
             )
     return plain[first]
+
+
+def _as_in_memory(source: WeightSource, modules: set[str]) -> WeightSource:
+    """The source under the names that transformers loads it by, where more of the modules have those names."""
+
+    def unmatched(tensors: Iterable[str]) -> int:
+        names = Names(tensors)
+        return sum(len(names.find(module)) != 1 for module in modules)
+
+    missing = unmatched(source.shapes)
+    names = names_in_memory(source) if missing else None
+    return RenamedSource(source, names) if names and unmatched(names) < missing else source
 
 
 def _with_aliases(source: WeightSource, aliases: Mapping[str, str]) -> WeightSource:

@@ -1,0 +1,212 @@
+"""Adapters whose names are not those of the base: wrappers around the model, other releases of transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+import samerge
+from pitfalls.lab import bert, close, llama, mixtral, output, quiet
+
+
+def renamed(folder: str, change: Callable[[str], str]) -> str:
+    file = Path(folder) / "adapter_model.safetensors"
+    save_file({change(key): tensor for key, tensor in load_file(file).items()}, file)
+    return folder
+
+
+WRAPPERS = {
+    "torch.compile": lambda key: key.replace("base_model.model.", "base_model.model._orig_mod."),
+    "torch.compile around PEFT": lambda key: f"_orig_mod.{key}",
+    "torch.compile of every layer": lambda key: re.sub(r"(layers\.\d+)", r"\1._orig_mod", key),
+    "FSDP": lambda key: "_fsdp_wrapped_module." + re.sub(r"(layers\.\d+)", r"\1._fsdp_wrapped_module", key),
+    "DDP": lambda key: f"module.{key}",
+    "activation checkpointing": lambda key: re.sub(r"(layers\.\d+)", r"\1._checkpoint_wrapped_module", key),
+    "a state dict with the adapter's name": lambda key: key.replace(".weight", ".default.weight"),
+    "no prefix": lambda key: key.removeprefix("base_model.model."),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers(bench, wrapper: str) -> None:
+    lab = bench(llama)
+    settings = {"target_modules": ["q_proj", "down_proj"]}
+    plain, wrapped = lab.train("a", **settings), renamed(lab.train("b", **settings), WRAPPERS[wrapper])
+    expected = output(lab.with_adapters(plain, lab.train("c", lambda model: _same_as(model, wrapped), **settings)))
+    merged = lab.merge(plain, wrapped)
+    assert set(merged.factors) == set(lab.merge(plain).factors)
+    with quiet():
+        close(output(lab.reloaded(merged)), expected)
+
+
+def _same_as(model, folder: str) -> None:
+    found = {re.sub(r"\.default|_\w+_module\.|_orig_mod\.", "", k): v for k, v in _load(folder).items()}
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            key = name.replace(".default", "").removeprefix("base_model.model.")
+            parameter.data.copy_(next(v for k, v in found.items() if k.endswith(key)))
+
+
+def _load(folder: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "adapter_model.safetensors")
+
+
+def test_the_same_tensor_twice(bench) -> None:
+    lab = bench(llama)
+    folder = lab.train("a", target_modules=["q_proj"])
+    file = Path(folder) / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, **{f"_orig_mod.{key}": tensor.clone() for key, tensor in tensors.items()}}, file)
+    with pytest.raises(samerge.AdapterError, match="mean the same tensor"):
+        lab.merge(folder)
+
+
+def test_a_live_compiled_model(bench) -> None:
+    lab = bench(llama)
+    folders = [lab.train(name, target_modules=["q_proj"]) for name in ("a", "b")]
+    model = lab.with_adapters(*folders)
+    expected = output(model)
+    for number, layer in enumerate(model.get_base_model().model.layers):
+        model.get_base_model().model.layers[number] = torch.compile(layer, backend="eager")
+    merged = samerge.merge(model, ["first", "second"], density=1.0, scaling=1.0)
+    assert "model.layers.0.self_attn.q_proj" in merged.factors
+    with quiet():
+        close(output(lab.reloaded(merged)), expected)
+
+
+def test_unmatched_modules_are_shown_beside_the_nearest(bench) -> None:
+    lab = bench(llama)
+    folder = renamed(
+        lab.train("a", target_modules=["q_proj"]), lambda key: key.replace("self_attn.q_proj", "attention.wq")
+    )
+    with pytest.raises(samerge.BaseModelError) as caught:
+        lab.merge(folder)
+    for words in (
+        "'first' does not fit",
+        "its module 'model.layers.0.attention.wq' has no weight there (nearest: ['model.layers.0.",
+        "its module 'model.layers.1.attention.wq' has no weight there (nearest: ['model.layers.1.",
+    ):
+        assert words in str(caught.value)
+
+
+def test_an_adapter_of_another_family(bench, tmp_path) -> None:
+    lab = bench(llama)
+    other = bert()
+    other.save_pretrained(tmp_path / "bert")
+    folder = lab.train("a", target_modules=["q_proj", "up_proj"])
+    with pytest.raises(samerge.BaseModelError, match=r"; and 1 more modules\. Is it an adapter of another base model"):
+        samerge.merge(str(tmp_path / "bert"), [folder])
+
+
+def test_an_adapter_of_a_wider_model(bench, tmp_path) -> None:
+    lab = bench(llama)
+    folder = lab.train("a", target_modules=["q_proj"])
+    llama(hidden_size=32).save_pretrained(tmp_path / "wide")
+    with pytest.raises(samerge.BaseModelError, match=r"updates a weight of 16 x 16 .*q_proj.weight is \(32, 32\)"):
+        samerge.merge(str(tmp_path / "wide"), [folder])
+
+
+def test_another_name_alone_is_a_warning(bench) -> None:
+    lab = bench(llama)
+    folder = lab.altered(lab.train("a", target_modules=["q_proj"]), base_model_name_or_path="ada/other-llama")
+    with pytest.warns(UserWarning, match="trained on another base than .*: first on ada/other-llama"):
+        merged = lab.merge(folder)
+    assert any("ada/other-llama" in text for text in merged.report.warnings)
+
+
+def llava() -> LlavaForConditionalGeneration:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlavaForConditionalGeneration(
+        LlavaConfig(
+            text_config=LlamaConfig(**sizes, vocab_size=32),
+            vision_config=CLIPVisionConfig(**sizes, image_size=8, patch_size=4),
+            image_token_index=31,
+        )
+    )
+
+
+NEW_TO_OLD = (
+    ("model.language_model.", "language_model.model."),
+    ("lm_head", "language_model.lm_head"),
+    ("model.vision_tower.", "vision_tower."),
+)
+
+
+def older(name: str) -> str:
+    for new, old in NEW_TO_OLD:
+        if name.startswith(new):
+            return old + name.removeprefix(new)
+    return name
+
+
+BY_NAME = pytest.mark.filterwarnings("ignore:by name these adapters")  # the model in memory has no name
+
+
+@BY_NAME
+@pytest.mark.parametrize("which", ["old adapter", "old checkpoint"])
+def test_a_vision_language_model_of_another_release(bench, which: str) -> None:
+    """`language_model.model.layers` in older releases, `model.language_model.layers` in newer ones."""
+    lab = bench(llava)
+    settings = {"target_modules": r".*language_model.*(q_proj|down_proj)|.*vision_tower.*k_proj|lm_head"}
+    folder = lab.train("a", **settings)
+    plain = samerge.merge(lab.model, [folder], connectivity="local", density=1.0, scaling=1.0)
+    base = lab.model
+    if which == "old adapter":
+        prefix = "base_model.model."
+        renamed(folder, lambda key: prefix + older(key.removeprefix(prefix)))
+    else:
+        base = Path(lab.base)
+        file = base / "model.safetensors"
+        tensors = {name: tensor.contiguous() for name, tensor in lab.model.state_dict().items()}
+        save_file({older(name): tensor for name, tensor in tensors.items()}, file)
+        assert "language_model.model.layers.0.self_attn.q_proj.weight" in load_file(file)
+        base = str(base)
+    merged = samerge.merge(base, [folder], connectivity="local", density=1.0, scaling=1.0)
+    assert len(merged.factors) == len(plain.factors)
+    for name, factors in plain.factors.items():
+        key = older(name) if which == "old adapter" else name
+        close(merged.factors[key].delta(), factors.delta())
+
+
+@BY_NAME
+def test_names_that_transformers_5_changed(bench, tmp_path) -> None:
+    """In memory the layers of a ViT are named otherwise than in its checkpoint."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    lab = bench(lambda: ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4)))
+    folders = [lab.train(name, target_modules=["q_proj", "fc1"]) for name in ("a", "b")]
+    in_file = load_file(Path(lab.base) / "model.safetensors")
+    assert set(in_file) != set(lab.model.state_dict())  # or this test shows nothing
+    options = {"density": 0.5, "scaling": 1.0, "progress": False}
+    on_disk = samerge.merge(lab.base, folders, **options)
+    live = samerge.merge(lab.model, folders, **options)
+    assert set(on_disk.factors) == set(live.factors)
+    for name in live.factors:
+        close(on_disk.delta(name), live.delta(name))
+
+
+@BY_NAME
+def test_experts_that_were_modules_on_a_base_that_has_them_stacked(bench) -> None:
+    lab = bench(mixtral)
+    folder = lab.train("a", target_modules=["q_proj"], target_parameters=["mlp.experts.down_proj"])
+    file = Path(folder) / "adapter_model.safetensors"
+    tensors = {key: tensor for key, tensor in load_file(file).items() if "experts" not in key}
+    stem = "base_model.model.model.layers.0.block_sparse_moe.experts.0.w2.lora_"
+    save_file({**tensors, f"{stem}A.weight": torch.ones(2, 24), f"{stem}B.weight": torch.ones(16, 2)}, file)
+    folder = lab.altered(folder, target_parameters=None, target_modules=["q_proj", "w2"])
+    merged = lab.merge(folder)  # the checkpoint has every expert apart
+    assert "model.layers.0.block_sparse_moe.experts.0.w2" in merged.factors
+    with pytest.raises(samerge.BaseModelError, match=r"before transformers 5: give the checkpoint's folder"):
+        samerge.merge(lab.model, [folder])
