@@ -84,6 +84,7 @@ class Scratch(threading.local):
         return held[: tile.numel()].view(tile.shape)
 
 
+@torch.inference_mode()
 def sweep_tile(
     tile: Tensor, start: int, updates: Sequence[Update], flow: Tensor, along_rows: bool, scratch: Scratch
 ) -> tuple[Tensor, list[Tensor]]:
@@ -108,20 +109,23 @@ def sweep_tile(
     rows = slice(start, start + height)
     result = tile.new_zeros(len(updates), height if along_rows else width)
     lefts = [item.left[rows] for item in updates]  # (m, r)
-    products = [torch.zeros_like(left) for left in lefts] if updates and updates[0].sensed is not None else []
+    sensing = bool(updates) and updates[0].sensed is not None
+    products = [torch.zeros_like(left) for left in lefts] if sensing else []
+    # An operation takes some 20 microseconds, a view two: views are made outside the loop over the experts.
     for number, first in enumerate(range(0, width, BLOCK_COLUMNS)):
         columns = slice(first, first + BLOCK_COLUMNS)
         theta = tile[:, columns]
-        weight, sign = scratch.like(theta, 0), scratch.like(theta, 1)
+        weight = scratch.like(theta, 0)
+        factor = weight if along_rows else weight.T
+        flows = (flow[:, columns] if along_rows else flow[:, rows]).unbind()
+        targets = (result if along_rows else result[:, columns]).unbind()
+        sign = scratch.like(theta, 1) if sensing else weight
         for place, item in enumerate(updates):
             torch.mm(lefts[place], item.right[number], out=weight).add_(theta)
-            if products:
+            if sensing:
                 products[place].addmm_(torch.sign(weight, out=sign), item.weighted[number])
             weight.abs_()
-            if along_rows:
-                result[place].addmv_(weight, flow[item.expert, columns])
-            else:
-                torch.mv(weight.T, flow[item.expert, rows], out=result[place, columns])
+            targets[place].addmv_(factor, flows[item.expert])
     gammas = [
         (product * item.sensed[rows]).sum(0)
         for product, item in zip(products, updates, strict=False)
