@@ -16,20 +16,26 @@ if TYPE_CHECKING:
     import torch
 
 Basis = Literal["svd", "native"]
-Agreement = Literal["absolute", "signed"]
+Agreement = Literal["absolute", "signed", "paper", "task"]
 Scope = Literal["layer", "global"]
 Recipe = Literal["paper"]
+
+#: The agreements that a method knows, its default first.
+AGREEMENTS: Mapping[str, tuple[str, ...]] = {"elementwise": ("paper", "task")}
+_AGREEMENTS = ("absolute", "signed")
 
 #: What every option is unless a recipe or the caller says otherwise. `scaling` depends on the method.
 DEFAULTS: Mapping[str, Any] = {
     "iterations": 10,
     "basis": "svd",
-    "agreement": "absolute",
     "scope": "layer",
     "connectivity": "flow",
     "residual": True,
     "prune_outside": True,
 }
+
+#: The mean of density="adaptive".
+ADAPTIVE_MEAN = 0.1
 
 #: Named sets of options; an explicit value wins over them.
 RECIPES: Mapping[str, Mapping[str, Any]] = {
@@ -38,7 +44,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "basis": "native",
         "density": 0.1,
         "scaling": 1.0,
-        "agreement": "absolute",
         "scope": "layer",
         "connectivity": "flow",
         "residual": False,
@@ -55,11 +60,12 @@ class MergeOptions:
         method: name in the registry.
         recipe: named set of defaults, or None.
         rank: exact number of rank-1 components in every merged layer.
-        density: share of its components that each expert keeps in each layer, in (0, 1]; instead of `rank`.
+        density: share of its components (or elements) that each expert keeps in each layer, in (0, 1]; or "adaptive",
+            "adaptive:<mean>". Instead of `rank`.
         iterations: scoring and pruning steps T, at least 1.
         basis: rank-1 components of what: singular triplets, or the columns and rows as trained.
         scaling: a number lambda, or "auto" for the norm rule.
-        agreement: score by |gamma eta|, or by |gamma| w eta.
+        agreement: what a score makes of signs; which ones there are depends on the method.
         scope: rank components in each layer and expert apart, or over all layers of an expert.
         connectivity: "flow" through the family's graph, "local" (every layer by itself), or a graph of one's own.
         residual: whether the graph has the residual edges.
@@ -74,7 +80,7 @@ class MergeOptions:
     method: str
     recipe: str | None
     rank: int | None
-    density: float | None
+    density: float | str | None
     iterations: int
     basis: Basis
     scaling: float | Literal["auto"]
@@ -93,13 +99,18 @@ class MergeOptions:
         whole("rank", self.rank)
         whole("iterations", self.iterations)
         whole("svd_rank", self.svd_rank)
-        fraction("density", self.density)
+        density_mean(self.density)
         if self.rank is not None and self.density is not None:
             raise OptionError(
                 f"rank={self.rank} and density={self.density} together: both set how many components are kept; give one"
             )
         choice("basis", self.basis, get_args(Basis))
-        choice("agreement", self.agreement, get_args(Agreement))
+        agreements = AGREEMENTS.get(self.method, _AGREEMENTS)
+        if self.agreement not in agreements:
+            raise OptionError(
+                f"agreement={self.agreement!r} is not known; choose one of {', '.join(agreements)} with "
+                f"method={self.method!r}"
+            )
         choice("scope", self.scope, get_args(Scope))
         if self.modules_to_save is not None and not str(self.modules_to_save).startswith("take:"):
             choice("modules_to_save", self.modules_to_save, ("average", "take:<adapter>", "drop"))
@@ -112,12 +123,22 @@ class MergeOptions:
                 "scope='global' spreads a share of all components over the layers, so it needs density=...; "
                 "rank=... fixes the number in every layer and goes with scope='layer'"
             )
+        if self.scope == "global" and isinstance(self.density, str):
+            raise OptionError(
+                f"scope='global' and density={self.density!r} both spread what is kept over the layers; give a number "
+                f"as the density, or leave scope='global' out"
+            )
         if isinstance(self.scaling, str):
             choice("scaling", self.scaling, ("auto", "a number"))
         else:
             number("scaling", self.scaling)
         if self.dtype is not None and not self.dtype.is_floating_point:
             raise OptionError(f"dtype={self.dtype} cannot hold an adapter; choose one of float32, bfloat16, float16")
+
+    @property
+    def mean_density(self) -> float | None:
+        """The density as a number: itself, or the mean of an adaptive one."""
+        return density_mean(self.density)
 
     def record(self) -> dict[str, Any]:
         """The options as plain JSON values."""
@@ -142,7 +163,8 @@ def resolve(method: str, recipe: str | None, given: Mapping[str, Any], defaults:
     if recipe is not None:
         choice("recipe", recipe, tuple(RECIPES))
     explicit = {key: value for key, value in given.items() if value is not None}
-    filled = {**DEFAULTS, **defaults, **RECIPES.get(recipe or "", {}), **explicit}
+    agreement = AGREEMENTS.get(method, _AGREEMENTS)[0]
+    filled = {**DEFAULTS, "agreement": agreement, **defaults, **RECIPES.get(recipe or "", {}), **explicit}
     if "rank" in explicit and "density" not in explicit:
         filled["density"] = None  # an explicit rank replaces the recipe's density
     return MergeOptions(
@@ -183,6 +205,32 @@ def fraction(name: str, value: Any) -> None:
     """
     if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1):
         raise OptionError(f"{name}={value!r} must lie in (0, 1]: the share of components that is kept")
+
+
+def density_mean(density: float | str | None) -> float | None:
+    """The density as a number: itself, or the mean of an adaptive one, 0.1 unless it says another.
+
+    Raises:
+        OptionError: it is not a share in (0, 1], "adaptive" or "adaptive:<mean>".
+
+    Example:
+        >>> density_mean(0.5), density_mean("adaptive"), density_mean("adaptive:0.2")
+        (0.5, 0.1, 0.2)
+    """
+    if not isinstance(density, str):
+        fraction("density", density)
+        return None if density is None else float(density)
+    kind, colon, mean = density.partition(":")
+    try:
+        value = float(mean) if colon else ADAPTIVE_MEAN
+    except ValueError:
+        value = 0.0
+    if kind != "adaptive" or not 0 < value <= 1:
+        raise OptionError(
+            f"density={density!r} must lie in (0, 1]: the share of components that is kept; or be 'adaptive', or "
+            f"'adaptive:<mean>' for another mean than {ADAPTIVE_MEAN}"
+        )
+    return value
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

@@ -26,6 +26,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from samerge.adaptive import adaptive_densities, evenness
 from samerge.compress import svd_basis
 from samerge.connectivity import Connectivity, connectivity
 from samerge.distributed import group
@@ -85,7 +86,7 @@ class _Layer:
 def merge_by_saliency(problem: Problem, options: MergeOptions) -> Outcome:
     """Score and prune T times, then concatenate what is left."""
     layers = [_prepare(problem, site, options) for site in iterate(problem, "preparing")]
-    budgets = [_budget(layer, problem, options) for layer in layers]
+    budgets = _budgets(layers, problem, options)
     found: Connectivity | None = None
     if any(budget.prunes for budget in budgets):  # at density 1 nothing needs a score
         with problem.progress.task("scoring", options.iterations * 2 * _graph_size(problem)) as advance:
@@ -128,12 +129,31 @@ class _Budget:
         return self.pooled is not None or any(fraction < 1 for fraction in self.fractions)
 
 
-def _budget(layer: _Layer, problem: Problem, options: MergeOptions) -> _Budget:
+def _budgets(layers: Sequence[_Layer], problem: Problem, options: MergeOptions) -> list[_Budget]:
+    """The budget of every layer."""
+    free = [layer.site.inside or options.prune_outside for layer in layers]
+    if not isinstance(options.density, str):
+        return [_budget(layer, problem, options, free=pruned) for layer, pruned in zip(layers, free, strict=True)]
+    fractions = [[1.0] * len(layer.factors) for layer in layers]
+    for n in range(len(problem.names)):
+        places = [(i, layer.experts.index(n)) for i, layer in enumerate(layers) if free[i] and n in layer.experts]
+        sizes = [layers[i].factors[j].rank for i, j in places]
+        norms = [layers[i].gram.diagonal()[layers[i].spans()[j]].double().clamp_min(0).sqrt() for i, j in places]
+        evennesses = [
+            evenness(float(own.sum()), float(own.square().sum()), size) for own, size in zip(norms, sizes, strict=True)
+        ]
+        found = adaptive_densities(evennesses, sizes, options.mean_density or 1.0)
+        for (i, j), density in zip(places, found, strict=True):
+            fractions[i][j] = density
+    return [_Budget(tuple(own)) for own in fractions]
+
+
+def _budget(layer: _Layer, problem: Problem, options: MergeOptions, free: bool) -> _Budget:
     ranks = [f.rank for f in layer.factors]
-    if not layer.site.inside and not options.prune_outside:
+    if not free:
         return _Budget((1.0,) * len(ranks))
-    if options.density is not None:
-        return _Budget((options.density,) * len(ranks))
+    if options.mean_density is not None:
+        return _Budget((options.mean_density,) * len(ranks))
     rank = options.rank or problem.rank
     if sum(ranks) > rank and sum(r > 0 for r in ranks) > rank:
         return _Budget((rank / sum(ranks),) * len(ranks), pooled=rank)
@@ -195,9 +215,9 @@ def _choose(
         ]
         for layer, budget, own in zip(layers, budgets, scores, strict=True)
     ]
-    if options.scope == "global" and options.density is not None:
+    if options.scope == "global" and options.mean_density is not None:
         for n in sorted({n for layer in layers for n in layer.experts}):
-            _choose_over_layers(n, layers, scores, chosen, kept_share=(options.density, step, options.iterations))
+            _choose_over_layers(n, layers, scores, chosen, kept_share=(options.mean_density, step, options.iterations))
     return chosen
 
 
