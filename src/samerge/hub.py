@@ -13,6 +13,7 @@ from samerge.errors import AdapterError, BaseModelError, HubError, OptionError, 
 from samerge.writer import CONFIG_NAME, WEIGHTS_NAME
 
 _PICKLED_WEIGHTS_NAME = "adapter_model.bin"
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*")
 _LOGIN = "log in with `hf auth login`, or pass a token"
 
 
@@ -153,10 +154,12 @@ def resolve_base(
     endpoint: str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    companions: bool = False,
 ) -> Path:
     """The local folder of a base model: a folder as it is, or a repository of the Hub, downloaded or from the cache.
 
-    Only `config.json` and the safetensors at the top of the repository are downloaded.
+    Only `config.json` and the safetensors at the top of the repository are downloaded, unless `companions` asks for
+    more.
 
     Args:
         source: a folder, or `user/name` on the Hub.
@@ -165,6 +168,7 @@ def resolve_base(
         endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
         cache_dir: where downloads are kept. Default: the cache of huggingface_hub.
         local_files_only: use what is in the cache and no network; HF_HUB_OFFLINE=1 means the same. Default: False.
+        companions: fetch the tokenizer, processor, generation settings and code of the model, too. Default: False.
 
     Returns:
         A folder with `config.json` and safetensors (checked for a repository only).
@@ -184,7 +188,14 @@ def resolve_base(
     folder = _download(
         str(source),
         doing,
-        allow_patterns=["*.safetensors", "*.safetensors.index.json", "config.json"],
+        allow_patterns=[
+            *("*.safetensors", "*.safetensors.index.json", "config.json"),
+            *(
+                ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*")
+                if companions
+                else ()
+            ),
+        ],
         # The patterns' * crosses folders: no copies in other formats (onnx/, original/), no second set of weights
         # under the names of the model's makers, no adapters.
         ignore_patterns=["*/*", "consolidated*", "adapter_*"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from samerge.hub import resolve_adapter, resolve_base
 from samerge.options import number
 
 AdapterLike = str | Path | Adapter
+Given = TypeVar("Given")
 
 
 def open_base(base: str | Path | nn.Module | None, required: bool) -> WeightSource | None:
@@ -53,19 +55,34 @@ def open_adapters(
         AdapterError: one cannot be read or is not a plain LoRA.
         HubError: one could not be downloaded.
     """
-    if isinstance(adapters, (str, Path)):
-        raise OptionError(f"adapters={str(adapters)!r} is a single one; give a list or a mapping of name to folder")
-    if isinstance(adapters, Mapping):
-        named = list(adapters.items())
-    else:
-        named = [(_name_of(adapter), adapter) for adapter in adapters]
-    if not named:
-        raise OptionError("adapters is empty; give at least one")
-    names = [name for name, _ in named]
+    return [replace(_open_adapter(base, name, adapter), name=name) for name, adapter in named(adapters, "adapters")]
+
+
+def named(given: Mapping[str, Given] | Sequence[Given], what: str) -> list[tuple[str, Given]]:
+    """What is to be merged, each with a name: its own in a mapping, else the last part of its path.
+
+    Args:
+        given: name -> folder, hub id or object, or a list of these.
+        what: what they are called in messages, in the plural.
+
+    Raises:
+        OptionError: none given, a single one that is not in a list, or a name twice.
+
+    Example:
+        >>> named(["ada/math-lora", "runs/code/"], "adapters")
+        [('math-lora', 'ada/math-lora'), ('code', 'runs/code/')]
+    """
+    if isinstance(given, (str, Path)):
+        raise OptionError(f"{what}={str(given)!r} is a single one; give a list or a mapping of name to folder")
+    items = list(given.items()) if isinstance(given, Mapping) else [(_name_of(item), item) for item in given]
+    if not items:
+        raise OptionError(f"{what} is empty; give at least one")
+    names = [name for name, _ in items]
     double = sorted({name for name in names if names.count(name) > 1})
     if double:
-        raise OptionError(f"the adapter name {double[0]!r} occurs more than once; give different names, as a mapping")
-    return [replace(_open_adapter(base, name, adapter), name=name) for name, adapter in named]
+        kind = what.removesuffix("s")
+        raise OptionError(f"the {kind} name {double[0]!r} occurs more than once; give different names, as a mapping")
+    return items
 
 
 def _open_adapter(base: str | Path | nn.Module | None, name: str, adapter: AdapterLike) -> Adapter:
@@ -81,14 +98,19 @@ def _from_hub(name: str, source: str) -> Adapter:
     return read_adapter(resolve_adapter(source), name, source)
 
 
-def _name_of(adapter: AdapterLike) -> str:
-    if isinstance(adapter, Adapter):
-        return adapter.name
-    return PurePath(str(adapter)).name or str(adapter)
+def _name_of(given: Any) -> str:
+    if isinstance(given, Adapter):
+        return given.name
+    if isinstance(given, nn.Module):
+        path = str(getattr(getattr(given, "config", None), "name_or_path", "") or "")
+        return PurePath(path).name or type(given).__name__
+    return PurePath(str(given)).name or str(given)
 
 
-def weights_of(weights: Mapping[str, float] | Sequence[float] | None, names: Sequence[str]) -> tuple[float, ...]:
-    """One finite weight for each adapter, in the adapters' order; 1.0 each by default.
+def weights_of(
+    weights: Mapping[str, float] | Sequence[float] | None, names: Sequence[str], what: str = "adapter"
+) -> tuple[float, ...]:
+    """One finite weight for each adapter (or whatever `what` is), in their order; 1.0 each by default.
 
     Raises:
         OptionError: too few, too many, an unknown name, or not a number.
@@ -100,13 +122,13 @@ def weights_of(weights: Mapping[str, float] | Sequence[float] | None, names: Seq
         lacking = [name for name in names if name not in weights]
         if unknown or lacking:
             raise OptionError(
-                f"weights must name every adapter and no other: "
-                f"{f'no adapter is called {unknown}' if unknown else f'none given for {lacking}'}; "
-                f"adapters: {list(names)}"
+                f"weights must name every {what} and no other: "
+                f"{f'no {what} is called {unknown}' if unknown else f'none given for {lacking}'}; "
+                f"{what}s: {list(names)}"
             )
         return tuple(number(f"weights[{name!r}]", weights[name]) for name in names)
     if len(weights) != len(names):
-        raise OptionError(f"{len(weights)} weights for {len(names)} adapters {list(names)}; give one for each")
+        raise OptionError(f"{len(weights)} weights for {len(names)} {what}s {list(names)}; give one for each")
     return tuple(number(f"weights[{i}]", weight) for i, weight in enumerate(weights))
 
 

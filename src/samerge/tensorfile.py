@@ -33,6 +33,11 @@ _DTYPES: dict[str, torch.dtype] = {
 }
 
 
+def dtype_names() -> dict[torch.dtype, str]:
+    """The name that safetensors gives to each dtype that is known here."""
+    return {dtype: name for name, dtype in _DTYPES.items()}
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """Where one tensor lies in a file: its dtype (safetensors' name), shape, and first byte."""

@@ -70,7 +70,10 @@ class Pruner:
 
     def merged_rows(self, key: str, start: int, stop: int) -> Tensor:
         """The merge's rows, sum_n w_n m_n * tau_n, (stop - start, columns)."""
-        theta = rows_of(self.source, key, start, stop, self.device, self.dtype)
+        return self.merged_tile(key, start, rows_of(self.source, key, start, stop, self.device, self.dtype))
+
+    def merged_tile(self, key: str, start: int, theta: Tensor) -> Tensor:
+        """The merge's rows that belong to the tile theta, whose first row is `start`."""
         merged = torch.zeros_like(theta)
         for n in range(self.vectors.count):
             if self.vectors.has(n, key):

@@ -1,0 +1,1 @@
+"""Fully trained checkpoints of one base, merged element by element into one checkpoint. Everything is streamed."""

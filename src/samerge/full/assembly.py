@@ -1,0 +1,109 @@
+"""The merged model's tensors, a few rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from samerge.checkpoints import WeightSource
+from samerge.elements.prune import TILE_ELEMENTS, Pruner
+from samerge.elements.vectors import rows_of
+from samerge.errors import BaseModelError
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything that the merged model's tensors are made of.
+
+    Args:
+        pruner: the base, the experts and which of their elements survive.
+        experts: the experts' weights under the base's names.
+        scales: of every weight in the graph, by key.
+        outside: what becomes of float tensors outside the graph.
+        strength: lambda for those that are summed.
+        kept: tensors that stay the base's.
+        dtypes: of the output, by tensor.
+    """
+
+    pruner: Pruner
+    experts: Sequence[WeightSource]
+    scales: Mapping[str, float]
+    outside: Literal["average", "sum", "base"]
+    strength: float
+    kept: frozenset[str]
+    dtypes: Mapping[str, torch.dtype]
+
+    @property
+    def base(self) -> WeightSource:
+        """The base."""
+        return self.pruner.source
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor by its name."""
+        return self.base.shapes
+
+    def tiles(self, tensor: str) -> Iterator[Tensor]:
+        """The tensor's rows in order, in the output's dtype, on the CPU.
+
+        Raises:
+            BaseModelError: a value is not finite in the output's dtype.
+        """
+        shape = self.shapes[tensor]
+        if tensor in self.scales:
+            yield from self._inside(tensor, None)
+        elif len(shape) > 2 and f"{tensor}[0]" in self.scales:
+            for number in range(shape[0]):
+                yield from self._inside(tensor, number)
+        else:
+            yield from self._outside(tensor)
+
+    def read(self, tensor: str) -> Tensor:
+        """A whole tensor."""
+        return torch.cat([tile.reshape(-1) for tile in self.tiles(tensor)]).reshape(self.shapes[tensor])
+
+    def _inside(self, tensor: str, number: int | None) -> Iterator[Tensor]:
+        key = tensor if number is None else f"{tensor}[{number}]"
+        pruner = self.pruner
+        for start, stop in pruner.tiles(key):
+            theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype)
+            update = pruner.merged_tile(key, start, theta)
+            yield self._cast(theta.add_(update, alpha=self.scales[key]), tensor)
+
+    def _outside(self, tensor: str) -> Iterator[Tensor]:
+        shape = self.shapes[tensor]
+        rows = shape[0] if shape else 1
+        step = max(1, TILE_ELEMENTS * rows // max(1, torch.Size(shape).numel()))
+        floating = self.base.dtype(tensor).is_floating_point
+        for start in range(0, rows, step):
+            base = self.base.read(tensor, start, min(start + step, rows))
+            if not floating:
+                yield base.detach().cpu()
+            elif tensor in self.kept or self.outside == "base":
+                yield base.detach().to("cpu", self.dtypes[tensor])
+            else:
+                yield self._cast(self._combined(tensor, base, start, step), tensor)
+
+    def _combined(self, tensor: str, base: Tensor, start: int, step: int) -> Tensor:
+        pruner = self.pruner
+        theta = base.to(pruner.device, pruner.dtype)
+        total = torch.zeros_like(theta)
+        for weight, expert in zip(pruner.weights, self.experts, strict=True):
+            tau = expert.read(tensor, start, start + step).to(pruner.device, pruner.dtype) - theta
+            total.add_(tau.nan_to_num_(nan=0.0) if bool(theta.isinf().any()) else tau, alpha=weight)
+        if self.outside == "average":
+            return theta + total / sum(abs(weight) for weight in pruner.weights)
+        return theta + self.strength * total
+
+    def _cast(self, tile: Tensor, tensor: str) -> Tensor:
+        out = tile.to("cpu", self.dtypes[tensor])
+        if not bool(torch.isfinite(out).all()) and bool(torch.isfinite(tile).all()):
+            raise BaseModelError(
+                f"writing {tensor!r} in {out.dtype}: a merged value is too large for it (up to "
+                f"{float(tile.abs().max()):.3g}); write with dtype='bfloat16' or 'float32', or choose a smaller scaling"
+            )
+        return out
