@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import NAMES, Beast, chain, chain_factors, write_adapter, write_base
+from tiny import NAMES, Beast, chain, chain_factors, randomise, write_adapter, write_base
 
 import samerge
 
@@ -50,6 +50,29 @@ def test_the_merge_by_default_loads_and_equals_its_own_deltas(beast: Beast, tmp_
     torch.testing.assert_close(beast.logits(loaded), beast.logits(dense), atol=1e-5, rtol=1e-5)
     assert merged.settings["r"] == 20
     assert {f.rank for f in merged.factors.values()} == {20}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:fan_in_fan_out is set to:UserWarning", "ignore:Model has .tie_word_embe:UserWarning"
+)
+@pytest.mark.parametrize("targets", [["c_attn", "attn.c_proj", "lm_head"], ["attn.c_proj", "lm_head"]])
+def test_conv1d_beside_linear_layers(zoo, tmp_path, targets):
+    """PEFT writes `fan_in_fan_out` as the last module has it; GPT-2's square c_proj does not show how it is stored."""
+    gpt2 = zoo("gpt2")
+    model = get_peft_model(gpt2.model(), LoraConfig(r=4, target_modules=targets, fan_in_fan_out=True)).eval()
+    randomise(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tied weights
+        model.save_pretrained(tmp_path / "adapter")
+    merged = samerge.merge(gpt2.base, [tmp_path / "adapter"], density=1.0)
+    live = samerge.merge(model, ["default"], density=1.0)
+    layers = model.get_base_model()
+    for module in merged.factors:
+        expected = layers.get_submodule(module).get_delta_weight("default").detach()
+        torch.testing.assert_close(merged.delta(module), expected)
+        torch.testing.assert_close(live.delta(module), expected)
+    loaded = PeftModel.from_pretrained(gpt2.model(), merged.save(tmp_path / "merged")).eval()
+    torch.testing.assert_close(gpt2.logits(loaded), gpt2.logits(model), atol=1e-5, rtol=1e-5)
 
 
 def test_weights_go_by_name(llama: Beast):

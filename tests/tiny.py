@@ -27,7 +27,6 @@ class Species:
     settings: Mapping[str, Any] = field(repr=False)
     targets: tuple[list[str], list[str], list[str]]
     fan_in_fan_out: bool = False
-    renamed: bool = False  # transformers names the parameters otherwise in memory than on disk
 
 
 SPECIES: dict[str, Species] = {
@@ -66,7 +65,6 @@ SPECIES: dict[str, Species] = {
         "ViTConfig",
         _SIZES | {"image_size": 8, "patch_size": 4, "num_labels": 3, "initializer_range": 0.3},
         (["q_proj", "v_proj"], ["q_proj", "k_proj"], ["fc1", "fc2", "q_proj"]),
-        renamed=True,
     ),
 }
 NAMES = ("math", "code", "talk")
@@ -81,8 +79,8 @@ class Beast:
     adapters: dict[str, str]
 
     @property
-    def base(self) -> str | transformers.PreTrainedModel:
-        return self.model() if self.species.renamed else str(self.folder)
+    def base(self) -> str:
+        return str(self.folder)
 
     def model(self) -> transformers.PreTrainedModel:
         return getattr(transformers, self.species.model).from_pretrained(self.folder).eval()

@@ -21,6 +21,10 @@ from samerge.profile import siblings
 _TRANSPOSED_STACKS = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria_text"})
 
 
+#: Models made of transformers' `Conv1D`, whose weights are stored (in, out), where a square one does not show it.
+_CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+
+
 def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Site, ...]:
     """The union of the adapted modules, sorted by name, each with the adapters that have it.
 
@@ -140,6 +144,8 @@ def _fitted(adapter: str, module: str, adapted: AdaptedModule, tensor: str, sour
         layout = replace(layout, transposed=False)
     elif layout.kind == "parameter" and len(shape) == 3:
         layout = replace(layout, transposed=True)
+    elif layout.kind == "linear":
+        layout = replace(layout, transposed=_is_conv1d(adapted, rows, columns, source))
     expected = (columns, rows) if layout.transposed else (rows, columns)
     experts = shape[0] if layout.kind == "parameter" and len(shape) == 3 else 1
     if adapted.shape != expected or max(1, layout.experts) != experts:
@@ -154,8 +160,17 @@ def _fitted(adapter: str, module: str, adapted: AdaptedModule, tensor: str, sour
 
 def _is_transposed(adapted: AdaptedModule, rows: int, columns: int, source: WeightSource) -> bool:
     if rows == columns:
-        return str(source.config.get("model_type")) in _TRANSPOSED_STACKS
+        return adapted.layout.transposed or str(source.config.get("model_type")) in _TRANSPOSED_STACKS
     return adapted.shape == (columns, rows)
+
+
+def _is_conv1d(adapted: AdaptedModule, rows: int, columns: int, source: WeightSource) -> bool:
+    """Whether a linear map is stored (in, out). PEFT's `fan_in_fan_out` says it of the last module alone."""
+    if rows == columns:
+        return adapted.layout.transposed or str(source.config.get("model_type")) in _CONV1D
+    if {adapted.shape} & {(rows, columns), (columns, rows)}:
+        return adapted.shape == (columns, rows)
+    return adapted.layout.transposed
 
 
 def _edge(key: str, layout: Layout) -> Weight:
