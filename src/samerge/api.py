@@ -38,11 +38,11 @@ def merge(
     method: str = "saliency",
     recipe: Literal["paper"] | None = None,
     rank: int | None = None,
-    density: float | None = None,
+    density: float | str | None = None,
     iterations: int | None = None,
     basis: Literal["svd", "native"] | None = None,
     scaling: float | Literal["auto"] | None = None,
-    agreement: Literal["absolute", "signed"] | None = None,
+    agreement: Literal["absolute", "signed", "paper", "task"] | None = None,
     scope: Literal["layer", "global"] | None = None,
     connectivity: Literal["flow", "local"] | FlowGraph | None = None,
     residual: bool | None = None,
@@ -69,20 +69,23 @@ def merge(
             basis, density 0.1, ten iterations, scaling 1.0, no residual edges, modules outside the graph unpruned.
         rank: exact number of rank-1 components in every merged layer, shared among the experts in proportion to their
             own ranks. Default without `density`: the largest rank of any source.
-        density: share of its components that each expert keeps in each layer, in (0, 1]. `rank` and `density` together
-            are an error.
+        density: share of its components (`elementwise`: of its elements, 0.1 by default) that each expert keeps in
+            each layer, in (0, 1]; or "adaptive": layers whose magnitudes are even are pruned harder, sparse ones less,
+            0.1 on the mean or another with "adaptive:0.2". `rank` and `density` together are an error.
         iterations: scoring and pruning steps, 10 by default.
         basis: "svd" (default), the singular triplets of each update, which do not depend on how B and A were trained;
             or "native", the columns of B and rows of A as they are.
-        scaling: lambda, or "auto" (default of `saliency`): each layer's merged update gets 1.3 times the experts' mean
-            Frobenius norm there. The exact methods default to 1.0.
+        scaling: lambda, or "auto" (default of `saliency` and `elementwise`): each layer's merged update gets 1.3 times
+            the experts' mean Frobenius norm there. The exact methods default to 1.0.
         agreement: "absolute" (default), |gamma eta|; or "signed", |gamma| w eta, so that components that disagree with
-            the merge go first.
+            the merge go first. For `elementwise`: "paper" (default), dR/dtau times the merge, with its sign; or "task",
+            |dR/dtau| w tau times the merge, positive only where the expert agrees with it.
         scope: "layer" (default) or "global": rank an expert's components in each layer apart, or over all layers.
         connectivity: "flow" (default), through the model family's graph; "local", every layer by itself; or a
             `samerge.graph.FlowGraph` of one's own.
         residual: whether the flow graph has the residual edges, True by default.
-        svd_rank: truncate every merged layer to this rank afterwards (exact, through the factors).
+        svd_rank: truncate every merged layer to this rank afterwards (exact, through the factors; `elementwise`: by a
+            randomised SVD, to the largest source rank by default).
         dtype: of the output, e.g. "bfloat16"; the adapters' own (the widest) by default. Computed in float32.
         device: where to compute: "cpu" by default, a live model's own device otherwise.
         modules_to_save: what becomes of fully trained modules (`modules_to_save`) and token rows

@@ -167,13 +167,17 @@ def _kept(record: Mapping[str, Any]) -> str:
     for name in names:
         parts = [layer["experts"][name] for layer in layers if name in (layer.get("experts") or {})]
         available = sum(part.get("components", 0) for part in parts)
-        kept = sum(len(part.get("kept") or ()) for part in parts)
+        chosen = all(part.get("kept") is not None for part in parts)
+        kept = f"{sum(len(part['kept']) for part in parts):,}" if chosen else "all"
+        elements = [
+            sum(pair) for pair in zip(*(part["elements"] for part in parts if part.get("elements")), strict=True)
+        ]
         energy = [part["energy"] for part in parts if part.get("energy") is not None]
         rows.append(
             [
                 _code(name),
                 f"{len(parts):,}",
-                f"{kept:,} of {available:,}",
+                f"{elements[0]:,} of {elements[1]:,} elements" if elements else f"{kept} of {available:,}",
                 f"{sum(energy) / len(energy):.1%}" if energy else "",
                 _number(log_r.get(name)),
             ]

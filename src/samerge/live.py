@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
+from torch.random import fork_rng
 
 from samerge.checkpoints.offloaded import execution_device
 from samerge.errors import AdapterError, BaseModelError, OptionError, OutputExistsError
@@ -42,7 +43,7 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
         )
     active = model.base_model.active_adapter
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    with _merged_stays_merged(model):
+    with _merged_stays_merged(model), fork_rng(devices=[]):  # PEFT draws factors for embeddings all the same
         try:
             # On the meta device first: PEFT then neither draws random numbers nor touches the base weights. PeftModel's
             # own method: those for classifiers would train a head with it.
@@ -136,7 +137,7 @@ def add_weighted_adapter(
     svd_clamp: float | None = None,
     svd_full_matrices: bool = True,
     svd_driver: str | None = None,
-    density: float | None = None,
+    density: float | str | None = None,
     majority_sign_method: str = "total",
     *,
     rank: int | None = None,
@@ -144,7 +145,7 @@ def add_weighted_adapter(
     iterations: int | None = None,
     basis: Literal["svd", "native"] | None = None,
     scaling: float | Literal["auto"] | None = None,
-    agreement: Literal["absolute", "signed"] | None = None,
+    agreement: Literal["absolute", "signed", "paper", "task"] | None = None,
     scope: Literal["layer", "global"] | None = None,
     connectivity: Literal["flow", "local"] | FlowGraph | None = None,
     residual: bool | None = None,
@@ -175,14 +176,15 @@ def add_weighted_adapter(
         svd_clamp: not supported: clamping makes the truncation inexact.
         svd_full_matrices: ignored; the exact path needs no full SVD.
         svd_driver: ignored likewise.
-        density: share of its rank-1 components that each adapter keeps in each layer, in (0, 1].
+        density: share of its rank-1 components (or elements) that each adapter keeps in each layer, in (0, 1]; or
+            "adaptive", "adaptive:<mean>".
         majority_sign_method: ignored; no method here votes on signs yet.
         rank: exact number of components in every merged layer, instead of `density`.
         recipe: named set of defaults; an explicit option wins over it.
         iterations: scoring and pruning steps.
         basis: what the rank-1 components are.
         scaling: lambda, or "auto".
-        agreement: |gamma eta| or |gamma| w eta.
+        agreement: "absolute", |gamma eta|, or "signed", |gamma| w eta; "paper" or "task" for `elementwise`.
         scope: rank components in each layer apart, or over all layers.
         connectivity: "flow", "local", or a flow graph of one's own.
         residual: whether the flow graph has residual edges.

@@ -47,6 +47,7 @@ def finish(
         layer = outcome.layers[site.module]
         update, lost = (layer.factors, 0.0) if svd_rank is None else truncate(layer.factors, svd_rank)
         scale = scale_of(update, {n: s.norm for n, s in layer.shares.items()}, problem.weights, options.scaling)
+        lost = layer.lost + (1 - layer.lost) * lost
         update = balanced(LoraFactors(update.A, update.B * scale))
         factors[site.module] = update
         layers[site.module] = _layer_record(problem, site, layer, scale, lost, update)
@@ -75,9 +76,11 @@ def _layer_record(
                 "kept": None if share.kept is None else list(share.kept),
                 "norm": share.norm,
                 "energy": share.energy,
+                **({} if share.elements is None else {"elements": list(share.elements)}),
             }
             for n, share in layer.shares.items()
         },
+        "rank": update.rank,
         "scale": scale,
         "norm": float(norm(update)),
         "lost": lost,

@@ -34,7 +34,10 @@ class Report:
         return list(self.record["warnings"])
 
     def experts(self) -> list[dict[str, Any]]:
-        """For each expert: name, weight, modules, components, kept, mean energy kept (weighted by its energy)."""
+        """For each expert: name, weight, modules, components, kept, mean energy kept (weighted by its energy).
+
+        `elements` is how many elements were kept and of how many, None for methods that keep components.
+        """
         rows = []
         for item in self.record["inputs"]:
             shares = [
@@ -45,6 +48,7 @@ class Report:
             total = sum(share["norm"] ** 2 for share in shares)
             kept = sum(share["energy"] * share["norm"] ** 2 for share in shares)
             selected = [share["kept"] for share in shares]
+            elements = [share["elements"] for share in shares if share.get("elements")]
             rows.append(
                 {
                     "name": item["name"],
@@ -52,6 +56,7 @@ class Report:
                     "modules": len(shares),
                     "components": sum(share["components"] for share in shares),
                     "kept": None if any(k is None for k in selected) else sum(len(k) for k in selected),
+                    "elements": [sum(pair) for pair in zip(*elements, strict=True)] if elements else None,
                     "energy": kept / total if total else 1.0,
                     "log_connectivity": self.record["log_connectivity"].get(item["name"]),
                 }
@@ -66,16 +71,21 @@ class Report:
         table = Table(
             title=f"{self.record['method']}: rank {output['rank']}, {output['modules']} modules, {output['dtype']}"
         )
-        for column in ("adapter", "weight", "modules", "components kept", "energy kept", "log R"):
+        rows = self.experts()
+        what = "elements kept" if any(row["elements"] for row in rows) else "components kept"
+        for column in ("adapter", "weight", "modules", what, "energy kept", "log R"):
             table.add_column(column, justify="left" if column == "adapter" else "right")
-        for row in self.experts():
+        for row in rows:
             kept = "all" if row["kept"] is None else str(row["kept"])
+            share = f"{kept} of {row['components']}"
+            if row["elements"]:
+                share = f"{row['elements'][0] / max(1, row['elements'][1]):.1%}"
             flow = row["log_connectivity"]
             table.add_row(
                 row["name"],
                 f"{row['weight']:g}",
                 str(row["modules"]),
-                f"{kept} of {row['components']}",
+                share,
                 f"{row['energy']:.1%}",
                 "" if flow is None else f"{flow:.2f}",
             )

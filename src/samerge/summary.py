@@ -15,7 +15,8 @@ def layer_types(layers: Mapping[str, Any]) -> list[dict[str, Any]]:
         layers: `layers` of a record.
 
     Returns:
-        For each type: `type`, `layers`, `components`, `kept` (None where the method chooses none), `energy` (share of
+        For each type: `type`, `layers`, `components`, `kept` (None where the method chooses none), `elements` (kept and
+        all, None where the method keeps components), `energy` (share of
         the experts' energy that was kept before truncation), `lost` (share of the merged energy that truncation lost,
         the mean), `scale` (the mean), `outside` (whether it takes no part in the flow graph), and `kept_of`: for each
         expert, how many of its components were kept.
@@ -66,6 +67,7 @@ def worst_layers(layers: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
 def _of_group(group: list[Mapping[str, Any]]) -> dict[str, Any]:
     shares = [(name, share) for layer in group for name, share in layer["experts"].items()]
     chosen = all(share["kept"] is not None for _, share in shares)
+    elements = [share["elements"] for _, share in shares if share.get("elements")]
     kept_of: dict[str, int] = {}
     for name, share in shares:
         kept_of[name] = kept_of.get(name, 0) + (len(share["kept"]) if chosen else share["components"])
@@ -73,6 +75,7 @@ def _of_group(group: list[Mapping[str, Any]]) -> dict[str, Any]:
         "layers": len(group),
         "components": sum(share["components"] for _, share in shares),
         "kept": sum(kept_of.values()) if chosen else None,
+        "elements": [sum(pair) for pair in zip(*elements, strict=True)] if elements else None,
         "kept_of": kept_of,
         "energy": _energy(share for _, share in shares),
         "lost": sum(layer["lost"] for layer in group) / len(group),

@@ -154,7 +154,7 @@ def test_bad_input(invoke, tiny_base, loras, tmp_path, words, message) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["merge"], ["merge", "--adapter", "x", "--density", "much"], ["merge", "--nonsense"], ["nonsense"]]
+    "words", [["merge"], ["merge", "--adapter", "x", "--rank", "much"], ["merge", "--nonsense"], ["nonsense"]]
 )
 def test_bad_usage(invoke, words) -> None:
     result = invoke(*words)

@@ -84,7 +84,9 @@ def _types(rows: list[dict[str, Any]], names: list[str]) -> Table:
         table.add_row(
             row["type"] + (" (outside the graph)" if row["outside"] else ""),
             str(row["layers"]),
-            f"{kept} of {row['components']}",
+            f"{row['elements'][0] / row['elements'][1]:.1%} of elements"
+            if row["elements"]
+            else f"{kept} of {row['components']}",
             f"{row['energy']:.1%}",
             *(str(row["kept_of"].get(name, "")) for name in names),
             f"{row['lost']:.1%}",

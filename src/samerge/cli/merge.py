@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from samerge.cli.adapters import parse_adapter
-from samerge.cli.options import Json, Overwrite, Private, Quiet, scaling_of
+from samerge.cli.options import Json, Overwrite, Private, Quiet, number_or_word
 from samerge.cli.request import Request, carry_out
 
 _SELECTION = "What is kept"
@@ -44,10 +44,11 @@ def merge(
         ),
     ] = None,
     density: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            metavar="(0,1]",
-            help="Instead of --rank: the share of its components that each adapter keeps in each layer.",
+            metavar="(0,1]|adaptive[:MEAN]",
+            help="Instead of --rank: the share of its components (elementwise: elements, 0.1 by default) that each "
+            "adapter keeps in each layer; adaptive spreads it over the layers, 0.1 on the mean.",
             rich_help_panel=_SELECTION,
         ),
     ] = None,
@@ -66,8 +67,9 @@ def merge(
     agreement: Annotated[
         str | None,
         typer.Option(
-            metavar="absolute|signed",
-            help="Whether components that disagree with the merge go first (signed). Default: absolute.",
+            metavar="absolute|signed|paper|task",
+            help="Whether components that disagree with the merge go first (signed). Default: absolute. For "
+            "elementwise: paper (default), or task, under which elements that disagree go first.",
             rich_help_panel=_SELECTION,
         ),
     ] = None,
@@ -99,13 +101,19 @@ def merge(
         str | None,
         typer.Option(
             metavar="auto|FLOAT",
-            help="The strength of the merged update. Default: auto for saliency, 1.0 for the exact methods.",
+            help="The strength of the merged update. Default: auto for saliency and elementwise, 1.0 for the exact "
+            "methods.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
     svd_rank: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Truncate every merged layer to this rank.", rich_help_panel=_OUTPUT),
+        typer.Option(
+            metavar="N",
+            help="Truncate every merged layer to this rank. Default of svd and elementwise: the largest rank of any "
+            "adapter.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
@@ -156,10 +164,10 @@ def merge(
         "method": method,
         "recipe": recipe,
         "rank": rank,
-        "density": density,
+        "density": None if density is None else number_or_word(density),
         "iterations": iterations,
         "basis": basis,
-        "scaling": None if scaling is None else scaling_of(scaling),
+        "scaling": None if scaling is None else number_or_word(scaling),
         "agreement": agreement,
         "scope": scope,
         "connectivity": connectivity,

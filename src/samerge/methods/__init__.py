@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from samerge.errors import OptionError
+from samerge.methods.elementwise import merge_elementwise
 from samerge.methods.exact import weighted_sum
 from samerge.methods.problem import Entry
 from samerge.methods.saliency import merge_by_saliency
@@ -21,6 +22,13 @@ REGISTRY: dict[str, Entry] = {
         "keep each adapter's most salient rank-1 components, side by side (SA-Merging)",
         uses=_SELECTION,
         defaults={"scaling": "auto"},
+        needs_base=True,
+    ),
+    "elementwise": Entry(
+        merge_elementwise,
+        "keep each adapter's most salient elements, then truncate to svd_rank (SA-Merging of full weights)",
+        uses=_SELECTION - {"rank", "basis", "scope"},
+        defaults={"scaling": "auto", "density": 0.1},
         needs_base=True,
     ),
     "linear": Entry(weighted_sum, "the exact weighted sum (task arithmetic); its rank is the sum of the ranks"),

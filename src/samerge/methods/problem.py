@@ -83,20 +83,29 @@ class Share:
         kept: which of them are in the merge, None when the method does not choose components.
         norm: Frobenius norm of its update before the merge.
         energy: share of its squared norm that was kept.
+        elements: how many elements of its update were kept, and of how many; None when the method keeps no elements.
     """
 
     components: int
     kept: tuple[int, ...] | None
     norm: float
     energy: float
+    elements: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class MergedLayer:
-    """A merged update at scaling 1.0: `factors` in float32 with scale 1, and the experts' shares by number."""
+    """A merged update at scaling 1.0.
+
+    Args:
+        factors: in float32, with scale 1.
+        shares: what became of the experts, by number.
+        lost: share of the merged energy that the method's own truncation lost.
+    """
 
     factors: LoraFactors
     shares: Mapping[int, Share]
+    lost: float = 0.0
 
 
 @dataclass(frozen=True)

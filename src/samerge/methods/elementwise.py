@@ -1,0 +1,178 @@
+"""`elementwise`: SA-Merging of the single elements of the updates (Park, Lee and Sohn, ICML 2026, arXiv 2606.00511).
+
+Every expert's update tau_n = s_n B_n A_n is taken as a full matrix, a few rows at a time. T times over, the elements
+are scored against the state at the start of the iteration and those with the largest score stay; m_n is their mask, and
+T = sum_i w_i m_i * tau_i the merge as it stands:
+
+    S_n = dR_n/dtau_n * T                      agreement="paper"
+    S_n = |dR_n/dtau_n| * w_n tau_n * T        agreement="task", positive only where the expert agrees with the merge
+
+After masking an update is no longer of low rank, so every merged layer is brought back to `svd_rank` (by default the
+largest source rank) by a randomised SVD that asks for T some rows at a time. What that loses is in the report, layer by
+layer; it can be much, and then a warning says so. Layers in which nothing was masked are truncated exactly, through the
+factors.
+
+Modules outside the flow graph have no dR/dtau; they are pruned by w_n tau_n * T (as "task" with alpha = beta = 1), and
+left whole in the paper's recipe. Cost of an iteration: as `saliency`, and some ten operations more for each element
+and expert. Memory: the masks, one bit an element and expert, and two float tensors of the largest weight while it is
+scored; afterwards no merged update exists as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samerge.compress import truncate
+from samerge.elements.masks import Masks
+from samerge.elements.prune import Pruner
+from samerge.elements.spread import element_densities
+from samerge.elements.vectors import LowRankVectors, oriented, shape_of, split_key
+from samerge.errors import BaseModelError
+from samerge.factors import LoraFactors, concatenate, norm
+from samerge.graph import FlowGraph, Weight
+from samerge.graph.widths import local_graph
+from samerge.methods.exact import empty
+from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site, iterate
+from samerge.options import MergeOptions
+from samerge.randomised import truncated_svd
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One site: its weight's key, and the updates of the experts that take part, by their place among the active ones.
+
+    Args:
+        site: the site.
+        key: its weight.
+        factors: the updates.
+    """
+
+    site: Site
+    key: str
+    factors: Mapping[int, LoraFactors]
+
+
+def merge_elementwise(problem: Problem, options: MergeOptions) -> Outcome:
+    """Score and prune T times, then bring every layer to its rank."""
+    assert problem.source is not None
+    active = [n for n, weight in enumerate(problem.weights) if weight != 0]
+    places = {n: place for place, n in enumerate(active)}
+    layers = []
+    for site in iterate(problem, "preparing"):
+        factors = {places[n]: update for n, update in problem.factors(site).items()}
+        layers.append(_Layer(site, site.key or "", factors))
+    vectors = LowRankVectors(
+        [
+            {
+                layer.key: oriented(layer.factors[n], layer.site.layout.transposed)
+                for layer in layers
+                if n in layer.factors
+            }
+            for n in range(len(active))
+        ]
+    )
+    weights = [problem.weights[n] for n in active]
+    pruner = Pruner(problem.source, vectors, weights, Masks(), problem.device)
+    logs = _prune(pruner, layers, problem, options) if active else ()
+    _check(logs, [problem.names[n] for n in active], problem.source.name)
+    rank = options.svd_rank or problem.rank
+    merged = {}
+    with problem.progress.task("truncating", len(layers)) as advance:
+        for layer in layers:
+            merged[layer.site.module] = _finish(pruner, layer, active, rank)
+            advance(1)
+    return Outcome(merged, dict(zip(active, logs, strict=True)) if logs else {})
+
+
+def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: MergeOptions) -> tuple[float, ...]:
+    """Fill the masks; gives log R of every active expert, or nothing where none was needed."""
+    inside = [layer for layer in layers if layer.site.inside]
+    outside = [layer for layer in layers if not layer.site.inside] if options.prune_outside else []
+    densities = _densities(pruner, [layer.key for layer in (*inside, *outside)], options)
+    if options.mean_density == 1:  # nothing needs a score
+        return ()
+    graphs: list[tuple[FlowGraph, bool]] = []
+    if inside and problem.graph is not None:
+        graphs.append((problem.graph, options.agreement == "task"))
+    if outside:
+        graphs.append((local_graph(_edge(layer) for layer in outside), True))
+    logs: tuple[float, ...] = ()
+    size = sum(2 * options.iterations * _size(pruner, graph) for graph, _ in graphs)
+    with problem.progress.task("scoring", size) as advance:
+        for number, (graph, task) in enumerate(graphs):
+            found = pruner.run(graph, densities, options.iterations, task, advance)
+            if number == 0 and inside:
+                logs = found
+    return logs
+
+
+def _densities(pruner: Pruner, keys: Sequence[str], options: MergeOptions) -> Callable[[int, str], float]:
+    mean = options.mean_density or 1.0
+    if isinstance(options.density, str):
+        return element_densities(pruner, keys, mean)
+    return lambda n, key: mean
+
+
+def _edge(layer: _Layer) -> Weight:
+    tensor, expert = split_key(layer.key)
+    return Weight("", "", tensor, layer.site.layout.transposed, expert)
+
+
+def _size(pruner: Pruner, graph: FlowGraph) -> int:
+    return sum(math.prod(shape_of(pruner.source, edge.key)) for edge in graph.edges if isinstance(edge, Weight))
+
+
+def _check(logs: Sequence[float], names: Sequence[str], base: str) -> None:
+    for name, log in zip(names, logs, strict=False):
+        if math.isnan(log) or log == math.inf:
+            raise BaseModelError(
+                f"scoring adapter {name!r} on the base model {base!r}: the connectivity R comes out with log R = "
+                f"{log}; a weight of the base holds NaN, infinite or huge values. Check the checkpoint, or pass "
+                f'connectivity="local" where that weight is not adapted'
+            )
+
+
+def _finish(pruner: Pruner, layer: _Layer, active: Sequence[int], rank: int) -> MergedLayer:
+    """The layer's merged update of its rank, what that lost, and what each expert kept before."""
+    if not layer.factors:
+        return MergedLayer(empty(layer.site.shape), {})
+    shares = {active[n]: _share(pruner, layer, n) for n in layer.factors}
+    if all(pruner.masks.count(n, layer.key) is None for n in layer.factors):
+        update, lost = truncate(
+            concatenate(list(layer.factors.values()), [pruner.weights[n] for n in layer.factors]), rank
+        )
+        return MergedLayer(update, shares, lost)
+
+    def rows(start: int, stop: int) -> Tensor:
+        merged = _blank(pruner, layer.key, start, stop).zero_()
+        for n in layer.factors:
+            merged.add_(pruner.task_vector(n, layer.key, start, merged), alpha=pruner.weights[n])
+        return merged
+
+    shape = shape_of(pruner.source, layer.key)
+    update, _, lost = truncated_svd(rows, shape, rank, device=pruner.device, dtype=pruner.dtype)
+    if layer.site.layout.transposed:
+        update = LoraFactors(A=update.B.T.contiguous(), B=update.A.T.contiguous())
+    return MergedLayer(update, shares, lost)
+
+
+def _share(pruner: Pruner, layer: _Layer, n: int) -> Share:
+    factors, kept = layer.factors[n], pruner.masks.count(n, layer.key)
+    size, count = float(norm(factors)), math.prod(layer.site.shape)
+    if kept is None or not size:
+        return Share(factors.rank, None, size, 1.0, (count if kept is None else kept, count))
+    left = 0.0
+    for start, stop in pruner.tiles(layer.key):
+        tau = pruner.task_vector(n, layer.key, start, _blank(pruner, layer.key, start, stop))
+        left += float(torch.linalg.vector_norm(tau, dtype=torch.float64)) ** 2
+    return Share(factors.rank, None, size, min(1.0, left / size**2), (kept, count))
+
+
+def _blank(pruner: Pruner, key: str, start: int, stop: int) -> Tensor:
+    """A tile in place of the base's, whose values low-rank updates do not need."""
+    return torch.empty(stop - start, shape_of(pruner.source, key)[1], dtype=pruner.dtype, device=pruner.device)
