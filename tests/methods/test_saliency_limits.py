@@ -1,0 +1,97 @@
+"""`saliency` where there is nothing to rank: weights of zero, updates of zero, a dead or a broken base."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import Beast, chain, chain_factors, write_adapter, write_base
+
+import samerge
+from samerge.graph import FlowGraph, Weight
+
+
+def chain_graph(base) -> FlowGraph:
+    names = sorted(base)
+    return FlowGraph([Weight(f"s{i}", f"s{i + 1}", name) for i, name in enumerate(names)], ["s0"], [f"s{len(names)}"])
+
+
+def kept(merged, module: str) -> dict[str, list[int]]:
+    return {name: share["kept"] for name, share in merged.report.record["layers"][module]["experts"].items()}
+
+
+def test_a_site_whose_adapters_all_weigh_zero(tmp_path):
+    base = chain([6, 5, 4])
+    both, first = chain_factors(base, 3, 1), chain_factors(base, 2, 2)
+    del first["layers.1"]
+    adapters = {"a": write_adapter(tmp_path / "a", first), "b": write_adapter(tmp_path / "b", both)}
+    merged = samerge.merge(
+        write_base(tmp_path / "base", base),
+        adapters,
+        weights={"a": 1.0, "b": 0.0},
+        density=0.5,
+        connectivity=chain_graph(base),
+    )
+    assert not merged.delta("layers.1").any()
+    assert kept(merged, "layers.0") == {"a": kept(merged, "layers.0")["a"]}
+
+
+def test_an_adapter_of_zeros_merges_to_nothing(tmp_path):
+    base = chain([6, 5])
+    zeros = {"layers.0": (torch.randn(3, 6), torch.zeros(5, 3))}
+    folder = write_base(tmp_path / "base", base)
+    one = write_adapter(tmp_path / "a", zeros)
+    real = write_adapter(tmp_path / "b", chain_factors(base, 3, 1))
+    for options in ({"density": 0.5}, {"rank": 2}, {"density": 0.5, "basis": "native"}, {"density": 1.0}):
+        alone = samerge.merge(folder, [one], connectivity=chain_graph(base), **options)
+        assert not alone.delta("layers.0").any()
+        both = samerge.merge(folder, [one, real], connectivity=chain_graph(base), scaling=1.0, **options)
+        only = samerge.merge(folder, [real], connectivity=chain_graph(base), scaling=1.0, **options)
+        torch.testing.assert_close(both.delta("layers.0"), only.delta("layers.0"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_broken_base_is_an_error_and_no_arbitrary_choice(tmp_path, bad):
+    base = chain([6, 5, 4])
+    base["layers.1.weight"][2, 1] = bad
+    folder = write_base(tmp_path / "base", base)
+    adapter = write_adapter(tmp_path / "a", {"layers.0": chain_factors(base, 4, 1)["layers.0"]})
+    with pytest.raises(
+        samerge.BaseModelError, match=r"adapter 'a' .* log R = (nan|inf); a weight of the base holds NaN"
+    ):
+        samerge.merge(folder, [adapter], density=0.5, connectivity=chain_graph(base))
+
+
+def test_a_dead_network_is_ranked_by_agreement_alone(tmp_path):
+    """R = 0 makes every gamma zero: nothing to rank by, and no NaN."""
+    base = chain([6, 5, 4])
+    base["layers.1.weight"].zero_()
+    folder = write_base(tmp_path / "base", base)
+    factors = {"layers.0": (torch.eye(6)[:2], torch.eye(5)[:, :2] * torch.tensor([1.0, 3.0]))}
+    adapter = write_adapter(tmp_path / "a", factors)
+    merged = samerge.merge(folder, [adapter], density=0.5, iterations=1, basis="native", connectivity=chain_graph(base))
+    assert kept(merged, "layers.0") == {"a": [1]}
+
+
+@pytest.mark.parametrize("options", [{}, {"density": 0.3}, {"density": 0.3, "scope": "global"}, {"rank": 3}])
+def test_all_weights_zero(bert: Beast, options):
+    merged = samerge.merge(bert.base, bert.adapters, weights=[0, 0, 0], **options)
+    assert not any(merged.delta(module).any() for module in merged.factors)
+    assert merged.report.warnings == ["weight 0 leaves these adapters out: math, code, talk"]
+
+
+def test_a_common_factor_of_the_weights_cancels(bert: Beast):
+    """With the norm rule, and only with it."""
+    one, two = ([1.0, -0.5, 2.0], [3.0, -1.5, 6.0])
+    auto = [samerge.merge(bert.base, bert.adapters, weights=weights, density=0.5) for weights in (one, two)]
+    plain = [samerge.merge(bert.base, bert.adapters, weights=w, density=0.5, scaling=1.0) for w in (one, two)]
+    for module in auto[0].factors:
+        torch.testing.assert_close(auto[0].delta(module), auto[1].delta(module), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(3 * plain[0].delta(module), plain[1].delta(module), rtol=1e-4, atol=1e-6)
+
+
+def test_an_adapter_less_itself_is_nothing(bert: Beast):
+    """Rounding is not blown up to the experts' norm."""
+    twice = {"one": bert.adapters["math"], "other": bert.adapters["math"]}
+    merged = samerge.merge(bert.base, twice, weights=[1.0, -1.0], density=1.0)
+    for module in merged.factors:
+        assert merged.delta(module).abs().max() < 1e-5
