@@ -110,7 +110,7 @@ def _shown(module: str, candidates: list[str], names: Names) -> str:
 
 
 def _way_on(module: str) -> str:
-    if re.search(r"\.experts\.\d+\.", module):
+    if re.search(r"\.experts\.(\w+\.)?\d+(\.|$)", module):
         return (
             "It was trained on experts that were modules of their own, as before transformers 5: give the checkpoint's "
             "folder as the base, whose tensors have these names, or load the adapter with PEFT and save it again"

@@ -177,6 +177,33 @@ def output(model: nn.Module) -> Tensor:
         return model(input_ids=torch.randint(3, 32, (2, 7), generator=generator)).logits.float()
 
 
+def snapshot(model: PeftModel, without: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything that a merge on a live model shall leave alone: all but the adapters named."""
+
+    def kept(name: str) -> bool:
+        return not any(f".{adapter}." in f"{name}." for adapter in without)
+
+    named = list(model.named_parameters())
+    inner = model.get_base_model()
+    return {
+        "values": {name.replace(".base_layer.", "."): p.detach().clone() for name, p in named if kept(name)},
+        "trained": {name.replace(".base_layer.", ".") for name, p in named if p.requires_grad and kept(name)},
+        "active": (model.active_adapters, [m.active_adapters for m in inner.modules() if hasattr(m, "lora_A")][:1]),
+        "random": torch.get_rng_state().tolist(),
+        "training": model.training,
+    }
+
+
+def assert_untouched(before: dict[str, Any], model: PeftModel, *added: str) -> None:
+    """Nothing but the adapters `added` has changed."""
+    after = snapshot(model, added)
+    assert before["values"].keys() == after["values"].keys()
+    for name, value in before["values"].items():
+        assert torch.equal(value, after["values"][name]), name
+    for part in ("trained", "active", "random", "training"):
+        assert before[part] == after[part], part
+
+
 def close(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 

@@ -14,6 +14,7 @@ from pitfalls.lab import (
     EXACT,
     Attentive,
     Convolutions,
+    assert_untouched,
     bert,
     close,
     gpt2,
@@ -23,6 +24,7 @@ from pitfalls.lab import (
     output,
     quiet,
     qwen3_moe,
+    snapshot,
 )
 
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -163,9 +165,11 @@ def test_live(bench, kind: str) -> None:
     first, second = lab.train("a", **one), lab.train("b", **two)
     model = lab.with_adapters(first, second)
     expected = output(model)
+    before = snapshot(model)
     with quiet():
         for adapters, name in ((["first"], "alone"), (["first", "second"], "merged")):
             samerge.add_weighted_adapter(model, adapters, None, name, **EXACT, **_method(kind))
+        assert_untouched(before, model, "alone", "merged")
         model.base_model.set_adapter(["merged"])
         close(output(model), expected)
         model.base_model.set_adapter(["alone"])

@@ -87,6 +87,34 @@ def test_a_live_compiled_model(bench) -> None:
         close(output(lab.reloaded(merged)), expected)
 
 
+def test_unsloth(bench) -> None:
+    """Its adapters are PEFT's: a regex of targets, a mark in auto_mapping, and a 4-bit base by name."""
+    lab = bench(llama)
+    folder = lab.train("a", target_modules=r"(?:.*?(?:self_attn|mlp).*?(?:q_proj|up_proj))", task_type="CAUSAL_LM")
+    folder = lab.altered(
+        folder,
+        auto_mapping={"unsloth_fixed": True},
+        base_model_name_or_path="unsloth/tiny-bnb-4bit",
+        unsloth_fixed=None,
+    )
+    with pytest.warns(UserWarning, match="unsloth/tiny-bnb-4bit"):
+        merged = lab.merge(folder)
+    assert merged.settings["target_modules"] == ["q_proj", "up_proj"]
+    with quiet():
+        close(output(lab.reloaded(merged)), output(lab.with_adapters(folder)))
+
+
+def test_unslothed_experts_are_shown_beside_the_nearest(bench) -> None:
+    """Its 4-bit gpt-oss keeps every expert's projection as a module of its own."""
+    lab = bench(mixtral)
+    folder = renamed(
+        lab.train("a", target_modules=["q_proj"]),
+        lambda key: key.replace("self_attn.q_proj", "mlp.experts.gate_up_projs.0"),
+    )
+    with pytest.raises(samerge.BaseModelError, match=r"experts.gate_up_projs.0' has no weight there"):
+        lab.merge(folder)
+
+
 def test_unmatched_modules_are_shown_beside_the_nearest(bench) -> None:
     lab = bench(llama)
     folder = renamed(

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import samerge
-from pitfalls.lab import EXACT, bert, close, llama, output, quiet
+from pitfalls.lab import EXACT, assert_untouched, bert, close, llama, output, quiet, snapshot
 
 
 def change_saved(seed: int):
@@ -92,8 +92,9 @@ def test_live(bench) -> None:
     first, second = heads(lab)
     with quiet():
         model = lab.with_adapters(first)
+        expected, before = output(model), snapshot(model)
         samerge.add_weighted_adapter(model, ["first"], None, "merged", modules_to_save="average", **EXACT)
-        expected = output(model)
+        assert_untouched(before, model, "merged")
         model.set_adapter("merged")
         close(output(model), expected)
         model.load_adapter(second, adapter_name="second")
@@ -140,8 +141,9 @@ def test_token_rows_live(bench) -> None:
     first = lab.train("a", change_saved(1), target_modules=["q_proj"], trainable_token_indices=[3, 5])
     with quiet():
         model = lab.with_adapters(first)
-        expected = output(model)
+        expected, before = output(model), snapshot(model)
         samerge.add_weighted_adapter(model, ["first"], None, "merged", modules_to_save="average", **EXACT)
+        assert_untouched(before, model, "merged")
         model.set_adapter("merged")
         close(output(model), expected)
 

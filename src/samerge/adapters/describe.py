@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -66,6 +66,7 @@ def described(
     try:
         if target.kind == "parameter":
             layout, found, shape = stack_of(*stored.shapes, rank=declared, place=target.place)
+            layout = replace(layout, transposed=target.transposed and bool(layout.experts))
         else:
             layout, found, shape = layout_of(
                 *stored.shapes, kind=target.kind, embedding=stored.embedding, fan_in_fan_out=fan_in_fan_out

@@ -82,8 +82,11 @@ def _target(path: str, layer: Any) -> Target:
     bare = ".".join(component for component in path.split(".") if component != "base_layer")
     kind = type(layer).__name__
     if kind == "ParamWrapper":
-        names = [name for name, _ in layer.get_base_layer().named_parameters(recurse=False)]
-        return Target("parameter", f"{bare}.{layer.parameter_name}", names.index(layer.parameter_name))
+        owner = layer.get_base_layer()
+        number = [name for name, _ in owner.named_parameters(recurse=False)].index(layer.parameter_name)
+        return Target(
+            "parameter", f"{bare}.{layer.parameter_name}", number, bool(getattr(owner, "is_transposed", False))
+        )
     if kind == "MultiheadAttention":
         return Target("in_proj", f"{bare}.in_proj_weight")
     if path.endswith(".base_layer.out_proj"):

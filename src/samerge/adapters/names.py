@@ -29,11 +29,13 @@ class Target:
         kind: how PEFT stores them.
         name: of the weight in the base model, without `.weight` where it is a module's.
         place: for a parameter, its place among those of its module.
+        transposed: for a stack of parameters, whether the model says that it is stored (in, out).
     """
 
     kind: Kind
     name: str
     place: int = 0
+    transposed: bool = False
 
 
 def plain_name(key: str) -> str:
