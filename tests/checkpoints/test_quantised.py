@@ -13,7 +13,7 @@ from tiny import write_adapter, write_base
 from torch import Tensor, nn
 
 import samerge
-from samerge.checkpoints import FolderSource, ModelSource, WeightSource
+from samerge.checkpoints import FolderSource, ModelSource, WeightSource, read_tile
 from samerge.checkpoints.quantised.common import bit_fields
 
 OUT, INTO = 24, 32
@@ -410,6 +410,19 @@ def test_a_format_that_no_weight_is_in(tmp_path, method):
 def test_packed_weights_without_a_configuration(tmp_path, tensors):
     with pytest.raises(samerge.BaseModelError, match=r"layer\.\w+ \(3, 4\) holds packed values \(u?int\d+\)"):
         source(tmp_path, tensors, None)
+
+
+def test_integers_are_never_tiles(tmp_path):
+    found = source(tmp_path, {"experts.up": torch.zeros(3, 4, dtype=torch.uint8)}, None)
+    with pytest.raises(samerge.BaseModelError, match=r"experts.up \(3, 4\) holds integers \(uint8\)"):
+        read_tile(found, "experts.up", None, 0, 2, torch.device("cpu"), torch.float32)
+
+
+def test_integer_parameters_of_a_live_model():
+    model = nn.Module()
+    model.up = nn.Parameter(torch.zeros(3, 4, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(samerge.BaseModelError, match=r"up \(3, 4\) holds packed values \(uint8\)"):
+        ModelSource(model)
 
 
 def test_integer_buffers_are_left_alone(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from samerge.checkpoints.protocol import WeightSource
+from samerge.errors import BaseModelError
 from samerge.graph.widths import matrix_shape
 
 
@@ -33,9 +34,19 @@ def read_tile(
 
     Returns:
         (stop - start, columns).
+
+    Raises:
+        BaseModelError: the tensor holds integers, which are no weights or packed ones.
     """
     _, columns = matrix_shape(source.shapes[tensor], expert)
-    return source.read(tensor, start, stop, expert).to(device=device, dtype=dtype).reshape(-1, columns)
+    rows = source.read(tensor, start, stop, expert)
+    if not rows.dtype.is_floating_point:
+        raise BaseModelError(
+            f"reading the base model {source.name!r}: {tensor} {source.shapes[tensor]} holds integers "
+            f"({str(rows.dtype).removeprefix('torch.')}), not weights; if they are packed, the configuration does not "
+            f"say how: give the unquantised base instead"
+        )
+    return rows.to(device=device, dtype=dtype).reshape(-1, columns)
 
 
 def tiles(

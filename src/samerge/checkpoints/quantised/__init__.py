@@ -87,7 +87,7 @@ def dequantised(
                 result[found.name] = found.weight
         except (ValueError, KeyError) as error:
             raise BaseModelError(f"{doing}, whose weights are quantised ({name}): {error}; {_WAY_OUT}") from error
-    _refuse_packed(result, f"{doing}{f' (quant_method={method!r})' if method else ''}")
+    _refuse_packed(result, f"{doing}{f' (quant_method={method!r})' if method else ''}", live)
     if method and not count and not live:
         raise BaseModelError(
             f"{doing}: its configuration says that it is quantised (quant_method={method!r}), but no weight is in that "
@@ -114,11 +114,12 @@ def _method(settings: Mapping[str, Any]) -> str:
     return "" if not settings else method or "unknown"
 
 
-def _refuse_packed(weights: Mapping[str, Stored], doing: str) -> None:
+def _refuse_packed(weights: Mapping[str, Stored], doing: str, live: bool) -> None:
+    """Refuse packed values; a folder may also hold buffers of integers and masks, which are no weights."""
     for name, weight in weights.items():
         packed = name.endswith(_PACKED)
-        numbers = weight.dtype.is_floating_point
-        if packed or (not numbers and len(weight.shape) >= 2 and name.endswith("weight")):
+        whole_numbers = not weight.dtype.is_floating_point and len(weight.shape) >= 2
+        if packed or (whole_numbers and (live or name.endswith("weight"))):
             dtype = str(weight.dtype).removeprefix("torch.")
             raise BaseModelError(
                 f"{doing}: {name} {weight.shape} holds packed values ({dtype}) in a format that is not known, or not "
