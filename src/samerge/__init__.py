@@ -22,6 +22,8 @@ from samerge.version import __version__
 if TYPE_CHECKING:
     from samerge.api import merge
     from samerge.factors import LoraFactors
+    from samerge.full.api import merge_full
+    from samerge.full.model import MergedModel
     from samerge.graph import FlowGraph, Gather, Weight
     from samerge.live import add_weighted_adapter
     from samerge.merged import MergedAdapter
@@ -33,10 +35,12 @@ _LAZY = {
     "Gather": "samerge.graph",
     "LoraFactors": "samerge.factors",
     "MergedAdapter": "samerge.merged",
+    "MergedModel": "samerge.full.model",
     "Report": "samerge.report",
     "Weight": "samerge.graph",
     "add_weighted_adapter": "samerge.live",
     "merge": "samerge.api",
+    "merge_full": "samerge.full.api",
     "methods": "samerge.methods",
 }
 
@@ -49,6 +53,7 @@ __all__ = [
     "HubError",
     "LoraFactors",
     "MergedAdapter",
+    "MergedModel",
     "OptionError",
     "OutputExistsError",
     "Report",
@@ -57,6 +62,7 @@ __all__ = [
     "__version__",
     "add_weighted_adapter",
     "merge",
+    "merge_full",
     "methods",
 ]
 

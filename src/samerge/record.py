@@ -52,7 +52,7 @@ def record(
             for expert, weight in zip(experts, problem.weights, strict=True)
         ],
         "options": options.record(),
-        "versions": _versions(),
+        "versions": versions(),
         "output": {
             "rank": rank,
             "dtype": str(dtype).removeprefix("torch."),
@@ -66,11 +66,12 @@ def record(
     }
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the libraries that a merge depends on."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("torch", "peft", "transformers", "safetensors", "huggingface_hub", "numpy"):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = None
-    return versions
+            found[package] = None
+    return found

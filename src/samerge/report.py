@@ -68,9 +68,8 @@ class Report:
         from rich.table import Table
 
         output = self.record["output"]
-        table = Table(
-            title=f"{self.record['method']}: rank {output['rank']}, {output['modules']} modules, {output['dtype']}"
-        )
+        size = f"{output['tensors']} tensors" if output.get("kind") == "model" else f"rank {output['rank']}"
+        table = Table(title=f"{self.record['method']}: {size}, {output['modules']} modules, {output['dtype']}")
         rows = self.experts()
         what = "elements kept" if any(row["elements"] for row in rows) else "components kept"
         for column in ("adapter", "weight", "modules", what, "energy kept", "log R"):

@@ -77,6 +77,16 @@ def write_adapter(
     return target
 
 
+def write_text(folder: Path, record: Mapping[str, Any], card: str) -> None:
+    """Write the record and the card of a model into a folder.
+
+    Raises:
+        TypeError: `record` holds something that is no JSON.
+    """
+    for name, text in ((RECORD_NAME, _json(record, RECORD_NAME)), (CARD_NAME, card)):
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
 @contextlib.contextmanager
 def atomic_folder(target: str | Path, overwrite: bool = False, marker: str = CONFIG_NAME) -> Iterator[Path]:
     """Fill a folder under a temporary name; it gets its own name, complete and on the disk, when the block ends well.

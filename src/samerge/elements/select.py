@@ -18,7 +18,8 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
     """Which elements are the `count` largest; among equal ones the lower index stays.
 
     A radix selection: floats are mapped to integers of the same order, and a histogram of 16 bits at a time narrows
-    down the threshold; two passes for float32, four for float64. Cost O(n), memory one bool an element.
+    down the threshold; two passes for float32, four for float64. Cost O(n), memory one bool an element. Short tensors
+    are sorted.
 
     Args:
         scores: float32 or float64, any shape, no NaN; -inf for what must not be chosen before anything else.
@@ -36,6 +37,10 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
     if count in (0, scores.numel()):
         return torch.full(scores.shape, count > 0, device=scores.device)
     flat = scores.reshape(-1)
+    if flat.numel() < 2**_DIGIT:  # a histogram would be longer than the scores
+        kept = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
+        kept[torch.sort(flat, descending=True, stable=True).indices[:count]] = True
+        return kept.view(scores.shape)
     threshold, ties = _threshold(flat, count)
     kept = torch.empty(flat.shape, dtype=torch.bool, device=flat.device)
     for span, keys in _chunks(flat):

@@ -10,7 +10,7 @@ import torch
 
 from samerge.errors import OptionError
 from samerge.graph import FlowGraph
-from samerge.options import choice, fraction, number, whole
+from samerge.options import choice, density_mean, number, whole
 
 Agreement = Literal["paper", "task"]
 Outside = Literal["average", "sum", "base"]
@@ -51,7 +51,7 @@ class FullOptions:
     """
 
     recipe: str | None
-    density: float
+    density: float | str
     iterations: int
     scaling: float | Literal["auto"]
     agreement: Agreement
@@ -63,7 +63,7 @@ class FullOptions:
     device: str | None
 
     def __post_init__(self) -> None:
-        fraction("density", self.density)
+        density_mean(self.density)
         whole("iterations", self.iterations)
         choice("agreement", self.agreement, ("paper", "task"))
         choice("outside", self.outside, ("average", "sum", "base"))
