@@ -309,6 +309,18 @@ def test_compressed_bytes(tmp_path, kind):
     assert_reads(source(tmp_path, tensors, settings), (codes.float() - zeros) * spread)
 
 
+@pytest.mark.parametrize("method", ["compressed-tensors", "fp8", None])
+def test_weights_that_were_dequantised_already_are_not_scaled_again(method):
+    """compressed-tensors decompresses a live model's weights at its first forward pass and leaves their scales."""
+    model = nn.Module()
+    model.config = Config({"quant_method": method} if method else None)
+    model.layer = nn.Module()
+    model.layer.weight = nn.Parameter(uniform(OUT, INTO))
+    model.layer.weight_scale = nn.Parameter(uniform(OUT, 1, seed=4))
+    found = ModelSource(model)
+    assert torch.equal(found.read("layer.weight", 0, OUT), uniform(OUT, INTO))
+
+
 VALUES = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]
 
 

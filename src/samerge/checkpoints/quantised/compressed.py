@@ -78,8 +78,10 @@ def _words(weight: str, raw: Mapping[str, Stored], load: Loader) -> Dequantised:
     return Dequantised((out, into), rows)
 
 
-def _plain(weight: str, raw: Mapping[str, Stored], load: Loader, settings: Mapping[str, Any]) -> Dequantised:
+def _plain(weight: str, raw: Mapping[str, Stored], load: Loader, settings: Mapping[str, Any]) -> Stored:
     stored = raw[weight]
+    if stored.dtype.is_floating_point and stored.dtype.itemsize > 1:
+        return stored  # decompressed already, as a live model's weights are after its first forward pass
     if len(stored.shape) != 2:
         raise ValueError(f"{weight} is a compressed tensor of shape {stored.shape}, expected a matrix")
     structures = [

@@ -24,7 +24,9 @@ def find(raw: Mapping[str, Stored], settings: Mapping[str, Any]) -> Iterator[Fou
         scales = [name + ending for ending in _ENDINGS if name + ending in raw]
         if not scales or len(weight.shape) < 2:
             continue
-        if not (weight.dtype.is_floating_point and weight.dtype.itemsize == 1):
+        if weight.dtype.is_floating_point and weight.dtype.itemsize > 1:
+            continue  # numbers already, whatever stands beside them
+        if not weight.dtype.is_floating_point:
             kind = str(weight.dtype).removeprefix("torch.")
             raise ValueError(f"{name} is {kind} with scales beside it; only 8-bit floats can be read")
         beside = [f"{name.removesuffix('.weight')}.{part}" for part in ("input_scale", "activation_scale")]
