@@ -21,6 +21,7 @@ from samerge.version import __version__
 
 if TYPE_CHECKING:
     from samerge.api import merge
+    from samerge.compressing import compress_adapter
     from samerge.factors import LoraFactors
     from samerge.full.api import merge_full
     from samerge.full.model import MergedModel
@@ -39,6 +40,7 @@ _LAZY = {
     "Report": "samerge.report",
     "Weight": "samerge.graph",
     "add_weighted_adapter": "samerge.live",
+    "compress_adapter": "samerge.compressing",
     "merge": "samerge.api",
     "merge_full": "samerge.full.api",
     "methods": "samerge.methods",
@@ -61,6 +63,7 @@ __all__ = [
     "Weight",
     "__version__",
     "add_weighted_adapter",
+    "compress_adapter",
     "merge",
     "merge_full",
     "methods",

@@ -61,7 +61,7 @@ def finish(
     settings = {**_settings(problem, experts, factors, layouts, rank, options), **beside.settings}
     for module, shares in (dora_lost or {}).items():
         layers[module]["dora_lost"] = dict(shares)
-    warnings = [*_warnings(problem, experts, layers), *beside.warnings]
+    warnings = [*_warnings(problem, experts, layers, options.method), *beside.warnings]
     record_ = record(problem, experts, outcome, options, factors, rank, dtype, layers, warnings)
     return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(record_), beside.tensors)
 
@@ -166,7 +166,7 @@ def _stem(key: str) -> str:
     return expert_of(key)[0].removesuffix(".weight")
 
 
-def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, Any]) -> list[str]:
+def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, Any], method: str) -> list[str]:
     found = []
     strangers = _strangers(problem, experts)
     if strangers:
@@ -185,9 +185,10 @@ def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str,
     heavy = {m: layer["lost"] for m, layer in layers.items() if layer["lost"] > _NOTABLE_LOSS}
     if heavy:
         worst = max(heavy, key=lambda m: heavy[m])
+        option = "rank" if method in ("compress", "extract") else "svd_rank"
         found.append(
-            f"truncation to svd_rank lost over {_NOTABLE_LOSS:.0%} of the energy in {len(heavy)} of {len(layers)} "
-            f"layers (most in {worst}: {heavy[worst]:.0%}); a larger svd_rank keeps more"
+            f"truncation to {option} lost over {_NOTABLE_LOSS:.0%} of the energy in {len(heavy)} of {len(layers)} "
+            f"layers (most in {worst}: {heavy[worst]:.0%}); a larger {option} keeps more"
         )
     return found
 

@@ -64,6 +64,45 @@ def worst_layers(layers: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["left"], row["module"]))[:count]
 
 
+def layer_ranks(layers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row for each type of module of an adapter that was truncated, sorted.
+
+    Args:
+        layers: `layers` of a record.
+
+    Returns:
+        For each type: `type`, `layers`, `before` and `rank` (smallest and largest), `lost` (share of the energy of all
+        of them together), `most` (the largest share that one of them lost).
+
+    Example:
+        >>> layer = {"experts": {"a": {"components": 8, "norm": 2.0}}, "rank": 3, "lost": 0.1}
+        >>> layer_ranks({"h.0.q": layer, "h.1.q": {**layer, "rank": 5}})
+        [{'type': 'h.*.q', 'layers': 2, 'before': (8, 8), 'rank': (3, 5), 'lost': 0.1, 'most': 0.1}]
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for module, layer in layers.items():
+        groups.setdefault(module_type(module), []).append(layer)
+    rows = []
+    for kind in sorted(groups):
+        group = groups[kind]
+        shares = [(share, layer) for layer in group for share in layer["experts"].values()]
+        before = [share["components"] for share, _ in shares]
+        total = sum(share["norm"] ** 2 for share, _ in shares)
+        lost = sum(share["norm"] ** 2 * layer["lost"] for share, layer in shares)
+        ranks = [layer["rank"] for layer in group]
+        rows.append(
+            {
+                "type": kind,
+                "layers": len(group),
+                "before": (min(before), max(before)),
+                "rank": (min(ranks), max(ranks)),
+                "lost": lost / total if total else 0.0,
+                "most": max(layer["lost"] for layer in group),
+            }
+        )
+    return rows
+
+
 def _of_group(group: list[Mapping[str, Any]]) -> dict[str, Any]:
     shares = [(name, share) for layer in group for name, share in layer["experts"].items()]
     chosen = all(share["kept"] is not None for _, share in shares)
