@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from samerge.cli.adapters import parse_adapter
-from samerge.cli.options import Json, Overwrite, Private, Quiet, scaling_of
+from samerge.cli.options import Json, Overwrite, Private, Quiet, number_or_word
 from samerge.cli.request import Request, carry_out
 
 _SELECTION = "What is kept"
@@ -164,10 +164,10 @@ def merge(
         "method": method,
         "recipe": recipe,
         "rank": rank,
-        "density": None if density is None else scaling_of(density),
+        "density": None if density is None else number_or_word(density),
         "iterations": iterations,
         "basis": basis,
-        "scaling": None if scaling is None else scaling_of(scaling),
+        "scaling": None if scaling is None else number_or_word(scaling),
         "agreement": agreement,
         "scope": scope,
         "connectivity": connectivity,

@@ -12,7 +12,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No table and no progress; warnings and errors still come.")]
 
 
-def scaling_of(text: str) -> float | str:
+def number_or_word(text: str) -> float | str:
     """A number where the text is one, else the text as it is: `merge` says what it may be."""
     try:
         return float(text)

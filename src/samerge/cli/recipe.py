@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from samerge.cli.adapters import AdapterSpec, default_name
-from samerge.cli.options import scaling_of
+from samerge.cli.options import number_or_word
 from samerge.cli.request import OPTIONS, Request
 from samerge.errors import OptionError
 
@@ -53,7 +53,7 @@ def parse_recipe(text: str, origin: str, changes: Mapping[str, Any] | None = Non
             raise OptionError(f"{doing}: {key} is {values[key]!r}; it must be text")
     for key in _NUMBERS:  # YAML 1.1 reads 1e-1 as text
         if isinstance(values.get(key), str):
-            values[key] = scaling_of(values[key])
+            values[key] = number_or_word(values[key])
     return Request(
         base=values.get("base"),
         adapters=_adapters(values.get("adapters"), doing),
@@ -86,7 +86,7 @@ def _adapter(item: Mapping[Any, Any], doing: str) -> AdapterSpec:
     if not isinstance(source, str) or not source:
         raise OptionError(f"{doing}: its source is {source!r}; it must be a folder or a hub id")
     weight = item.get("weight", 1.0)
-    weight = scaling_of(weight) if isinstance(weight, str) else weight
+    weight = number_or_word(weight) if isinstance(weight, str) else weight
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise OptionError(f"{doing}: its weight is {weight!r}; it must be a number")
     return AdapterSpec(str(item.get("name", default_name(source))), source, float(weight))
