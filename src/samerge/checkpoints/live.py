@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ class _Reader:
         found = offloaded(base, part, tensor, self._files)
         if found is not None:
             return found
-        return self.checkpoint.get(name, tuple(tensor.shape), f"{name} is on the meta device and has no values")
+        return self.checkpoint.get(
+            name, tuple(tensor.shape), f"{name} is on the meta device and has no values", tensor.dtype
+        )
 
     def _add_from_checkpoint(self, base: BaseModule) -> None:
         """A weight whose format only the library's kernels read: from the checkpoint instead."""
@@ -102,6 +105,23 @@ class _Reader:
             self.weights[f"{base.name}.bias"] = InMemory(module.bias)
 
 
+@dataclass(frozen=True)
+class _Absent:
+    """A weight that has a shape and no values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    error: BaseModelError
+
+    def read(self, start: int, stop: int, expert: int | None = None) -> Tensor:
+        """There is nothing to read.
+
+        Raises:
+            BaseModelError: always.
+        """
+        raise self.error
+
+
 class _Checkpoint:
     """The checkpoint that a model was made from, opened when it is first needed."""
 
@@ -109,11 +129,13 @@ class _Checkpoint:
         self.path, self.kind = path, kind
         self._source: FolderSource | None = None
 
-    def get(self, name: str, shape: tuple[int, ...] | None, why: str) -> Stored:
+    def get(self, name: str, shape: tuple[int, ...] | None, why: str, dtype: torch.dtype = torch.float32) -> Stored:
         """The weight of a name and shape (any shape for None).
 
+        One that the checkpoint does not have, such as a head that was added to it, is an error when it is read.
+
         Raises:
-            BaseModelError: there is no checkpoint, or it has no such weight.
+            BaseModelError: there is no checkpoint, or no weight of that name when the shape is not known.
         """
         doing = f"reading the base weights of {self.kind}: {why}"
         hint = "give the checkpoint's folder or hub id as the base instead"
@@ -121,10 +143,13 @@ class _Checkpoint:
             self._source = self._open(doing, hint)
         found = [key for key in _alike(name, self._source.shapes) if shape in (None, self._source.shapes[key])]
         if len(found) != 1:
-            raise BaseModelError(
+            error = BaseModelError(
                 f"{doing}, and its checkpoint {self.path!r} has {'several weights' if found else 'no weight'} of that "
                 f"name{f' and shape {shape}' if shape else ''} (it has e.g. {list(self._source.shapes)[:3]}); {hint}"
             )
+            if shape is None:
+                raise error
+            return _Absent(shape, dtype, error)
         return self._source.stored(found[0])
 
     def _open(self, doing: str, hint: str) -> FolderSource:

@@ -47,7 +47,7 @@ def find(raw: Mapping[str, Stored], settings: Mapping[str, Any]) -> Iterator[Fou
         weight = f"{stem}.weight"
         if f"{weight}_packed" in raw:
             packed = raw[f"{weight}_packed"]
-            found = _words(weight, raw, load) if packed.dtype == torch.int32 else _fp4(weight, raw, load)
+            found: Stored = _words(weight, raw, load) if packed.dtype == torch.int32 else _fp4(weight, raw, load)
         else:
             found = _plain(weight, raw, load, settings)
         yield Found(weight, found, (*present(raw, weight, *_PARTS), *present(raw, stem, *_BESIDE)))
