@@ -78,6 +78,12 @@ def _metadata(record: Mapping[str, Any]) -> str:
     from huggingface_hub import ModelCardData
 
     base = _base_name(record)
+    if _is_model(record):
+        sources = [base, *(str(entry.get("source") or "") for entry in record.get("inputs") or ())]
+        public = list(dict.fromkeys(name for name in sources if name and _on_hub(name)))
+        related = {"base_model": public, "base_model_relation": "merge"} if public else {}
+        whole = ModelCardData(library_name="transformers", tags=["merge", "samerge"], **related)
+        return str(whole.to_yaml(line_break="\n")).strip()
     named = {"base_model": base, "base_model_relation": "adapter"} if base and _on_hub(base) else {}
     data = ModelCardData(library_name="peft", tags=["peft", "lora", "merge", "samerge"], **named)
     return str(data.to_yaml(line_break="\n")).strip()
@@ -90,6 +96,8 @@ def _title(record: Mapping[str, Any]) -> str:
     if base and not _on_hub(base):
         of_base += " (from a local folder)"
     what = f"One LoRA adapter{of_base}, merged from {len(names)}" if names else f"A merged LoRA adapter{of_base}"
+    if _is_model(record):
+        what = f"One model, merged from {len(names)} fine-tuned checkpoints{of_base}"
     title = " + ".join(str(entry.get("name", "?")) for entry in record.get("inputs") or ()) or "adapter"
     return f"# Merged: {_text(title)}\n\n{what}{': ' + ', '.join(names) if names else ''}. No data and no training."
 
@@ -103,6 +111,7 @@ def _recipe(record: Mapping[str, Any]) -> str:
     output = record.get("output") or {}
     facts = [
         f"rank {output['rank']}" if "rank" in output else "",
+        f"{output['tensors']:,} tensors" if "tensors" in output else "",
         f"{output['modules']:,} modules" if "modules" in output else "",
         f"{output['parameters']:,} parameters" if "parameters" in output else "",
         str(output.get("dtype", "")),
@@ -115,6 +124,10 @@ def _usage(record: Mapping[str, Any], repo_id: str | None) -> str:
     base = _base_name(record)
     name = base if base and _on_hub(base) else f"path/to/{_last(base)}" if base else "path/to/base"
     cls = _model_class(record)
+    if _is_model(record):
+        here = json.dumps(repo_id or "path/or/repository-of-this-model")
+        lines = ["## Use", "", "```python", f"from transformers import {cls}", ""]
+        return "\n".join([*lines, f"model = {cls}.from_pretrained({here})", "```"])
     return "\n".join(
         [
             "## Use",
@@ -144,6 +157,9 @@ def _inputs(record: Mapping[str, Any]) -> str:
         ]
         for entry in entries
     ]
+    if _is_model(record):
+        rows = [[*row[:3], row[4]] for row in rows]
+        return "## Checkpoints\n\n" + _table(["name", "source", "weight", "sha256"], rows)
     return "## Adapters\n\n" + _table(["name", "source", "weight", "rank", "sha256"], rows)
 
 
@@ -205,6 +221,11 @@ def _provenance(record: Mapping[str, Any]) -> str:
     made = f"Made with samerge {record.get('samerge', '')}".rstrip()
     when = f" on {record['created']}" if record.get("created") else ""
     return f"## Provenance\n\n{made}{when}{f' ({versions})' if versions else ''}. The full record is in `samerge.json`."
+
+
+def _is_model(record: Mapping[str, Any]) -> bool:
+    """Whether the record is that of a whole model, and not of an adapter."""
+    return (record.get("output") or {}).get("kind") == "model"
 
 
 def _model_class(record: Mapping[str, Any]) -> str:

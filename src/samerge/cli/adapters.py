@@ -27,7 +27,9 @@ class AdapterSpec:
     weight: float = 1.0
 
 
-def parse_adapter(text: str, is_folder: Callable[[str], bool] = lambda path: Path(path).is_dir()) -> AdapterSpec:
+def parse_adapter(
+    text: str, is_folder: Callable[[str], bool] = lambda path: Path(path).is_dir(), option: str = "--adapter"
+) -> AdapterSpec:
     """An adapter from `[name=]source[:weight]`.
 
     A name ends at the first `=` and holds no slash; a weight is a number after the last colon. What names an existing
@@ -36,6 +38,7 @@ def parse_adapter(text: str, is_folder: Callable[[str], bool] = lambda path: Pat
     Args:
         text: what the user wrote.
         is_folder: whether a path is an existing folder.
+        option: where the user wrote it, for messages.
 
     Raises:
         OptionError: the name or the source is empty.
@@ -58,7 +61,7 @@ def parse_adapter(text: str, is_folder: Callable[[str], bool] = lambda path: Pat
             source, weight = before, float(after)
     if not source.strip() or name == "":
         raise OptionError(
-            f"--adapter {text!r}: the {'name' if name == '' else 'source'} is empty; write [name=]source[:weight], "
+            f"{option} {text!r}: the {'name' if name == '' else 'source'} is empty; write [name=]source[:weight], "
             "such as math=ada/math-lora:0.8"
         )
     return AdapterSpec(default_name(source) if name is None else name, source, weight)
@@ -74,19 +77,19 @@ def default_name(source: str) -> str:
     return PureWindowsPath(source).name or Path(source).resolve().name or source
 
 
-def unique(adapters: Sequence[AdapterSpec]) -> tuple[AdapterSpec, ...]:
-    """The adapters, at least one, each of another name.
+def unique(adapters: Sequence[AdapterSpec], what: str = "adapter") -> tuple[AdapterSpec, ...]:
+    """The adapters (or whatever `what` is), at least one, each of another name.
 
     Raises:
         OptionError: none, or a name twice.
     """
     if not adapters:
-        raise OptionError("no adapter given; name at least one with --adapter [name=]source[:weight]")
+        raise OptionError(f"no {what} given; name at least one with --{what} [name=]source[:weight]")
     seen: dict[str, str] = {}
     for adapter in adapters:
         if adapter.name in seen:
             raise OptionError(
-                f"two adapters are called {adapter.name!r}: {seen[adapter.name]} and {adapter.source}; give them "
+                f"two {what}s are called {adapter.name!r}: {seen[adapter.name]} and {adapter.source}; give them "
                 f"different names, such as {adapter.name}-2={adapter.source}"
             )
         seen[adapter.name] = adapter.source

@@ -8,6 +8,7 @@ import typer
 
 from samerge.cli.check import check
 from samerge.cli.errors import guarded
+from samerge.cli.full import full
 from samerge.cli.inspect import inspect
 from samerge.cli.merge import merge
 from samerge.cli.methods import methods
@@ -59,6 +60,7 @@ def _main(
 
 
 app.command("merge")(guarded(merge))
+app.command("full")(guarded(full))
 app.command("run")(guarded(run_recipe))
 app.command("inspect")(guarded(inspect))
 app.command("check")(guarded(check))

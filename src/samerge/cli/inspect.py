@@ -52,14 +52,14 @@ def _heading(folder: str, record: Mapping[str, Any]) -> str:
     options = {**record["options"], "method": None, "recipe": None}
     kind = f" ({base['model_type']})" if base["model_type"] else ""
     recipe = f", recipe {record['recipe']}" if record.get("recipe") else ""
+    size = f"{output['tensors']} tensors" if output.get("kind") == "model" else f"rank {output['rank']}"
     return "\n".join(
         [
             f"{folder}: merged by samerge {record['samerge']} on {record['created']}",
             f"base:    {base['name'] or 'not read'}{kind}",
             f"method:  {record['method']}{recipe}; "
             + ", ".join(f"{key}={value}" for key, value in options.items() if value is not None),
-            f"result:  rank {output['rank']}, {output['modules']} modules, {output['parameters']:,} parameters, "
-            f"{output['dtype']}",
+            f"result:  {size}, {output['modules']} modules, {output['parameters']:,} parameters, {output['dtype']}",
         ]
     )
 
@@ -68,7 +68,7 @@ def _sources(record: Mapping[str, Any]) -> Table:
     table = _table("Where they came from", "adapter", "source", rank="rank", dtype="dtype", sha256="sha256")
     for item in record["inputs"]:
         digest = next(iter((item.get("sha256") or {}).values()), "")
-        table.add_row(item["name"], str(item["source"]), str(item["rank"]), item["dtype"], digest[:12])
+        table.add_row(item["name"], str(item["source"]), str(item["rank"] or ""), item["dtype"], digest[:12])
     return table
 
 

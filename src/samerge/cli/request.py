@@ -122,24 +122,45 @@ def check_targets(request: Request) -> None:
         OptionError: the repository id is not valid.
     """
     if request.out:
-        from samerge.writer import check_free
-
-        target = Path(os.path.abspath(Path(request.out).expanduser()))
-        check_free(target, request.overwrite)
-        parent = next(folder for folder in target.parents if folder.exists())
-        if not parent.is_dir() or not os.access(parent, os.W_OK):
-            why = "cannot be written to" if parent.is_dir() else "is a file"
-            raise OutputExistsError(f"writing {request.out}: {parent} {why}; choose another folder")
+        check_folder(request.out, request.overwrite)
     if request.push_to_hub:
-        from huggingface_hub.errors import HFValidationError
-        from huggingface_hub.utils import validate_repo_id
+        check_repository(request.push_to_hub)
 
-        try:
-            validate_repo_id(request.push_to_hub)
-        except HFValidationError as error:
-            raise OptionError(
-                f"--push-to-hub {request.push_to_hub!r}: {error}. A repository id is 'name' or 'user/name'"
-            ) from error
+
+def check_folder(out: str, overwrite: bool, marker: str | None = None) -> None:
+    """Refuse a folder that may not be written.
+
+    Args:
+        out: the folder.
+        overwrite: replace what is there already.
+        marker: the file that shows that what is there may be replaced; that of an adapter by default.
+
+    Raises:
+        OutputExistsError: it is taken, or cannot be made.
+    """
+    from samerge.writer import CONFIG_NAME, check_free
+
+    target = Path(os.path.abspath(Path(out).expanduser()))
+    check_free(target, overwrite, marker or CONFIG_NAME)
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        why = "cannot be written to" if parent.is_dir() else "is a file"
+        raise OutputExistsError(f"writing {out}: {parent} {why}; choose another folder")
+
+
+def check_repository(repository: str) -> None:
+    """Refuse a repository id that cannot be.
+
+    Raises:
+        OptionError: it is not valid.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise OptionError(f"--push-to-hub {repository!r}: {error}. A repository id is 'name' or 'user/name'") from error
 
 
 def _push(merged: MergedAdapter, request: Request, quiet: bool) -> str:
