@@ -20,6 +20,7 @@ from samerge.graph import FlowGraph
 from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base, weights_of
 from samerge.merged import MergedAdapter
 from samerge.methods import entry
+from samerge.methods.parameters import parameters_of
 from samerge.methods.problem import Problem
 from samerge.options import MergeOptions, resolve
 from samerge.output import finish
@@ -51,6 +52,7 @@ def merge(
     device: str | None = None,
     modules_to_save: str | None = None,
     dora: str | None = None,
+    method_options: Mapping[str, float | str] | None = None,
     progress: bool = True,
 ) -> MergedAdapter:
     """Merge several LoRA adapters of one base model into one adapter.
@@ -93,6 +95,7 @@ def merge(
             adapter's; or "drop". Without it, adapters that carry any are an error.
         dora: "exact" converts DoRA adapters on the way: the exact update relative to the base, truncated to the
             adapter's rank, or to another with "exact:<rank>"; the report says what that lost. An error without it.
+        method_options: what only this method has, by name, e.g. `{"mu": 0.1}` for `wudi`; `samerge methods` lists them.
         progress: show progress bars when on a terminal.
 
     Returns:
@@ -137,7 +140,10 @@ def merge(
         value = recipe if name == "recipe" else given[name]
         if value is not None and name not in registered.uses | _COMMON:
             raise OptionError(f"method={method!r} has no option {name!r} (given {name}={value!r}); leave it out")
+    given["method_options"] = parameters_of(method, registered.parameters, method_options)
     options = resolve(method, recipe, given, registered.defaults)
+    if isinstance(options.density, str) and not registered.adaptive:
+        raise OptionError(f"density={options.density!r}: method={method!r} knows no adaptive density; give a number")
     bars = Progress(progress)
     with bars.task("reading", 1):
         experts = open_adapters(base, adapters)

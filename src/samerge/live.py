@@ -153,6 +153,7 @@ def add_weighted_adapter(
     device: str | None = None,
     modules_to_save: str | None = None,
     dora: str | None = None,
+    method_options: Mapping[str, float | str] | None = None,
     progress: bool = True,
 ) -> MergedAdapter:
     """Merge adapters of a live `PeftModel` into a new one on the same model.
@@ -192,6 +193,7 @@ def add_weighted_adapter(
         device: where to compute; where the model is by default.
         modules_to_save: what becomes of fully trained modules and token rows: "average", "take:<adapter>" or "drop".
         dora: "exact" or "exact:<rank>" converts DoRA adapters on the way.
+        method_options: what only this method has, by name.
         progress: show progress bars when on a terminal.
 
     Returns:
@@ -257,6 +259,7 @@ def add_weighted_adapter(
         device=device,
         modules_to_save=modules_to_save,
         dora=dora,
+        method_options=method_options,
         progress=progress,
     )
     merged.apply_to(model, adapter_name)

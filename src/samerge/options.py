@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -75,6 +75,7 @@ class MergeOptions:
         device: where to compute.
         modules_to_save: what becomes of fully trained modules and token rows: "average", "take:<adapter>" or "drop".
         dora: "exact" or "exact:<rank>" converts DoRA adapters on the way.
+        method_options: what only this method has, as its frozen dataclass; None for a method without any.
     """
 
     method: str
@@ -94,6 +95,7 @@ class MergeOptions:
     device: str | None
     modules_to_save: str | None = None
     dora: str | None = None
+    method_options: Any = None
 
     def __post_init__(self) -> None:
         whole("rank", self.rank)
@@ -145,6 +147,7 @@ class MergeOptions:
         table = {item.name: getattr(self, item.name) for item in fields(self)}
         table["connectivity"] = "custom graph" if isinstance(self.connectivity, FlowGraph) else self.connectivity
         table["dtype"] = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        table["method_options"] = None if self.method_options is None else asdict(self.method_options)
         return table
 
 

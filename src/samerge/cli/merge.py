@@ -8,6 +8,7 @@ import typer
 
 from samerge.cli.adapters import parse_adapter
 from samerge.cli.options import Json, Overwrite, Private, Quiet, number_or_word
+from samerge.cli.pairs import pairs
 from samerge.cli.request import Request, carry_out
 
 _SELECTION = "What is kept"
@@ -141,6 +142,15 @@ def merge(
             rich_help_panel=_SELECTION,
         ),
     ] = None,
+    method_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method-option",
+            metavar="NAME=VALUE",
+            help="An option that only this method has (see `samerge methods`); once for each.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Push to this repository on the Hub.")
@@ -177,6 +187,7 @@ def merge(
         "device": device,
         "modules_to_save": modules_to_save,
         "dora": dora,
+        "method_options": pairs(method_option),
     }
     request = Request(
         base=base,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from samerge.errors import OptionError
+from samerge.methods.comparators import COMPARATORS
 from samerge.methods.elementwise import merge_elementwise
 from samerge.methods.exact import weighted_sum
 from samerge.methods.problem import Entry
@@ -23,6 +24,7 @@ REGISTRY: dict[str, Entry] = {
         uses=_SELECTION,
         defaults={"scaling": "auto"},
         needs_base=True,
+        adaptive=True,
     ),
     "elementwise": Entry(
         merge_elementwise,
@@ -30,6 +32,7 @@ REGISTRY: dict[str, Entry] = {
         uses=_SELECTION - {"rank", "basis", "scope"},
         defaults={"scaling": "auto", "density": 0.1},
         needs_base=True,
+        adaptive=True,
     ),
     "linear": Entry(weighted_sum, "the exact weighted sum (task arithmetic); its rank is the sum of the ranks"),
     "cat": Entry(weighted_sum, "the same as linear, under the name that PEFT gives its exact sum"),
@@ -38,6 +41,7 @@ REGISTRY: dict[str, Entry] = {
         "the exact weighted sum, truncated to svd_rank (the largest source rank by default)",
         svd_rank=lambda rank: rank,
     ),
+    **COMPARATORS,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -133,6 +133,8 @@ class Entry:
         uses: names of the options that mean something to it.
         defaults: its own defaults, over those of `options.DEFAULTS`.
         needs_base: whether it reads the base weights.
+        adaptive: whether its density may be "adaptive".
+        parameters: the frozen dataclass of the options that only it has.
         svd_rank: the `svd_rank` it takes when none is given, from the largest source rank.
     """
 
@@ -141,6 +143,8 @@ class Entry:
     uses: frozenset[str] = frozenset()
     defaults: Mapping[str, float | str] = field(default_factory=lambda: {"scaling": 1.0})
     needs_base: bool = False
+    adaptive: bool = False
+    parameters: type[Any] | None = None
     svd_rank: Callable[[int], int | None] = lambda rank: None
 
 

@@ -19,9 +19,8 @@ Cost of an iteration: two reads of the base, 6 r + 4 operations for each of its 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ from samerge.compress import svd_basis
 from samerge.connectivity import Connectivity, connectivity
 from samerge.distributed import group
 from samerge.errors import BaseModelError
-from samerge.factors import LoraFactors, concatenate, gram
+from samerge.factors import LoraFactors, component_norms, concatenate, norm
 from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site, iterate
 from samerge.options import MergeOptions
@@ -47,39 +46,25 @@ class _Layer:
         experts: numbers of the experts that take part.
         factors: their surviving components.
         kept: original numbers of those, one tensor for each expert.
-        gram: (R, R) of all survivors, experts one after the other.
-        before: for each expert, components and squared norm before any pruning.
+        before: for each expert, number of components and norm before any pruning.
     """
 
     site: Site
     experts: tuple[int, ...]
     factors: tuple[LoraFactors, ...]
     kept: tuple[Tensor, ...]
-    gram: Tensor
     before: tuple[tuple[int, float], ...]
-
-    def spans(self) -> list[slice]:
-        """Where each expert's components stand among all of them."""
-        ends = accumulate(f.rank for f in self.factors)
-        return [slice(end - f.rank, end) for end, f in zip(ends, self.factors, strict=True)]
 
     def eta(self, weights: Sequence[float]) -> list[Tensor]:
         """eta of every expert's components."""
-        ranks = torch.tensor([f.rank for f in self.factors], dtype=torch.long, device=self.gram.device)
-        of_expert = self.gram.new_tensor([weights[n] for n in self.experts])
-        eta = agreement(self.gram, of_expert.repeat_interleave(ranks)).double()
-        return [eta[span] for span in self.spans()]
+        return agreement(self.factors, [weights[n] for n in self.experts])
 
     def prune(self, chosen: Sequence[Tensor]) -> _Layer:
         """Keep the `chosen` ones among the survivors of each expert."""
-        if not self.factors:
-            return self
-        index = torch.cat([pick + span.start for pick, span in zip(chosen, self.spans(), strict=True)])
         return replace(
             self,
             factors=tuple(f.select(pick) for f, pick in zip(self.factors, chosen, strict=True)),
             kept=tuple(k[pick] for k, pick in zip(self.kept, chosen, strict=True)),
-            gram=self.gram[index][:, index],
         )
 
 
@@ -104,17 +89,13 @@ def merge_by_saliency(problem: Problem, options: MergeOptions) -> Outcome:
 def _prepare(problem: Problem, site: Site, options: MergeOptions) -> _Layer:
     basis = svd_basis if options.basis == "svd" else LoraFactors.existing
     factors = {n: basis(f) for n, f in problem.factors(site).items()}
-    matrix = gram(concatenate(list(factors.values()))) if factors else torch.zeros(0, 0, device=problem.device)
-    layer = _Layer(
+    return _Layer(
         site,
         tuple(factors),
         tuple(factors.values()),
         tuple(torch.arange(f.rank, device=problem.device) for f in factors.values()),
-        matrix,
-        (),
+        tuple((f.rank, float(norm(f))) for f in factors.values()),
     )
-    squares = [float(matrix[span, span].sum(dtype=torch.float64).clamp_min(0)) for span in layer.spans()]
-    return replace(layer, before=tuple((f.rank, e) for f, e in zip(layer.factors, squares, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -138,7 +119,7 @@ def _budgets(layers: Sequence[_Layer], problem: Problem, options: MergeOptions) 
     for n in range(len(problem.names)):
         places = [(i, layer.experts.index(n)) for i, layer in enumerate(layers) if free[i] and n in layer.experts]
         sizes = [layers[i].factors[j].rank for i, j in places]
-        norms = [layers[i].gram.diagonal()[layers[i].spans()[j]].double().clamp_min(0).sqrt() for i, j in places]
+        norms = [component_norms(layers[i].factors[j]) for i, j in places]
         evennesses = [
             evenness(float(own.sum()), float(own.square().sum()), size) for own, size in zip(norms, sizes, strict=True)
         ]
@@ -262,9 +243,8 @@ def _split(index: Tensor, sizes: Sequence[int]) -> list[Tensor]:
 def _finish(layer: _Layer, problem: Problem) -> MergedLayer:
     if not layer.experts:
         return MergedLayer(empty(layer.site.shape), {})
-    spans: Mapping[int, slice] = dict(zip(layer.experts, layer.spans(), strict=True))
     fates = {}
-    for n, kept, (count, square) in zip(layer.experts, layer.kept, layer.before, strict=True):
-        left = float(layer.gram[spans[n], spans[n]].sum(dtype=torch.float64).clamp_min(0))
-        fates[n] = Share(count, tuple(kept.tolist()), math.sqrt(square), left / square if square else 1.0)
+    for n, factors, kept, (count, before) in zip(layer.experts, layer.factors, layer.kept, layer.before, strict=True):
+        energy = float(norm(factors) / before) ** 2 if before else 1.0
+        fates[n] = Share(count, tuple(kept.tolist()), before, energy)
     return MergedLayer(concatenate(layer.factors, [problem.weights[n] for n in layer.experts]), fates)

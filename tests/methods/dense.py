@@ -1,0 +1,51 @@
+"""What the tests of the comparators share: random updates in float64 and a naive SVD of dense ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from samerge.core import core_space
+from samerge.factors import LoraFactors
+
+#: (d_out, d_in, ranks): plain, one adapter, more components than d_out or d_in.
+SHAPES = [(11, 9, (2, 3, 2)), (8, 12, (4,)), (6, 14, (3, 4, 2)), (15, 5, (3, 4, 1)), (20, 20, (4, 4, 4, 4))]
+
+
+def updates(d_out: int, d_in: int, ranks: Sequence[int], seed: int = 0) -> list[LoraFactors]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return [LoraFactors(draw(r, d_in), draw(d_out, r), scale=0.5 + i) for i, r in enumerate(ranks)]
+
+
+def regauged(parts: Sequence[LoraFactors], seed: int = 7) -> list[LoraFactors]:
+    """The same updates with other factors."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for part in parts:
+        q = torch.randn(part.rank, part.rank, generator=generator, dtype=torch.float64)
+        q += 3 * torch.eye(part.rank, dtype=torch.float64)
+        found.append(LoraFactors(torch.linalg.solve(q, part.A), part.B @ q, part.scale))
+    return found
+
+
+def through_core(combine, parts: Sequence[LoraFactors]) -> Tensor:
+    """The dense merge that `combine(cores)` gives."""
+    space = core_space(parts)
+    return space.left @ combine(space.cores) @ space.right.T
+
+
+def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, V of the singular values that are not zero."""
+    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    alive = s > 1e-9 * s[0]
+    return u[:, alive], s[alive], vh[alive].T
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

@@ -1,0 +1,98 @@
+"""`wudi` against gradient descent run to convergence, and against its formulas on dense updates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from methods.dense import SHAPES, close, through_core, updates
+
+from samerge.methods.wudi import aswudi, wudi
+
+WEIGHTS = [1.0, 0.5, 2.0, -0.7]
+
+
+def loss(M, targets, deltas):
+    return sum(((M - t) @ d.T).square().sum() / d.square().sum() for t, d in zip(targets, deltas, strict=True))
+
+
+def descended(targets, deltas, steps=200000):
+    """Gradient descent with momentum from zero, in float64, by autograd."""
+    M = torch.zeros_like(deltas[0], requires_grad=True)
+    top = float(torch.linalg.eigvalsh(sum(d.T @ d / d.square().sum() for d in deltas))[-1])
+    previous = M.detach().clone()
+    for step in range(steps):
+        (gradient,) = torch.autograd.grad(loss(M, targets, deltas), M)
+        if float(gradient.norm()) < 1e-12:
+            break
+        with torch.no_grad():
+            new = M - gradient / (2 * top)
+            moved = new + step / (step + 3) * (new - previous) * (1 if step % 400 else 0)
+            previous = new
+            M.copy_(moved)
+    return M.detach()
+
+
+@pytest.mark.parametrize("shape", [(11, 9, (2, 3, 2)), (7, 14, (3, 4, 2)), (15, 5, (3, 4, 1))])
+def test_gradient_descent_ends_there(shape):
+    """Where the stacked A have full row rank the minimum is 0; the third case has more rows than d_in."""
+    parts = updates(*shape)
+    deltas = [p.delta() for p in parts]
+    targets = [w * d for w, d in zip(WEIGHTS, deltas, strict=False)]
+    found = descended(targets, deltas)
+    ours = through_core(lambda cores: wudi(cores, WEIGHTS[: len(cores)], cutoff=1e-14), parts)
+    scale = float(loss(torch.zeros_like(found), targets, deltas))
+    assert float(loss(ours, targets, deltas)) <= float(loss(found, targets, deltas)) + 1e-12 * scale
+    torch.testing.assert_close(ours, found, rtol=1e-5, atol=1e-6 * float(found.norm()))
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if sum(s[2]) <= min(s[:2])])
+def test_it_solves_on_every_row_space(shape):
+    """M a = w_i tau_i a for every a in the row space of A_i; M = [w_i tau_i A_i^T] (A A^T)^-1 A."""
+    parts = updates(*shape)
+    ours = through_core(lambda cores: wudi(cores, WEIGHTS[: len(cores)], cutoff=1e-14), parts)
+    for w, part in zip(WEIGHTS, parts, strict=False):
+        torch.testing.assert_close(ours @ part.A.T, w * part.delta() @ part.A.T, rtol=1e-7, atol=1e-7)
+    A = torch.cat([p.A for p in parts])
+    right = torch.cat([w * p.delta() @ p.A.T for w, p in zip(WEIGHTS, parts, strict=False)], dim=1)
+    torch.testing.assert_close(ours, right @ torch.linalg.inv(A @ A.T) @ A, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("mu", [0.0, 0.1, 10.0])
+def test_core_equals_dense(shape, mu):
+    parts = updates(*shape)
+    deltas = [p.delta() for p in parts]
+    weights = WEIGHTS[: len(parts)]
+    C = [d.T @ d / d.square().sum() for d in deltas]
+    total = sum(C)
+    target = sum(w * d @ c for w, d, c in zip(weights, deltas, C, strict=True))
+    values = torch.linalg.eigvalsh(total)
+    cut = 1e-6
+    if mu:
+        ridge = mu * values[values > cut * values[-1]].mean()
+        plain = sum(w * d for w, d in zip(weights, deltas, strict=True))
+        eye = torch.eye(len(total), dtype=torch.float64)
+        expected = (target + ridge * plain) @ torch.linalg.inv(total + ridge * eye)
+    else:
+        expected = target @ torch.linalg.pinv(total, rtol=cut, hermitian=True)
+    close(through_core(lambda cores: wudi(cores, weights, cut, mu), parts), expected)
+
+
+def test_a_large_ridge_is_the_sum():
+    parts = updates(11, 9, (2, 3))
+    merged = through_core(lambda cores: wudi(cores, [1.0, 1.0], mu=1e9), parts)
+    torch.testing.assert_close(merged, sum(p.delta() for p in parts), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_aswudi_keeps_the_leading_eigenvectors(shape):
+    parts = updates(*shape)
+    deltas = [p.delta() for p in parts]
+    C = [d.T @ d / d.square().sum() for d in deltas]
+    values, vectors = torch.linalg.eigh(sum(C))
+    values = values.clamp_min(0)
+    values[values < 1e-6 * values[-1]] = 0
+    count = max(1, round(float(values.sqrt().sum() ** 2 / values.sum())))
+    lead, kept = vectors[:, -count:], values[-count:]
+    target = sum(d @ c for d, c in zip(deltas, C, strict=True))
+    close(through_core(lambda cores: aswudi(cores, [1.0] * len(cores)), parts), target @ lead / kept @ lead.T)
