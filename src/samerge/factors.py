@@ -92,6 +92,12 @@ def gram(factors: LoraFactors) -> Tensor:
     return (f.B.T @ f.B) * (f.A @ f.A.T)
 
 
+def component_norms(factors: LoraFactors) -> Tensor:
+    """The Frobenius norm of every rank-1 component, |b_k| |a_k|, (r,) in float64, scale folded in."""
+    f = factors.folded()
+    return torch.linalg.vector_norm(f.B.double(), dim=0) * torch.linalg.vector_norm(f.A.double(), dim=1)
+
+
 def norm(factors: LoraFactors) -> Tensor:
     """The Frobenius norm of `scale * B @ A`, from the Gram matrices, a scalar in float64."""
     return gram(factors.to(dtype=torch.float64)).sum().clamp_min(0).sqrt()

@@ -8,18 +8,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from samerge.factors import LoraFactors
 
-def agreement(gram: Tensor, weights: Tensor) -> Tensor:
-    """eta_k = <b_k a_k^T, sum_j w_j b_j a_j^T>, how far each component agrees with the merge.
+
+def agreement(parts: Sequence[LoraFactors], weights: Sequence[float]) -> list[Tensor]:
+    """eta_k = b_k^T (sum_i w_i tau_i) a_k, how far each rank-1 component agrees with the merge.
+
+    Two thin products an expert, (sum_j w_j b_j (a_j . a_k)) . b_k over the components j of all experts; the Gram matrix
+    of all components with all others, which grows with the square of the number of experts, is never held.
 
     Args:
-        gram: (R, R), <b_k a_k^T, b_j a_j^T> of all surviving components of all experts (`factors.gram`).
-        weights: (R,), the weight of the expert that each component belongs to.
+        parts: the experts' surviving components, scale folded in; (out, in) of one module, any ranks.
+        weights: one for each expert.
 
     Returns:
-        (R,).
+        For each expert (r,) in float64.
+
+    Example:
+        >>> f = LoraFactors(A=torch.eye(2), B=torch.diag(torch.tensor([2.0, 3.0])))
+        >>> agreement([f, f], [1.0, 0.5])
+        [tensor([ 6.0000, 13.5000], dtype=torch.float64), tensor([ 6.0000, 13.5000], dtype=torch.float64)]
     """
-    return gram @ weights
+    if not parts:
+        return []
+    rows = torch.cat([part.A for part in parts])  # (R, d_in)
+    columns = torch.cat([part.B * weight for part, weight in zip(parts, weights, strict=True)], dim=1)  # (d_out, R)
+    return [(part.B * (columns @ (rows @ part.A.T))).sum(0, dtype=torch.float64) for part in parts]
 
 
 def score(gamma: Tensor, eta: Tensor, weight: float, signed: bool) -> Tensor:
