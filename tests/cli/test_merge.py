@@ -207,4 +207,14 @@ def test_the_options_are_those_of_merge() -> None:
     taken = inspect.signature(samerge.merge).parameters
     api = [name for name in taken if name not in ("base", "adapters", "weights", "progress")]
     assert list(request_module.OPTIONS) == api
-    assert set(api) <= set(inspect.signature(command).parameters)
+    one_by_one = {"method_options": "method_option"}
+    assert {one_by_one.get(name, name) for name in api} <= set(inspect.signature(command).parameters)
+
+
+def test_options_of_a_method_alone(invoke, loras) -> None:
+    words = ("merge", "-a", loras / "math", "-a", loras / "code", "--method", "wudi", "--out", "out", "--json")
+    result = invoke(*words, "--method-option", "mu=0.5", "--method-option", "cutoff=1e-3")
+    assert json.loads(result.stdout)["options"]["method_options"] == {"cutoff": 1e-3, "mu": 0.5}
+    for wrong in ("mu", "=1", "mu=", "lambda=1", "mu=much"):
+        result = invoke(*words, "--overwrite", "--method-option", wrong)
+        assert (result.exit_code, result.stdout) == (2, "")

@@ -35,6 +35,7 @@ OPTIONS = (
     "device",
     "modules_to_save",
     "dora",
+    "method_options",
 )
 
 
