@@ -95,7 +95,8 @@ def gram(factors: LoraFactors) -> Tensor:
 def component_norms(factors: LoraFactors) -> Tensor:
     """The Frobenius norm of every rank-1 component, |b_k| |a_k|, (r,) in float64, scale folded in."""
     f = factors.folded()
-    return torch.linalg.vector_norm(f.B.double(), dim=0) * torch.linalg.vector_norm(f.A.double(), dim=1)
+    squares: Tensor = f.B.double().square().sum(0) * f.A.double().square().sum(1)
+    return squares.sqrt()
 
 
 def norm(factors: LoraFactors) -> Tensor:
