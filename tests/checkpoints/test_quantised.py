@@ -404,9 +404,11 @@ def test_a_configuration_that_names_no_format(tmp_path):
         source(tmp_path, {"layer.weight": uniform(3, 3)}, {"bits": 4})
 
 
-@pytest.mark.parametrize("method", ["gptq", "torchao", "bitsandbytes"])
-def test_a_format_that_no_weight_is_in(tmp_path, method):
-    with pytest.raises(samerge.BaseModelError, match="no weight is in that format"):
+@pytest.mark.parametrize(
+    ("method", "hint"), [("gptq", "give the unquantised"), ("torchao", "install torchao"), ("bitsandbytes", "give the")]
+)
+def test_a_format_that_no_weight_is_in(tmp_path, method, hint):
+    with pytest.raises(samerge.BaseModelError, match=rf"no weight is in that format .*; .*{hint}"):
         source(tmp_path, {"layer.weight": uniform(3, 3)}, {"quant_method": method, "bits": 4})
 
 

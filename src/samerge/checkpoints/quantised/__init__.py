@@ -25,10 +25,12 @@ class Format:
     Args:
         find: the weights that are in this format, given all tensors and the `quantization_config`.
         evident: whether the tensors' names alone tell it, without a configuration.
+        hint: what to do about files in which no weight was found.
     """
 
     find: Finder
     evident: bool = False
+    hint: str = ""
 
 
 #: By the `quant_method` of a configuration.
@@ -42,15 +44,19 @@ FORMATS: dict[str, Format] = {
     "hqq": Format(hqq.find, evident=True),
     "modelopt": Format(fp8.find),
     "mxfp4": Format(mxfp4.find, evident=True),
-    "torchao": Format(lambda raw, settings: iter(())),  # tensors that know their own format: see live.py
+    "torchao": Format(  # tensors that know their own format: see live.py
+        lambda raw, settings: iter(()),
+        hint="only the library reads these files: install torchao, load the model with transformers, and give the "
+        "model itself as the base; or ",
+    ),
 }
 
 _WAY_OUT = (
     "give the unquantised base instead, or load the model with its library, call model.dequantize() and save_pretrained"
 )
 
-#: Endings of tensors that hold packed weights, in any format.
-_PACKED = (".qweight", ".weight_packed", ".W_q", ".codes", ".q_weight", "_blocks", ".weight_scale_inv", ".SCB")
+#: Endings of tensors that hold packed weights when they are integers, in any format.
+_PACKED = ("weight", ".weight_packed", ".W_q", ".codes", "_blocks", "_qdata")
 
 
 def dequantised(
@@ -91,7 +97,7 @@ def dequantised(
     if method and not count and not live:
         raise BaseModelError(
             f"{doing}: its configuration says that it is quantised (quant_method={method!r}), but no weight is in that "
-            f"format as samerge knows it (tensors: {list(raw)[:3]} ...); {_WAY_OUT}"
+            f"format as samerge knows it (tensors: {list(raw)[:3]} ...); {FORMATS[method].hint}{_WAY_OUT}"
         )
     return result
 
@@ -117,9 +123,8 @@ def _method(settings: Mapping[str, Any]) -> str:
 def _refuse_packed(weights: Mapping[str, Stored], doing: str, live: bool) -> None:
     """Refuse packed values; a folder may also hold buffers of integers and masks, which are no weights."""
     for name, weight in weights.items():
-        packed = name.endswith(_PACKED)
-        whole_numbers = not weight.dtype.is_floating_point and len(weight.shape) >= 2
-        if packed or (whole_numbers and (live or name.endswith("weight"))):
+        integers = not weight.dtype.is_floating_point and len(weight.shape) >= 2
+        if integers and (live or name.endswith(_PACKED)):
             dtype = str(weight.dtype).removeprefix("torch.")
             raise BaseModelError(
                 f"{doing}: {name} {weight.shape} holds packed values ({dtype}) in a format that is not known, or not "
