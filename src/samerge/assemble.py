@@ -21,8 +21,9 @@ from samerge.profile import siblings
 _TRANSPOSED_STACKS = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria_text"})
 
 
-#: Models made of transformers' `Conv1D`, whose weights are stored (in, out), where a square one does not show it.
-_CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+#: Models of `transformers.pytorch_utils.Conv1D`, whose weights are (in, out), and the names of such modules.
+_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "gptsan-japanese"})
+_CONV1D_NAMES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 
 
 def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Site, ...]:
@@ -48,7 +49,7 @@ def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Sit
             key = names.setdefault(keys[module], module)
             others = found.setdefault(key, {})
             for m, other in others.items():
-                if other.shape != adapted.shape or other.layout != adapted.layout:
+                if other.shape != adapted.shape or not _alike(other.layout, adapted.layout, source):
                     raise BaseModelError(
                         f"module {module!r} does not match between adapters: {adapters[m].name!r} updates "
                         f"{other.shape} ({other.layout.kind}), {adapter.name!r} updates {adapted.shape} "
@@ -140,12 +141,8 @@ def _fitted(adapter: str, module: str, adapted: AdaptedModule, tensor: str, sour
     """
     shape, layout = source.shapes[tensor], adapted.layout
     rows, columns = matrix_shape(shape, 0 if layout.kind == "parameter" and len(shape) == 3 else None)
-    if layout.kind == "parameter" and len(shape) == 3 and not _is_transposed(adapted, rows, columns, source):
-        layout = replace(layout, transposed=False)
-    elif layout.kind == "parameter" and len(shape) == 3:
-        layout = replace(layout, transposed=True)
-    elif layout.kind == "linear":
-        layout = replace(layout, transposed=_is_conv1d(adapted, rows, columns, source))
+    if layout.kind == "linear" or (layout.kind == "parameter" and len(shape) == 3):
+        layout = replace(layout, transposed=_is_transposed(module, adapted, rows, columns, source))
     expected = (columns, rows) if layout.transposed else (rows, columns)
     experts = shape[0] if layout.kind == "parameter" and len(shape) == 3 else 1
     if adapted.shape != expected or max(1, layout.experts) != experts:
@@ -158,19 +155,24 @@ def _fitted(adapter: str, module: str, adapted: AdaptedModule, tensor: str, sour
     return replace(adapted, layout=layout)
 
 
-def _is_transposed(adapted: AdaptedModule, rows: int, columns: int, source: WeightSource) -> bool:
-    if rows == columns:
-        return adapted.layout.transposed or str(source.config.get("model_type")) in _TRANSPOSED_STACKS
-    return adapted.shape == (columns, rows)
-
-
-def _is_conv1d(adapted: AdaptedModule, rows: int, columns: int, source: WeightSource) -> bool:
-    """Whether a linear map is stored (in, out). PEFT's `fan_in_fan_out` says it of the last module alone."""
-    if rows == columns:
-        return adapted.layout.transposed or str(source.config.get("model_type")) in _CONV1D
-    if {adapted.shape} & {(rows, columns), (columns, rows)}:
-        return adapted.shape == (columns, rows)
+def _is_transposed(module: str, adapted: AdaptedModule, rows: int, columns: int, source: WeightSource) -> bool:
+    """Whether the base stores the weight (in, out). `fan_in_fan_out` need not tell: with both Conv1D and Linear among
+    the targets PEFT writes what the last of them was.
+    """
+    kind = source.config.get("model_type")
+    if rows != columns:
+        may_be = adapted.layout.kind == "parameter" or adapted.layout.transposed or kind in (None, *_CONV1D_MODELS)
+        return may_be and adapted.shape == (columns, rows)
+    if adapted.layout.kind == "parameter":
+        return adapted.layout.transposed or kind in _TRANSPOSED_STACKS
+    if kind in _CONV1D_MODELS:
+        return module.rpartition(".")[2] in _CONV1D_NAMES
     return adapted.layout.transposed
+
+
+def _alike(one: Layout, two: Layout, source: WeightSource | None) -> bool:
+    """Whether two layouts are the same. Without a base nobody knows which way round a weight is stored."""
+    return one == two or (source is None and replace(one, transposed=two.transposed) == two)
 
 
 def _edge(key: str, layout: Layout) -> Weight:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import Any
@@ -26,6 +27,7 @@ from pitfalls.lab import (
     qwen3_moe,
     snapshot,
 )
+from samerge.methods import REGISTRY
 
 BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
@@ -79,6 +81,11 @@ KINDS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         gpt2,
         {"target_modules": ["c_attn"], "fan_in_fan_out": True},
         {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "r": 3},
+    ),
+    "Conv1D and Linear": (
+        gpt2,
+        {"target_modules": ["c_proj", "lm_head"], "fan_in_fan_out": True},
+        {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "r": 3},
     ),
     "Conv1D and wte": (
         gpt2,
@@ -193,6 +200,37 @@ def test_the_target_names_resolve_to_exactly_the_modules(bench, kind: str) -> No
     assert merged.settings["target_modules"] == sorted(merged.settings["target_modules"])
     assert len({factors.rank for factors in merged.factors.values()}) == 1
     assert merged.settings["lora_alpha"] == merged.settings["r"] == next(iter(merged.factors.values())).rank
+
+
+def test_what_fan_in_fan_out_says_of_a_mixture_is_not_trusted(bench) -> None:
+    """PEFT sets it by the last module that it came to; a square weight does not show which way round it is."""
+    lab = bench(gpt2)
+    settings = {"target_modules": ["c_proj", "lm_head"], "fan_in_fan_out": True}
+    first, second = lab.train("a", **settings), lab.train("b", **settings)
+    says = {flag: lab.altered(first, fan_in_fan_out=flag) for flag in (True,)}
+    says[False] = first
+    config = json.loads((lab.folder / "a" / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] is False
+    options = {"density": 0.5, "scaling": 1.0, "progress": False}
+    live = samerge.merge(lab.with_adapters(first, second), ["first", "second"], **options)
+    for folder in says.values():
+        merged = lab.merge(folder, second, **options)
+        assert merged.report.record["layers"] == live.report.record["layers"]
+        assert all(torch.equal(merged.delta(name), live.delta(name)) for name in live.factors)
+    plain = lab.train("c", target_modules=["c_proj"], fan_in_fan_out=True)
+    samerge.merge(None, [plain, lab.altered(plain, fan_in_fan_out=False)], method="linear")
+
+
+@pytest.mark.parametrize("method", list(samerge.methods()))
+@pytest.mark.parametrize("kind", ["experts", "nn.MultiheadAttention", "Conv1D and Linear"])
+def test_every_method_takes_every_kind(bench, kind: str, method: str) -> None:
+    factory, one, two = KINDS[kind]
+    lab = bench(factory)
+    options = _method(kind) if "connectivity" in REGISTRY[method].uses else {}
+    folders = {"first": lab.train("a", **one), "second": lab.train("b", **two)}
+    with quiet():
+        merged = samerge.merge(lab.base, folders, method=method, progress=False, **options)
+        assert torch.isfinite(output(lab.reloaded(merged))).all()
 
 
 def test_layers_that_no_expert_adapts_are_there_with_a_zero_update(bench) -> None:
