@@ -22,6 +22,7 @@ from samerge.version import __version__
 if TYPE_CHECKING:
     from samerge.api import merge
     from samerge.compressing import compress_adapter
+    from samerge.extracting import extract_adapter
     from samerge.factors import LoraFactors
     from samerge.full.api import merge_full
     from samerge.full.model import MergedModel
@@ -41,6 +42,7 @@ _LAZY = {
     "Weight": "samerge.graph",
     "add_weighted_adapter": "samerge.live",
     "compress_adapter": "samerge.compressing",
+    "extract_adapter": "samerge.extracting",
     "merge": "samerge.api",
     "merge_full": "samerge.full.api",
     "methods": "samerge.methods",
@@ -64,6 +66,7 @@ __all__ = [
     "__version__",
     "add_weighted_adapter",
     "compress_adapter",
+    "extract_adapter",
     "merge",
     "merge_full",
     "methods",

@@ -23,8 +23,12 @@ _IN_WORDS = {
     ),
     "linear": "The weighted sum of the adapters' updates.",
     "cat": "The weighted sum of the adapters' updates, exactly, by laying their components side by side.",
+    "compress": "The adapter with every layer's update replaced by its best approximation of a lower rank.",
+    "extract": "The difference between the checkpoint's linear weights and the base's, truncated to a low rank (SVD).",
     "svd": "The weighted sum of the adapters' updates, brought to a lower rank by a truncated SVD.",
 }
+#: What became of the inputs of methods that do not merge.
+_MADE = {"compress": "compressed", "extract": "extracted"}
 _CLASS_OF_TASK = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
@@ -95,11 +99,13 @@ def _title(record: Mapping[str, Any]) -> str:
     of_base = "" if not base else f" of {_link(base)}"
     if base and not _on_hub(base):
         of_base += " (from a local folder)"
-    what = f"One LoRA adapter{of_base}, merged from {len(names)}" if names else f"A merged LoRA adapter{of_base}"
+    made = _MADE.get(str(record.get("method")), "merged")
+    source = ("" if made != "merged" else f" {len(names)}") + (f": {', '.join(names)}" if names else "")
+    what = f"One LoRA adapter{of_base}, {made} from{source}" if names else f"A merged LoRA adapter{of_base}"
     if _is_model(record):
         what = f"One model, merged from {len(names)} fine-tuned checkpoints{of_base}"
     title = " + ".join(str(entry.get("name", "?")) for entry in record.get("inputs") or ()) or "adapter"
-    return f"# Merged: {_text(title)}\n\n{what}{': ' + ', '.join(names) if names else ''}. No data and no training."
+    return f"# {made.capitalize()}: {_text(title)}\n\n{what}. No data and no training."
 
 
 def _recipe(record: Mapping[str, Any]) -> str:

@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from samerge.cli.check import check
+from samerge.cli.compress import compress
 from samerge.cli.errors import guarded
+from samerge.cli.extract import extract
 from samerge.cli.full import full
 from samerge.cli.inspect import inspect
 from samerge.cli.merge import merge
@@ -64,6 +66,8 @@ app.command("full")(guarded(full))
 app.command("run")(guarded(run_recipe))
 app.command("inspect")(guarded(inspect))
 app.command("check")(guarded(check))
+app.command("compress")(guarded(compress))
+app.command("extract")(guarded(extract))
 app.command("methods")(guarded(methods))
 
 
