@@ -5,7 +5,7 @@ DoRA learns a magnitude m for every row of the weight, in the orientation (out, 
     W' = m * V / ||V||_rows,    V = W0 + s B A,    and its update    W' - W0 = (c - 1) * W0 + c * s B A,  c = m / ||V||.
 
 The first part scales rows of the base and has full rank: no LoRA of a small rank holds all of it. What the truncation
-loses is reported for every layer. One layer's update is dense at a time.
+loses is reported for every layer. The update is only ever seen some rows at a time.
 """
 
 from __future__ import annotations
@@ -18,16 +18,12 @@ from torch import Tensor
 
 from samerge.adapters import AdaptedModule, Adapter
 from samerge.adapters.describe import finite
-from samerge.checkpoints import WeightSource, matrix_shape
+from samerge.checkpoints import WeightSource, matrix_shape, read_tile
 from samerge.errors import AdapterError
-from samerge.factors import LoraFactors
 from samerge.layouts import expert_of
 from samerge.methods.problem import Site
 from samerge.progress import Progress
-
-#: From this width on, the singular triplets are found by subspace iteration instead of a full SVD.
-_WIDE = 1024
-_OVERSAMPLE, _ROUNDS = 16, 4
+from samerge.randomised import Rows, truncated_svd
 
 
 def check_dora(adapters: Sequence[Adapter], choice: str | None, source: WeightSource | None) -> None:
@@ -83,8 +79,8 @@ def converted(
             for n, adapted in site.experts.items():
                 if adapted.magnitude is None:
                     continue
-                update = exact_update(names[n], site, adapted, source, device)
-                factors, share = truncated(update, rank or adapted.rank)
+                rows = update_rows(names[n], site, adapted, source, device)
+                factors, _, share = truncated_svd(rows, site.shape, rank or adapted.rank, device=device)
                 factors = factors.to(torch.device("cpu"))
                 lost.setdefault(site.module, {})[names[n]] = share
                 experts[n] = replace(adapted, rank=factors.rank, load=lambda f=factors: f, magnitude=None)  # type: ignore[misc]
@@ -93,46 +89,41 @@ def converted(
     return tuple(plain), lost
 
 
-def exact_update(
-    adapter: str, site: Site, adapted: AdaptedModule, source: WeightSource, device: torch.device
-) -> Tensor:
-    """The dense update of one DoRA module, (out, in), in float32."""
+def update_rows(adapter: str, site: Site, adapted: AdaptedModule, source: WeightSource, device: torch.device) -> Rows:
+    """Rows of the exact update of one DoRA module, (out, in), in float32.
+
+    The norm runs along a row, so that rows of the update need only the same rows of the base. A base that is stored
+    (in, out) has to be read as a whole.
+
+    Raises:
+        AdapterError: the magnitude is broken.
+    """
     tensor, expert = expert_of(site.key or "")
-    rows, columns = matrix_shape(source.shapes[tensor], expert)
-    base = source.read(tensor, 0, rows, expert).to(device, torch.float32).reshape(rows, columns)
-    base = base.T if adapted.layout.transposed else base
+    height, _ = matrix_shape(source.shapes[tensor], expert)
+    magnitude = _magnitude(adapter, site, adapted).to(device)
+    factors = adapted.load().to(device, torch.float32)
+    whole = read_tile(source, tensor, expert, 0, height, device, torch.float32).T if adapted.layout.transposed else None
+
+    def rows(start: int, stop: int) -> Tensor:
+        if whole is None:
+            base = read_tile(source, tensor, expert, start, stop, device, torch.float32)
+        else:
+            base = whole[start:stop]
+        low_rank = factors.scale * (factors.B[start:stop] @ factors.A)
+        norm = torch.linalg.norm(base + low_rank, dim=1)
+        scale: Tensor = torch.where(norm > 0, magnitude[start:stop] / norm, torch.ones_like(norm))[:, None]
+        return (scale - 1) * base + scale * low_rank
+
+    return rows
+
+
+def _magnitude(adapter: str, site: Site, adapted: AdaptedModule) -> Tensor:
     assert adapted.magnitude is not None
     magnitude = finite(adapter, site.module, "lora_magnitude_vector", adapted.magnitude())
-    magnitude = magnitude.to(device, torch.float32).reshape(-1)
-    if len(magnitude) != base.shape[0]:
+    magnitude = magnitude.to(torch.float32).reshape(-1)
+    if len(magnitude) != site.shape[0]:
         raise AdapterError(
             f"converting adapter {adapter!r}, module {site.module!r}: its lora_magnitude_vector has {len(magnitude)} "
-            f"entries for {base.shape[0]} rows; the file is broken"
+            f"entries for {site.shape[0]} rows; the file is broken"
         )
-    low_rank = adapted.load().to(device, torch.float32).delta()
-    scale: Tensor = (magnitude / torch.linalg.norm(base + low_rank, dim=1))[:, None]
-    update: Tensor = (scale - 1) * base + scale * low_rank
-    return update
-
-
-def truncated(update: Tensor, rank: int) -> tuple[LoraFactors, float]:
-    """The best approximation of a dense update of rank at most `rank`, and the share of its energy that is lost.
-
-    Wide updates go through a subspace iteration with a fixed start, within a fraction of a percent of the best.
-    """
-    rank = min(rank, *update.shape)
-    total = float(update.double().square().sum())
-    if min(update.shape) <= _WIDE:
-        u, s, vh = torch.linalg.svd(update, full_matrices=False)
-    else:
-        generator = torch.Generator().manual_seed(0)
-        start = torch.randn(update.shape[1], min(rank + _OVERSAMPLE, *update.shape), generator=generator)
-        q = torch.linalg.qr(update @ start.to(update)).Q  # (out, k)
-        for _ in range(_ROUNDS):
-            q = torch.linalg.qr(update @ torch.linalg.qr(update.T @ q).Q).Q
-        small, s, vh = torch.linalg.svd(q.T @ update, full_matrices=False)
-        u = q @ small
-    root = s[:rank].sqrt()
-    kept = float(s[:rank].double().square().sum())
-    lost = max(0.0, 1 - kept / total) if total else 0.0
-    return LoraFactors(A=vh[:rank] * root[:, None], B=u[:, :rank] * root), lost
+    return magnitude

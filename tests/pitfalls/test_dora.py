@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import samerge
+import samerge.randomised
 from pitfalls.lab import EXACT, Convolutions, close, gpt2, llama, output, quiet
-from samerge.dora import truncated
 
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear": (llama, {"target_modules": ["q_proj", "down_proj"]}),
@@ -71,17 +71,34 @@ def test_truncated_to_the_adapters_rank_it_is_the_best_of_that_rank_and_says_wha
     assert "dora='exact:<rank>' keeps more" in warning
 
 
-def test_a_wide_update_goes_through_subspaces() -> None:
-    generator = torch.Generator().manual_seed(0)
-    wide = torch.randn(1100, 40, generator=generator) @ torch.randn(40, 1200, generator=generator)
-    wide += 0.1 * torch.randn(1100, 1200, generator=generator)
+def test_the_base_is_read_some_rows_at_a_time(bench, monkeypatch) -> None:
+    lab = bench(llama)
+    folder = lab.train("a", target_modules=["down_proj"], use_dora=True)
+    whole = lab.merge(folder, dora="exact:16")
+    monkeypatch.setattr(samerge.randomised, "TILE_ELEMENTS", 5 * 24)
     state = torch.get_rng_state()
-    factors, lost = truncated(wide, 16)
+    tiled = lab.merge(folder, dora="exact:16")
     assert torch.equal(state, torch.get_rng_state())
-    values = torch.linalg.svdvals(wide).double().square()
-    assert lost == pytest.approx(float(values[16:].sum() / values.sum()), rel=1e-2)
-    assert float((wide - factors.delta()).double().square().sum() / values.sum()) == pytest.approx(lost, rel=1e-3)
-    assert truncated(wide, 16)[0].A.equal(factors.A)
+    for name in whole.factors:
+        close(tiled.delta(name), whole.delta(name))
+
+
+def test_rows_of_nothing_stay_nothing(bench) -> None:
+    """A row of the base that is zero, and stays so, has no direction for the magnitude to scale."""
+    lab = bench(llama)
+    with torch.no_grad():
+        lab.model.model.layers[0].self_attn.q_proj.weight[3].zero_()
+
+    def nothing(model) -> None:
+        for name, parameter in model.named_parameters():
+            if "layers.0" in name and "lora_B" in name:
+                parameter.data[3].zero_()
+
+    merged = lab.merge(lab.train("a", nothing, target_modules=["q_proj"], use_dora=True), dora="exact:16")
+    delta = merged.delta("model.layers.0.self_attn.q_proj")
+    assert torch.isfinite(delta).all()
+    assert float(delta[3].abs().max()) < 1e-6
+    assert delta[2].any()
 
 
 def test_it_is_refused_without_a_word_of_the_user(bench) -> None:
