@@ -68,7 +68,7 @@ def test_ranks_by_pattern(llama):
     assert report.notes == ("vLLM: start it with --max-lora-rank 32",)
 
 
-@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed", "ignore:Adapter .default.: 2 LoRA tensor")
+@pytest.mark.filterwarnings("ignore:.lora_bias=True. was passed", "ignore:Adapter .default.. 2 LoRA tensor")
 @pytest.mark.parametrize(
     ("settings", "problem", "served"),
     [
