@@ -9,8 +9,8 @@ For M (m, n), a rank k and a random W (m, l), l = k + oversample:
 V is made orthonormal again after every pass, in float64. M V V^T is an orthogonal projection of M, so that the error is
 known without another pass: ||M - M_k||_F^2 = ||M||_F^2 - sum_(i <= k) S_i^2. Where the spectrum decays the error is the
 optimum's (Eckart and Young) to a fraction of a percent; a flat one has no leading directions to find, and no worse ones
-to take. Memory: a tile, and (m + n) l numbers. Where the matrix itself is not larger than that, it is gathered and
-decomposed exactly.
+to take. Memory: a tile, and (m + n) l numbers. Where the matrix itself is not larger than that, or has few rows or
+columns, it is gathered and decomposed exactly.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ Rows = Callable[[int, int], Tensor]
 
 #: Entries of a tile where no number of rows is asked for.
 TILE_ELEMENTS = 1 << 20
+
+#: A matrix with no more rows or columns than this is gathered and decomposed exactly.
+SMALL = 64
 
 
 def truncated_svd(
@@ -78,7 +81,7 @@ def truncated_svd(
         )
     matrix = _Matrix(rows, shape, step, torch.device(device), dtype)
     width = min(rank + oversample, *shape)
-    if width * (shape[0] + shape[1]) >= shape[0] * shape[1]:
+    if min(shape) <= SMALL or width * (shape[0] + shape[1]) >= shape[0] * shape[1]:
         u, s, vh, total = _exact(matrix)
     else:
         u, s, vh, total = _sketched(matrix, width, power, seed)
