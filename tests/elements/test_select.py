@@ -50,7 +50,7 @@ def test_any_scores_by_histograms(values, data, width):
     count = data.draw(st.integers(1, len(values)))
     flat = scores.reshape(-1)
     threshold, ties = select._threshold(flat, count)
-    keys = select._ordered(flat)
+    keys = select.ordered(flat)
     kept = keys > threshold
     kept[(keys == threshold).nonzero().flatten()[:ties]] = True
     assert torch.equal(kept, sorted_selection(scores, count))

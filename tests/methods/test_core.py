@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from methods.dense import SHAPES, close, regauged, through_core, updates
 
+from methods.dense import SHAPES, close, regauged, through_core, updates
 from samerge.core import core_space
 from samerge.factors import LoraFactors
 from samerge.methods.isotropic import iso_c

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from methods.dense import SHAPES, close, svd, through_core, updates
 from tiny import chain, chain_factors, write_adapter
 
 import samerge
+from methods.dense import SHAPES, close, svd, through_core, updates
 from samerge.methods.isotropic import iso_c
 from samerge.methods.star import star
 from samerge.methods.tsv import tsv
@@ -117,7 +117,7 @@ def test_options_of_the_method_alone(case):
         samerge.merge(None, adapters, method="linear", method_options={"mu": 1})
     with pytest.raises(samerge.OptionError, match=r"eta=2.0 must lie in \(0, 1\]"):
         samerge.merge(None, adapters, method="star", method_options={"eta": "2"})
-    with pytest.raises(samerge.OptionError, match="eta='much' must be a number"):
+    with pytest.raises(samerge.OptionError, match=r"eta='much' must be a number"):
         samerge.merge(None, adapters, method="star", method_options={"eta": "much"})
     with pytest.raises(samerge.OptionError, match="knows no adaptive density"):
         samerge.merge(None, adapters, method="tsv", density="adaptive")

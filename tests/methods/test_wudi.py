@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from methods.dense import SHAPES, close, through_core, updates
 
+from methods.dense import SHAPES, close, through_core, updates
 from samerge.methods.wudi import aswudi, wudi
 
 WEIGHTS = [1.0, 0.5, 2.0, -0.7]

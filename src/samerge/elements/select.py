@@ -76,10 +76,10 @@ def _threshold(flat: Tensor, count: int) -> tuple[int, int]:
 
 def _chunks(flat: Tensor) -> Iterator[tuple[slice, Tensor]]:
     for start in range(0, flat.numel(), _CHUNK):
-        yield slice(start, start + _CHUNK), _ordered(flat[start : start + _CHUNK])
+        yield slice(start, start + _CHUNK), ordered(flat[start : start + _CHUNK])
 
 
-def _ordered(scores: Tensor) -> Tensor:
+def ordered(scores: Tensor) -> Tensor:
     """Integers in the order of the floats; 0.0 and -0.0 alike."""
     kind = torch.int64 if scores.dtype == torch.float64 else torch.int32
     raw = (scores + 0.0).view(kind)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from samerge.methods.breadcrumbs import BreadcrumbsParameters, prepare_breadcrumbs
+from samerge.methods.chance import SeedParameters
+from samerge.methods.dare import DareTiesParameters, prepare_dare, prepare_dare_ties
+from samerge.methods.della import DellaParameters, prepare_della
 from samerge.methods.in_core import in_core
 from samerge.methods.isotropic import combine_iso_c
+from samerge.methods.pcb import PcbParameters, prepare_pcb
 from samerge.methods.problem import Entry
+from samerge.methods.rows import by_rows
 from samerge.methods.star import StarParameters, combine_star
+from samerge.methods.ties import TiesParameters, prepare_magnitude_prune, prepare_ties
 from samerge.methods.tsv import combine_tsv
 from samerge.methods.wudi import AswudiParameters, WudiParameters, combine_aswudi, combine_wudi
 
@@ -37,4 +44,56 @@ _IN_CORE = {
     ),
 }
 
-COMPARATORS: dict[str, Entry] = {**_IN_CORE}
+#: Element by element, streamed by rows.
+_BY_ROWS = {
+    "ties": Entry(
+        by_rows(prepare_ties),
+        "trim by magnitude, elect a sign for every element, average what agrees (TIES), truncate to svd_rank",
+        uses=_DENSITY,
+        defaults={"scaling": 1.0, "density": 0.2},
+        parameters=TiesParameters,
+    ),
+    "magnitude-prune": Entry(
+        by_rows(prepare_magnitude_prune),
+        "trim every layer by magnitude, add, truncate to svd_rank",
+        uses=_DENSITY,
+        defaults={"scaling": 1.0, "density": 0.2},
+    ),
+    "dare": Entry(
+        by_rows(prepare_dare),
+        "drop elements at random, rescale, add (DARE), truncate to svd_rank",
+        uses=_DENSITY,
+        defaults={"scaling": 1.0, "density": 0.1},
+        parameters=SeedParameters,
+    ),
+    "dare-ties": Entry(
+        by_rows(prepare_dare_ties),
+        "drop elements at random, rescale, elect signs (DARE with TIES), truncate to svd_rank",
+        uses=_DENSITY,
+        defaults={"scaling": 1.0, "density": 0.1},
+        parameters=DareTiesParameters,
+    ),
+    "della": Entry(
+        by_rows(prepare_della),
+        "drop elements at random, small ones more often, elect signs (DELLA), truncate to svd_rank",
+        uses=_DENSITY,
+        defaults={"scaling": 1.0, "density": 0.3},
+        parameters=DellaParameters,
+    ),
+    "breadcrumbs": Entry(
+        by_rows(prepare_breadcrumbs),
+        "drop the largest and the smallest elements of every layer, add, truncate to svd_rank (Breadcrumbs)",
+        uses=_DENSITY,
+        defaults={"scaling": 0.3, "density": 0.14},
+        parameters=BreadcrumbsParameters,
+    ),
+    "pcb": Entry(
+        by_rows(prepare_pcb),
+        "weigh every element by how it competes within and between adapters (PCB), truncate to svd_rank",
+        uses=_DENSITY,
+        defaults={"scaling": 1.2, "density": 0.1},
+        parameters=PcbParameters,
+    ),
+}
+
+COMPARATORS: dict[str, Entry] = {**_IN_CORE, **_BY_ROWS}

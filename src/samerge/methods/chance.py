@@ -1,0 +1,41 @@
+"""Random numbers of a tile: seeded by the seed, the adapter's name, the module and the row, and by nothing else.
+
+So neither the order of the adapters nor the number of passes changes what is dropped, and the global generator is not
+touched. Drawn on the CPU, so that every device drops the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samerge.errors import OptionError
+from samerge.methods.rows import Layer
+
+
+@dataclass(frozen=True)
+class SeedParameters:
+    """Options of a random method.
+
+    Args:
+        seed: of the random numbers, a whole number.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise OptionError(f"method_options: seed={self.seed!r} must be a whole number")
+
+
+def uniform(layer: Layer, start: int, tiles: Tensor, seed: int) -> Tensor:
+    """Uniform numbers in [0, 1) for the tiles of a layer that begin at row `start`, of their shape."""
+    drawn = []
+    for n in layer.parts:
+        digest = hashlib.sha256(f"{seed}|{layer.names[n]}|{layer.module}|{start}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        drawn.append(torch.rand(tiles.shape[1:], generator=generator))
+    return torch.stack(drawn).to(tiles.device)

@@ -1,0 +1,188 @@
+"""Element-wise methods, a few rows at a time: v_i = w_i tau_i as dense tiles that exist one after the other.
+
+Such a method is a function of the experts' tiles, and perhaps of a threshold over a whole layer or a whole adapter; it
+does not commute with orthogonal maps, so the core space is of no use to it. What it gives is no longer of low rank:
+every merged layer is brought to `svd_rank` (the largest source rank by default) by the streamed SVD of
+`samerge.randomised`. What that loses of the energy is in the report.
+
+Cost: O(R d_out d_in) for each pass over a layer: 2 for a threshold, 5 for the truncation, one for the report. Memory: the
+factors, and the experts' tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samerge.elements.order import largest_of
+from samerge.factors import LoraFactors, norm
+from samerge.methods.exact import empty
+from samerge.methods.problem import MergedLayer, Method, Outcome, Problem, Share, iterate
+from samerge.options import MergeOptions
+from samerge.randomised import truncated_svd
+
+#: Entries of one expert's tile.
+TILE_ELEMENTS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weighted updates of one linear map.
+
+    Args:
+        module: its name.
+        shape: (out, in).
+        names: of the experts that adapt it, by number.
+        parts: their updates w_i tau_i, by number, w_i and scales folded into B.
+    """
+
+    module: str
+    shape: tuple[int, int]
+    names: Mapping[int, str]
+    parts: Mapping[int, LoraFactors]
+
+    @property
+    def size(self) -> int:
+        """Number of elements of one update."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def step(self) -> int:
+        """Rows of a tile."""
+        return max(1, TILE_ELEMENTS // max(1, self.shape[1]))
+
+    def starts(self) -> range:
+        """The first rows of its tiles."""
+        return range(0, self.shape[0], self.step)
+
+    def rows(self, start: int) -> Tensor:
+        """The experts' tiles, (N, rows, in), in the order of `parts`; the same bits each time."""
+        span = slice(start, min(start + self.step, self.shape[0]))
+        return torch.stack([part.B[span] @ part.A for part in self.parts.values()])
+
+
+#: From a layer, the first row of a tile and the experts' tiles (N, rows, in): these as the method prunes them, and the
+#: merged tile (rows, in).
+Combine = Callable[[Layer, int, Tensor], tuple[Tensor, Tensor]]
+#: Looks at all layers where it must (thresholds), and gives the function for a tile.
+Prepare = Callable[[Sequence[Layer], MergeOptions], Combine]
+
+
+def by_rows(prepare: Prepare) -> Method:
+    """The method that runs `prepare` once, then its function on every tile, and truncates."""
+
+    def run(problem: Problem, options: MergeOptions) -> Outcome:
+        layers = [
+            _layer(problem, site.module, site.shape, problem.factors(site)) for site in iterate(problem, "loading")
+        ]
+        adapted = [layer for layer in layers if layer.parts]
+        with problem.progress.task("preparing", 1) as advance:
+            combine = prepare(adapted, options)
+            advance(1)
+        merged = {}
+        with problem.progress.task("merging", len(layers)) as advance:
+            for layer in layers:
+                rank = options.svd_rank or problem.rank
+                merged[layer.module] = (
+                    _merge(layer, combine, rank, problem) if layer.parts else MergedLayer(empty(layer.shape), {})
+                )
+                advance(1)
+        return Outcome(merged)
+
+    return run
+
+
+def merged_dense(layer: Layer, combine: Combine) -> Tensor:
+    """A merged layer as a whole. For checks, and for updates that are small in one direction."""
+    return torch.cat([combine(layer, start, layer.rows(start))[1] for start in layer.starts()])
+
+
+def magnitudes(
+    layers: Sequence[Layer], ranks: Callable[[int], Sequence[int]], over: str = "adapter"
+) -> Callable[[Layer, int], tuple[float, ...]]:
+    """The k-th largest magnitudes of every expert, over its whole flattened adapter or in each layer.
+
+    Args:
+        layers: all layers.
+        ranks: the wanted k, from the number of elements.
+        over: "adapter" or "layer".
+
+    Returns:
+        A function of the layer and the expert.
+    """
+    if over == "layer":
+        table = {
+            layer.module: largest_of(
+                lambda one=layer: _magnitudes([one]),  # type: ignore[misc]
+                {n: ranks(layer.size) for n in layer.parts},
+                _dtype([layer]),
+            )
+            for layer in layers
+        }
+        return lambda layer, n: table[layer.module][n]
+    sizes = sizes_of(layers)
+    whole = largest_of(lambda: _magnitudes(layers), {n: ranks(size) for n, size in sizes.items()}, _dtype(layers))
+    return lambda layer, n: whole[n]
+
+
+def sizes_of(layers: Sequence[Layer]) -> dict[int, int]:
+    """The number of elements of every expert's flattened adapter."""
+    sizes: dict[int, int] = {}
+    for layer in layers:
+        for n in layer.parts:
+            sizes[n] = sizes.get(n, 0) + layer.size
+    return sizes
+
+
+def column(values: Sequence[float], like: Tensor) -> Tensor:
+    """One value for each expert, to go with their tiles: (N, 1, 1)."""
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def _dtype(layers: Sequence[Layer]) -> torch.dtype:
+    return next((part.A.dtype for layer in layers for part in layer.parts.values()), torch.float32)
+
+
+def _magnitudes(layers: Sequence[Layer]) -> Iterator[tuple[int, Tensor]]:
+    for layer in layers:
+        for start in layer.starts():
+            yield from zip(layer.parts, layer.rows(start).abs(), strict=True)
+
+
+def _layer(problem: Problem, module: str, shape: tuple[int, int], factors: Mapping[int, LoraFactors]) -> Layer:
+    weighted = {n: LoraFactors(part.A, part.B * problem.weights[n]) for n, part in factors.items()}
+    return Layer(module, shape, {n: problem.names[n] for n in factors}, weighted)
+
+
+def _merge(layer: Layer, combine: Combine, rank: int, problem: Problem) -> MergedLayer:
+    def rows(start: int, stop: int) -> Tensor:
+        return combine(layer, start, layer.rows(start))[1]
+
+    factors, _, lost = truncated_svd(rows, layer.shape, rank, step=layer.step, device=problem.device)
+    return MergedLayer(factors, shares_of(layer, combine, problem.weights), lost)
+
+
+def shares_of(layer: Layer, combine: Combine, weights: Sequence[float]) -> dict[int, Share]:
+    """What the pruning left of every expert."""
+    squares, counts = [0.0] * len(layer.parts), [0] * len(layer.parts)
+    totals = [0.0] * len(layer.parts)
+    for start in layer.starts():
+        tiles = layer.rows(start)
+        kept = combine(layer, start, tiles)[0] != 0
+        for j, (tile, mask) in enumerate(zip(tiles, kept, strict=True)):
+            totals[j] += float(tile.double().square().sum())
+            squares[j] += float((tile * mask).double().square().sum())
+            counts[j] += int(mask.sum())
+    return {
+        n: Share(
+            part.rank,
+            None,
+            float(norm(part)) / abs(weights[n]),
+            squares[j] / totals[j] if totals[j] else 1.0,
+            (counts[j], layer.size),
+        )
+        for j, (n, part) in enumerate(layer.parts.items())
+    }
