@@ -66,7 +66,7 @@ def chain_graph(base) -> FlowGraph:
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """A chain of three layers and three adapters, the last without the middle layer, as (folder, adapters, base, taus)."""
+    """A chain of three layers, three adapters, the last without the middle layer: (folder, adapters, base, taus)."""
     folder = tmp_path_factory.mktemp("elementwise")
     base = chain([24, 22, 26, 20])
     adapters, taus = {}, []
@@ -259,5 +259,5 @@ def test_a_broken_base_is_an_error(case, tmp_path):
     _, adapters, base, _ = case
     broken = {**base, "layers.1.weight": base["layers.1.weight"] * torch.nan}
     folder = write_base(tmp_path / "base", broken)
-    with pytest.raises(samerge.BaseModelError, match="scoring adapter 'e0' on the base model .* log R = nan"):
+    with pytest.raises(samerge.BaseModelError, match=r"scoring adapter 'e0' on the base model .* log R = nan"):
         merge((folder, adapters, base, None))
