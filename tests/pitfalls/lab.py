@@ -63,9 +63,19 @@ def gpt2() -> PreTrainedModel:
 
 
 def bert() -> PreTrainedModel:
-    return BertForSequenceClassification(
-        BertConfig(**_SIZES, num_attention_heads=2, num_labels=3, initializer_range=0.3, pad_token_id=0)
+    return with_biases(
+        BertForSequenceClassification(
+            BertConfig(**_SIZES, num_attention_heads=2, num_labels=3, initializer_range=0.3, pad_token_id=0)
+        )
     )
+
+
+def with_biases(model: PreTrainedModel) -> PreTrainedModel:
+    """Transformers starts biases at zero, where what changed cannot be told from what is."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            nn.init.normal_(parameter, std=0.3)
+    return model
 
 
 class Convolutions(nn.Module):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import samerge
 from pitfalls.lab import (
@@ -256,6 +258,12 @@ def test_experts_take_part_in_the_flow(bench, factory) -> None:
     assert not any(layer["outside"] for layer in layers.values())
     for name, layer in layers.items():
         assert layer["experts"] == live.report.record["layers"][name]["experts"], name
+        close(on_disk.delta(name), live.delta(name))
+    alone = lab.merge(folders[0])
+    changed = lab.with_adapters(folders[0]).merge_and_unload().state_dict()
+    stack = "model.layers.0.mlp.experts.down_proj"
+    for expert in range(3):  # in the orientation of the parameter
+        close(alone.delta(f"{stack}[{expert}]"), (changed[stack] - lab.model.state_dict()[stack])[expert])
     assert len({str(layers[f"model.layers.0.mlp.experts.down_proj[{e}]"]["experts"]) for e in range(3)}) > 1
 
 
@@ -278,3 +286,47 @@ with torch.no_grad():
 torch.testing.assert_close(got, torch.load({str(lab.folder / "expected.pt")!r}), rtol=1e-5, atol=1e-5)
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+
+
+def test_experts_of_different_parameters(bench) -> None:
+    """PEFT refuses to hold them on one model; their sum is one adapter of both parameters."""
+    lab = bench(mixtral)
+    folders = [lab.train(f"a{n}", target_modules=[], target_parameters=[parameter]) for n, parameter in enumerate(BOTH)]
+    base = lab.fresh()
+    total = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    for folder in folders:
+        changed = lab.with_adapters(folder).merge_and_unload().state_dict()
+        total = {name: tensor + changed[name] - base.state_dict()[name] for name, tensor in total.items()}
+    summed = lab.fresh()
+    summed.load_state_dict(total)
+    merged = lab.merge(*folders)
+    assert merged.settings["target_parameters"] == ["down_proj", "gate_up_proj"]
+    with quiet():
+        close(output(lab.reloaded(merged)), output(summed))
+
+
+def test_what_is_not_yet_in_the_file_is_not_guessed(bench) -> None:
+    """Nested wrappers say which parameter is which by their number alone: too few or too many is an error."""
+    lab = bench(mixtral)
+    folder = lab.train("a", target_modules=[], target_parameters=BOTH)
+    with pytest.raises(samerge.AdapterError, match=r"has 2 nested LoRA layers, but target_parameters=.* names \['down"):
+        lab.merge(lab.altered(folder, target_parameters=BOTH[1:]))
+
+
+def test_a_stack_of_another_number_of_experts(bench, tmp_path) -> None:
+    lab = bench(mixtral)
+    folder = lab.train("a", target_modules=[], target_parameters=BOTH)
+    config = type(lab.model.config)(**{**lab.model.config.to_dict(), "num_local_experts": 4})
+    type(lab.model)(config).save_pretrained(tmp_path / "four")
+    with pytest.raises(samerge.BaseModelError, match=r"in each of 3 experts, the base's .* is \(4, "):
+        samerge.merge(str(tmp_path / "four"), [folder])
+
+
+def test_a_checkpoint_with_an_expert_missing(bench) -> None:
+    lab = bench(mixtral)
+    folder = lab.train("a", target_modules=[], target_parameters=BOTH)
+    file = Path(lab.base) / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if ".experts.1.w2" not in name}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(samerge.BaseModelError, match=r"are not complete, so they make no 'down_proj'; is a shard"):
+        lab.merge(folder)

@@ -6,7 +6,7 @@ import pytest
 from peft import PeftModel
 
 import samerge
-from pitfalls.lab import EXACT, Bench, close, llama, output, quiet
+from pitfalls.lab import EXACT, Bench, assert_untouched, close, llama, output, quiet, snapshot
 
 MAP = [[0, 2], [1, 2]]
 SETTINGS = {"target_modules": ["q_proj", "up_proj"], "layer_replication": MAP}
@@ -42,9 +42,10 @@ def test_live(bench) -> None:
     lab = bench(llama)
     first, second = lab.train("a", **SETTINGS), lab.train("b", **SETTINGS)
     model = both_active(lab, first, second)
-    expected = output(model)
+    expected, before = output(model), snapshot(model)
     with quiet():
         samerge.add_weighted_adapter(model, ["first", "second"], None, "merged", **EXACT)
+        assert_untouched(before, model, "merged")  # PEFT would replicate the layers once more
         model.base_model.set_adapter(["merged"])
         close(output(model), expected)
         assert len(model.get_base_model().model.layers) == 3
