@@ -73,8 +73,8 @@ def model_card(record: Mapping[str, Any], repo_id: str | None = None) -> str:
     ]
     body = "\n\n".join(section for section in sections if section)
     # Warnings and options quote what the user gave: there, too, a folder keeps its last part only.
-    for folder in _local_folders(record):
-        body = _last(folder).join(re.split(rf"(?<![\w./-]){re.escape(folder)}(?![\w-])", body))
+    for folder in local_folders(record):
+        body = last_part(folder).join(re.split(rf"(?<![\w./-]){re.escape(folder)}(?![\w-])", body))
     return f"---\n{_metadata(record)}\n---\n\n{body}\n"
 
 
@@ -128,7 +128,7 @@ def _recipe(record: Mapping[str, Any]) -> str:
 
 def _usage(record: Mapping[str, Any], repo_id: str | None) -> str:
     base = _base_name(record)
-    name = base if base and _on_hub(base) else f"path/to/{_last(base)}" if base else "path/to/base"
+    name = base if base and _on_hub(base) else f"path/to/{last_part(base)}" if base else "path/to/base"
     cls = _model_class(record)
     if _is_model(record):
         here = json.dumps(repo_id or "path/or/repository-of-this-model")
@@ -174,7 +174,9 @@ def _options(record: Mapping[str, Any]) -> str:
     if not options:
         return ""
     # A path among the options would tell of the user's folders; an option is never a folder worth naming in full.
-    rows = [[_code(key), _code(_last(value) if _is_path(value) else value)] for key, value in sorted(options.items())]
+    rows = [
+        [_code(key), _code(last_part(value) if _is_path(value) else value)] for key, value in sorted(options.items())
+    ]
     return "## Configuration\n\n" + _table(["option", "value"], rows)
 
 
@@ -259,7 +261,7 @@ def _on_hub(name: str) -> bool:
     return not Path(name).exists()
 
 
-def _local_folders(record: Mapping[str, Any]) -> list[str]:
+def local_folders(record: Mapping[str, Any]) -> list[str]:
     """The local folders that the record names, as given and in full, the longest first."""
     given = [_base_name(record), *(str(entry.get("source") or "") for entry in record.get("inputs") or ())]
     local = {name for name in given if ("/" in name or "\\" in name) and not _on_hub(name)}
@@ -270,14 +272,14 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, Path) or (isinstance(value, str) and (value[:1] in "/~." or "\\" in value) and value != "")
 
 
-def _last(name: Any) -> str:
+def last_part(name: Any) -> str:
     """The last part of a local path, of either kind of system."""
     return PurePosixPath(str(name).replace("\\", "/")).name or "folder"
 
 
 def _link(name: Any) -> str:
     text = str(name)
-    return f"[{_text(text)}](https://huggingface.co/{text})" if _on_hub(text) else _code(_last(text))
+    return f"[{_text(text)}](https://huggingface.co/{text})" if _on_hub(text) else _code(last_part(text))
 
 
 def _number(value: Any) -> str:

@@ -108,9 +108,11 @@ class MergedAdapter:
         import tempfile
 
         from samerge.hub import push_folder
+        from samerge.sharing import conceal
 
         with tempfile.TemporaryDirectory() as folder:
             saved = self.save(Path(folder) / "adapter")
+            conceal(saved)
             return push_folder(
                 saved,
                 repo_id,

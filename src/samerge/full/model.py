@@ -162,9 +162,11 @@ class MergedModel:
         import tempfile
 
         from samerge.hub import push_folder
+        from samerge.sharing import conceal
 
         with tempfile.TemporaryDirectory() as folder:
             saved = self.save(Path(folder) / "model", max_shard_size=max_shard_size)
+            conceal(saved)
             return push_folder(
                 saved,
                 repo_id,
