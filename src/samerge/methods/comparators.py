@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from samerge.methods.aligned import aligned_ties, by_cores, by_knots
 from samerge.methods.breadcrumbs import BreadcrumbsParameters, prepare_breadcrumbs
 from samerge.methods.chance import SeedParameters
+from samerge.methods.ctm import CtmParameters, by_tucker
 from samerge.methods.dare import DareTiesParameters, prepare_dare, prepare_dare_ties
 from samerge.methods.della import DellaParameters, prepare_della
 from samerge.methods.in_core import in_core
 from samerge.methods.isotropic import combine_iso_c
+from samerge.methods.lego import LegoParameters, merge_lego
 from samerge.methods.pcb import PcbParameters, prepare_pcb
 from samerge.methods.problem import Entry
+from samerge.methods.robust import merge_robust
 from samerge.methods.rows import by_rows
 from samerge.methods.star import StarParameters, combine_star
 from samerge.methods.ties import TiesParameters, prepare_magnitude_prune, prepare_ties
@@ -96,4 +100,41 @@ _BY_ROWS = {
     ),
 }
 
-COMPARATORS: dict[str, Entry] = {**_IN_CORE, **_BY_ROWS}
+#: In a space that is common to all adapters, and on the factors as they are.
+_OTHERS = {
+    "knots-ties": Entry(
+        aligned_ties(by_knots),
+        "TIES on the adapters' parts in one SVD for all (KnOTS)",
+        uses=_DENSITY,
+        defaults={"scaling": 1.0, "density": 0.2},
+        parameters=TiesParameters,
+    ),
+    "core-ties": Entry(
+        aligned_ties(by_cores),
+        "TIES on the adapters' small cores between common singular vectors",
+        uses=_DENSITY,
+        defaults={"scaling": 1.0, "density": 0.2},
+        parameters=TiesParameters,
+    ),
+    "ctm": Entry(
+        aligned_ties(by_tucker),
+        "balance norms, compress all adapters to one space of rank svd_rank, TIES in it (Compress then Merge)",
+        uses=_DENSITY,
+        defaults={"scaling": 0.75, "density": 0.25},
+        parameters=CtmParameters,
+    ),
+    "lora-lego": Entry(
+        merge_lego,
+        "cluster the rank-1 components of all adapters, as trained, to rank of them (LoRA-LEGO)",
+        uses=frozenset({"rank"}),
+        parameters=LegoParameters,
+    ),
+    "robustmerge": Entry(
+        merge_robust,
+        "prune and add the factors apart, with cross terms (RobustMerge)",
+        uses=_DENSITY,
+        defaults={"scaling": 2.0, "density": 0.2},
+    ),
+}
+
+COMPARATORS: dict[str, Entry] = {**_BY_ROWS, **_IN_CORE, **_OTHERS}

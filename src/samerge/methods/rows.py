@@ -5,8 +5,8 @@ does not commute with orthogonal maps, so the core space is of no use to it. Wha
 every merged layer is brought to `svd_rank` (the largest source rank by default) by the streamed SVD of
 `samerge.randomised`. What that loses of the energy is in the report.
 
-Cost: O(R d_out d_in) for each pass over a layer: 2 for a threshold, 5 for the truncation, one for the report. Memory: the
-factors, and the experts' tiles.
+Cost: O(R d_out d_in) for each pass over a layer: 2 for a threshold, 5 for the truncation, one for the report. Memory:
+the factors, and the experts' tiles.
 """
 
 from __future__ import annotations

@@ -1,0 +1,143 @@
+"""`lora-lego`: cluster the rank-1 units of all adapters (Zhao et al. 2024).
+
+A unit is (a_k, b_k), a row of A_i and the column of w_i s_i B_i that belongs to it. k-means of the R units, as vectors
+[a_k; b_k], to `rank` clusters (by default the largest source rank); each centroid is rescaled to the mean norm of its
+members; M = sum_c b_c a_c^T.
+
+The units are those of the factors as trained, so the result depends on the gauge, as published. k-means by Lloyd's
+algorithm from k-means++ starts, the best of `restarts`, seeded; in the Gram matrix of the units, O(R^2) a step. With as
+many clusters as units it is the weighted sum.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samerge.factors import LoraFactors, concatenate, norm
+from samerge.methods.chance import SeedParameters
+from samerge.methods.exact import empty
+from samerge.methods.parameters import own
+from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
+from samerge.options import MergeOptions, whole
+
+#: Lloyd's steps at most.
+_STEPS = 300
+
+
+@dataclass(frozen=True)
+class LegoParameters(SeedParameters):
+    """Options of `lora-lego`.
+
+    Args:
+        restarts: starts of k-means; the best one counts.
+    """
+
+    restarts: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("restarts", self.restarts)
+
+
+def merge_lego(problem: Problem, options: MergeOptions) -> Outcome:
+    """Cluster the units of every site."""
+    chosen = own(options, LegoParameters)
+    layers = {}
+    for site in iterate(problem, "clustering"):
+        parts = {n: part.existing() for n, part in problem.factors(site).items()}
+        shares = {n: Share(part.rank, None, float(norm(part)), 1.0) for n, part in parts.items()}
+        units = concatenate(list(parts.values()), [problem.weights[n] for n in parts]) if parts else empty(site.shape)
+        count = options.rank or problem.rank
+        if units.rank > count:
+            gram = units.A.double() @ units.A.double().T + units.B.double().T @ units.B.double()
+            units = centroids(units, cluster(gram, count, chosen.seed, chosen.restarts))
+        layers[site.module] = MergedLayer(units, shares)
+    return Outcome(layers)
+
+
+def centroids(units: LoraFactors, labels: Tensor) -> LoraFactors:
+    """The mean unit of every cluster, as long as its members are on the mean.
+
+    Args:
+        units: (a_k, b_k).
+        labels: (R,) the cluster of every unit, 0 to the number of clusters - 1, none empty.
+    """
+    members = torch.nn.functional.one_hot(labels).double().T  # (k, R)
+    A, B = units.A.double(), units.B.double()
+    sizes = members.sum(dim=1)
+    lengths = (A.square().sum(dim=1) + B.square().sum(dim=0)).sqrt()
+    a, b = (members @ A) / sizes[:, None], (B @ members.T) / sizes
+    now = (a.square().sum(dim=1) + b.square().sum(dim=0)).sqrt()
+    factor = torch.where(now > 0, (members @ lengths) / sizes / now.clamp_min(torch.finfo(now.dtype).tiny), 0.0)
+    return LoraFactors((a * factor[:, None]).to(units.A.dtype), (b * factor).to(units.B.dtype))
+
+
+def cluster(gram: Tensor, count: int, seed: int, restarts: int) -> Tensor:
+    """k-means from inner products alone.
+
+    Args:
+        gram: (R, R) of the points, float64.
+        count: clusters, at most R.
+        seed: of the starts.
+        restarts: how many starts.
+
+    Returns:
+        (R,) labels, numbered by the first point of each cluster; every cluster has a point.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    points = gram.diagonal()
+    apart = (points[:, None] + points - 2 * gram).clamp_min(0).cpu()
+    gram = gram.cpu()
+    best, least = torch.zeros(len(gram), dtype=torch.long), math.inf
+    for _ in range(restarts):
+        labels = apart[:, _start(apart, count, generator)].argmin(dim=1)
+        for _ in range(_STEPS):
+            labels = _filled(labels, count, apart)
+            far = _distances(gram, labels, count)
+            new = far.argmin(dim=1)
+            if torch.equal(new, labels):
+                break
+            labels = new
+        labels = _filled(labels, count, apart)
+        cost = float(_distances(gram, labels, count).gather(1, labels[:, None]).sum())
+        if cost < least * (1 - 1e-12):
+            best, least = labels, cost
+    order = {int(label): place for place, label in reversed(list(enumerate(dict.fromkeys(best.tolist()))))}
+    return torch.tensor([order[label] for label in best.tolist()])
+
+
+def _start(apart: Tensor, count: int, generator: torch.Generator) -> list[int]:
+    """k-means++: each next centre at random, in proportion to the squared distance from the nearest one."""
+    chosen = [int(torch.randint(len(apart), (1,), generator=generator))]
+    while len(chosen) < count:
+        nearest = apart[:, chosen].amin(dim=1)
+        nearest[chosen] = 0
+        if not bool(nearest.sum() > 0):  # what is left coincides with centres
+            nearest = torch.ones_like(nearest)
+            nearest[chosen] = 0
+        chosen.append(int(torch.multinomial(nearest, 1, generator=generator)))
+    return chosen
+
+
+def _distances(gram: Tensor, labels: Tensor, count: int) -> Tensor:
+    """(R, k) squared distances from the means of the clusters."""
+    means = torch.nn.functional.one_hot(labels, count).double()
+    means /= means.sum(dim=0)
+    cross = gram @ means
+    return gram.diagonal()[:, None] - 2 * cross + (means * cross).sum(dim=0)
+
+
+def _filled(labels: Tensor, count: int, apart: Tensor) -> Tensor:
+    """An empty cluster gets the point that is farthest from the others of its own."""
+    labels = labels.clone()
+    for label in range(count):
+        if not bool((labels == label).any()):
+            together = (labels[:, None] == labels).double()
+            spread = (apart * together).sum(dim=1) / together.sum(dim=1)
+            spread[together.sum(dim=1) < 2] = -1
+            labels[int(spread.argmax())] = label
+    return labels
