@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings as python_warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,7 +36,7 @@ from samerge.views import RenamedSource
 _FIRST_RANK = 64
 
 #: Types of tensors that a warning lists.
-_SHOWN = 12
+_SHOWN = 24
 
 
 def extract_adapter(
@@ -239,11 +240,10 @@ def _listed(left: list[Change]) -> str:
     for change in left:
         kinds.setdefault(module_type(change.tensor), []).append(change.relative)
     order = sorted(kinds, key=lambda kind: (-max(kinds[kind]), kind))
-    shown = [
-        f"{kind} ({len(kinds[kind])} x, by up to {max(kinds[kind]):.2g} of its norm)"
-        if len(kinds[kind]) > 1
-        else f"{kind} (by {kinds[kind][0]:.2g} of its norm)"
-        for kind in order[:_SHOWN]
-    ]
+    shown = []
+    for kind in order[:_SHOWN]:
+        most, count = max(kinds[kind]), len(kinds[kind])
+        change = "from zero" if math.isinf(most) else f"by {'up to ' if count > 1 else ''}{most:.2g} of its norm"
+        shown.append(f"{kind} ({f'{count} x, ' if count > 1 else ''}{change})")
     more = f"; and {len(order) - _SHOWN} more types" if len(order) > _SHOWN else ""
     return "; ".join(shown) + more
