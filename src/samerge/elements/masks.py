@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -29,28 +30,59 @@ class Masks:
     def put(self, expert: int, key: str, kept: Tensor) -> None:
         """Set the survivors of an expert in a weight, (rows, columns) bool."""
         name = (expert, key)
-        packed = np.packbits(kept.cpu().numpy(), axis=1)
+        bools = kept.cpu().numpy()
+        packed = np.packbits(bools, axis=1)
         if self._folder is None:
             self._bits[name] = packed
         else:
             file = self._folder / f"{len(self._files):08d}.bits"
             packed.tofile(self._files.setdefault(name, file))
         self._shapes[name] = (kept.shape[0], kept.shape[1])
-        self._counts[name] = int(kept.sum())
+        self._counts[name] = int(np.count_nonzero(bools))
 
     def rows(self, expert: int, key: str, start: int, stop: int, device: torch.device) -> Tensor | None:
         """The survivors of some rows, (stop - start, columns) bool; None when all survive."""
+        bits = self._packed(expert, key, start, stop)
+        if bits is None:
+            return None
+        kept = np.unpackbits(bits, axis=1, count=self._shapes[expert, key][1])
+        return torch.from_numpy(kept).view(torch.bool).to(device)
+
+    def numbers(
+        self, expert: int, key: str, start: int, stop: int, like: Tensor, alive: float = 1.0, dead: float = 0.0
+    ) -> Tensor | None:
+        """For some rows a number for each element that survives and another for each that does not; None when all do.
+
+        Eight at a time from a table, which is several times faster than to go by bools.
+
+        Args:
+            expert: which.
+            key: the weight.
+            start: first row.
+            stop: one past the last.
+            like: of the wanted dtype and device.
+            alive: the number of those that survive.
+            dead: the number of those that do not.
+        """
+        bits = self._packed(expert, key, start, stop)
+        if bits is None:
+            return None
+        table = _table(like.dtype, alive, dead)
+        if like.device.type == "cpu":
+            numbers = torch.from_numpy(np.take(table.numpy(), bits, axis=0))
+        else:
+            numbers = table.to(like.device)[torch.from_numpy(bits).to(like.device).int()]
+        return numbers.reshape(stop - start, -1)[:, : self._shapes[expert, key][1]]
+
+    def _packed(self, expert: int, key: str, start: int, stop: int) -> NDArray[np.uint8] | None:
         name = (expert, key)
         if name not in self._shapes:
             return None
-        columns = self._shapes[name][1]
         if self._folder is None:
-            bits = self._bits[name][start:stop]
-        else:
-            width = (columns + 7) // 8
-            bits = np.fromfile(self._files[name], np.uint8, (stop - start) * width, offset=start * width)
-            bits = bits.reshape(-1, width)
-        return torch.from_numpy(np.unpackbits(bits, axis=1, count=columns)).view(torch.bool).to(device)
+            return self._bits[name][start:stop]
+        width = (self._shapes[name][1] + 7) // 8
+        bits = np.fromfile(self._files[name], np.uint8, (stop - start) * width, offset=start * width)
+        return bits.reshape(-1, width)
 
     def count(self, expert: int, key: str) -> int | None:
         """How many survive; None when all do."""
@@ -60,3 +92,10 @@ class Masks:
     def nbytes(self) -> int:
         """Bytes of all bits."""
         return sum(rows * ((columns + 7) // 8) for rows, columns in self._shapes.values())
+
+
+@lru_cache(maxsize=16)
+def _table(dtype: torch.dtype, alive: float, dead: float) -> Tensor:
+    """The eight numbers that each byte stands for, (256, 8)."""
+    bits = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)).bool()
+    return torch.where(bits, alive, dead).to(dtype)

@@ -31,7 +31,7 @@ from samerge.parallel import Workers, workers
 from samerge.saliency import kept_count
 
 #: Entries of a tile: every pass over it is bound by memory, so it should stay in a core's cache.
-TILE_ELEMENTS = 1 << 18
+TILE_ELEMENTS = 1 << 17
 
 
 class Pruner:
@@ -60,13 +60,9 @@ class Pruner:
 
     def task_vector(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor:
         """m_n * tau_n on a tile, a fresh tensor."""
-        return self.survivors(expert, key, start, theta)[0]
-
-    def survivors(self, expert: int, key: str, start: int, theta: Tensor) -> tuple[Tensor, Tensor | None]:
-        """m_n * tau_n on a tile, a fresh tensor, and m_n, bool; None when all survive."""
         tau = self.vectors.tile(expert, key, start, theta)
-        kept = self.masks.rows(expert, key, start, start + theta.shape[0], self.device)
-        return (tau if kept is None else tau.mul_(kept)), kept
+        kept = self.masks.numbers(expert, key, start, start + theta.shape[0], theta)
+        return tau if kept is None else tau.mul_(kept)
 
     def merged_rows(self, key: str, start: int, stop: int) -> Tensor:
         """The merge's rows, sum_n w_n m_n * tau_n, (stop - start, columns)."""
@@ -196,16 +192,16 @@ class _Elements:
         def work(span: tuple[int, int]) -> None:
             start, stop = span
             theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype)
-            tau, kept = pruner.survivors(n, key, start, theta)
-            gradient = torch.outer(flows[0][0][start:stop], flows[0][1])
+            tau = pruner.task_vector(n, key, start, theta)
+            score = torch.outer(flows[0][0][start:stop], flows[0][1], out=scores[start:stop])
             for u, v in flows[1:]:
-                gradient.addr_(u[start:stop], v)
+                score.addr_(u[start:stop], v)
+            score.mul_(merged[start:stop])
             sign = (theta + tau).sign_()
-            score = gradient.mul_(merged[start:stop])
             score.mul_(sign.abs_().mul_(tau).mul_(pruner.weights[n]) if self.task_agreement else sign)
-            if kept is not None:
-                score.masked_fill_(~kept, -torch.inf)
-            scores[start:stop] = score
+            gone = pruner.masks.numbers(n, key, start, stop, score, alive=0.0, dead=-torch.inf)
+            if gone is not None:
+                score.add_(gone)
 
         _exhaust(self.crew.map(work, pruner.tiles(key)))
         pruner.masks.put(n, key, keep_largest(scores, count))

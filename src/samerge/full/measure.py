@@ -85,7 +85,7 @@ def _measure(
         for n in experts:
             tau = pruner.vectors.tile(n, key, start, theta)
             before[n] += _square(tau)
-            kept = pruner.masks.rows(n, key, start, stop, pruner.device)
+            kept = pruner.masks.numbers(n, key, start, stop, tau)
             after[n] += 0.0 if kept is None else _square(tau.mul_(kept))
             merged.add_(tau, alpha=pruner.weights[n])
         size += _square(merged)
