@@ -243,7 +243,7 @@ def _listed(left: list[Change]) -> str:
     shown = []
     for kind in order[:_SHOWN]:
         most, count = max(kinds[kind]), len(kinds[kind])
-        change = "from zero" if math.isinf(most) else f"by {'up to ' if count > 1 else ''}{most:.2g} of its norm"
-        shown.append(f"{kind} ({f'{count} x, ' if count > 1 else ''}{change})")
+        how = "from zero" if math.isinf(most) else f"by {'up to ' if count > 1 else ''}{most:.2g} of its norm"
+        shown.append(f"{kind} ({f'{count} x, ' if count > 1 else ''}{how})")
     more = f"; and {len(order) - _SHOWN} more types" if len(order) > _SHOWN else ""
     return "; ".join(shown) + more
