@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from samerge.factors import LoraFactors
-from samerge.methods import entry, rows
+from samerge.methods import entry
 from samerge.methods.parameters import parameters_of
-from samerge.methods.rows import Layer
+from samerge.methods.rows import Layer, merged_with_shares
 from samerge.options import resolve
 
 WEIGHTS = {0: 1.0, 1: -0.5, 2: 2.0}
@@ -65,4 +65,4 @@ def run(method: str, prepare, made: list[Layer], density: float | None = None, *
     registered = entry(method)
     given = {"density": density, "method_options": parameters_of(method, registered.parameters, own)}
     combine = prepare(made, resolve(method, None, given, registered.defaults))
-    return [rows.merged_dense(layer, combine) for layer in made]
+    return [merged_with_shares(layer, combine, [1.0] * 3)[0] for layer in made]

@@ -14,7 +14,7 @@ from samerge.methods import entry
 from samerge.methods.aligned import by_cores, by_knots
 from samerge.methods.ctm import balanced, by_tucker, tucker
 from samerge.methods.parameters import parameters_of
-from samerge.methods.rows import Layer, merged_dense
+from samerge.methods.rows import Layer, merged_with_shares
 from samerge.methods.ties import prepare_ties
 from samerge.options import resolve
 
@@ -35,7 +35,7 @@ def run(method, align, case, density, rank=3, **own):
     combine = prepare_ties(layers, options)
     merged = []
     for one, layer in zip(found, layers, strict=True):
-        core = merged_dense(layer, combine)
+        core = merged_with_shares(layer, combine, WEIGHTS)[0]
         merged.append(one.left @ core if one.right is None else one.left @ core @ one.right)
     return merged
 

@@ -100,6 +100,16 @@ def test_through_merge(case):
     assert any("lost over" in warning for warning in small.report.warnings)
 
 
+@pytest.mark.parametrize("method", ["ties", "dare", "pcb"])
+def test_large_layers_are_streamed_to_the_same(case, method, monkeypatch):
+    adapters, _ = case
+    held = samerge.merge(None, adapters, method=method, svd_rank=4)
+    monkeypatch.setattr(rows, "HELD_ELEMENTS", 0)
+    streamed = samerge.merge(None, adapters, method=method, svd_rank=4)
+    for module in ("layers.0", "layers.1"):
+        assert torch.equal(held.delta(module), streamed.delta(module))
+
+
 def test_one_adapter_untrimmed_is_itself(case):
     adapters, deltas = case
     merged = samerge.merge(None, {"a": adapters["e1"]}, method="ties", density=1.0)

@@ -19,7 +19,7 @@ from samerge.core import CoreSpace, core_space
 from samerge.factors import LoraFactors, norm
 from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Method, Outcome, Problem, Share, Site, iterate
-from samerge.methods.rows import Combine, Layer, merged_dense, shares_of
+from samerge.methods.rows import Layer, merged_with_shares
 from samerge.methods.ties import prepare_ties
 from samerge.options import MergeOptions
 
@@ -67,8 +67,8 @@ def aligned_ties(align: Align) -> Method:
         combine = prepare_ties([layer for layer, _, _ in found], options)
         with problem.progress.task("merging", len(found)) as advance:
             for layer, one, parts in found:
-                shares = _shares(layer, combine, problem, parts)
-                outcome[layer.module] = MergedLayer(one.lift(merged_dense(layer, combine)), shares)
+                merged, shares = merged_with_shares(layer, combine, problem.weights)
+                outcome[layer.module] = MergedLayer(one.lift(merged), _own(shares, parts))
                 advance(1)
         return Outcome(outcome)
 
@@ -106,9 +106,9 @@ def _layer(problem: Problem, site: Site, experts: list[int], one: Aligned) -> La
     return Layer(site.module, one.values[0].shape, {n: problem.names[n] for n in experts}, parts)
 
 
-def _shares(layer: Layer, combine: Combine, problem: Problem, parts: dict[int, LoraFactors]) -> dict[int, Share]:
-    """What the trimming left of every expert; its rank and norm are those of its own update."""
+def _own(shares: dict[int, Share], parts: dict[int, LoraFactors]) -> dict[int, Share]:
+    """The shares with the rank and norm of each expert's own update."""
     return {
         n: replace(share, components=parts[n].rank, norm=float(norm(parts[n])), elements=None)
-        for n, share in shares_of(layer, combine, problem.weights).items()
+        for n, share in shares.items()
     }

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from samerge.errors import OptionError
@@ -61,9 +62,12 @@ def probabilities(tiles: Tensor, density: float, epsilon: float) -> Tensor:
     """How likely each element is kept, by the rank of its magnitude in its row; of equal ones the later ranks higher.
 
     Example:
-        >>> import torch
         >>> probabilities(torch.tensor([[3.0, -1.0, 2.0]]), 0.5, 0.25)
         tensor([[0.7500, 0.2500, 0.5000]])
     """
-    ranks = tiles.abs().argsort(dim=-1, stable=True).argsort(dim=-1).to(tiles.dtype)  # 0 to n - 1
-    return (density - epsilon) + 2 * epsilon * ranks / (tiles.shape[-1] - 1) if tiles.shape[-1] > 1 else ranks + density
+    n = tiles.shape[-1]
+    if n == 1:
+        return torch.full_like(tiles, density)
+    order = tiles.abs().argsort(dim=-1, stable=True)
+    steps = torch.arange(n, dtype=tiles.dtype, device=tiles.device) * (2 * epsilon / (n - 1)) + (density - epsilon)
+    return torch.empty_like(tiles).scatter_(-1, order, steps.expand_as(tiles))

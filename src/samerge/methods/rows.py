@@ -5,8 +5,8 @@ does not commute with orthogonal maps, so the core space is of no use to it. Wha
 every merged layer is brought to `svd_rank` (the largest source rank by default) by the streamed SVD of
 `samerge.randomised`. What that loses of the energy is in the report.
 
-Cost: O(R d_out d_in) for each pass over a layer: 2 for a threshold, 5 for the truncation, one for the report. Memory:
-the factors, and the experts' tiles.
+Cost: O(R d_out d_in) for each pass over a layer: 2 for a threshold and one for the merge; 5 more where the layer is too
+large to be held. Memory: the factors, the experts' tiles, and a merged layer of up to 128 MB.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ from samerge.randomised import truncated_svd
 
 #: Entries of one expert's tile.
 TILE_ELEMENTS = 1 << 18
+
+#: A merged layer of at most this many entries is held while it is truncated (128 MB), a larger one computed anew in
+#: each pass. The single experts' updates are never held.
+HELD_ELEMENTS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,6 @@ def by_rows(prepare: Prepare) -> Method:
     return run
 
 
-def merged_dense(layer: Layer, combine: Combine) -> Tensor:
-    """A merged layer as a whole. For checks, and for updates that are small in one direction."""
-    return torch.cat([combine(layer, start, layer.rows(start))[1] for start in layer.starts()])
-
-
 def magnitudes(
     layers: Sequence[Layer], ranks: Callable[[int], Sequence[int]], over: str = "adapter"
 ) -> Callable[[Layer, int], tuple[float, ...]]:
@@ -158,25 +157,40 @@ def _layer(problem: Problem, module: str, shape: tuple[int, int], factors: Mappi
 
 
 def _merge(layer: Layer, combine: Combine, rank: int, problem: Problem) -> MergedLayer:
+    merged, shares = _pass(layer, combine, problem.weights, hold=layer.size <= HELD_ELEMENTS)
+
     def rows(start: int, stop: int) -> Tensor:
-        return combine(layer, start, layer.rows(start))[1]
+        return combine(layer, start, layer.rows(start))[1] if merged is None else merged[start:stop]
 
     factors, _, lost = truncated_svd(rows, layer.shape, rank, step=layer.step, device=problem.device)
-    return MergedLayer(factors, shares_of(layer, combine, problem.weights), lost)
+    return MergedLayer(factors, shares, lost)
 
 
-def shares_of(layer: Layer, combine: Combine, weights: Sequence[float]) -> dict[int, Share]:
-    """What the pruning left of every expert."""
+def merged_with_shares(layer: Layer, combine: Combine, weights: Sequence[float]) -> tuple[Tensor, dict[int, Share]]:
+    """A merged layer as a whole, and what the pruning left of every expert."""
+    merged, shares = _pass(layer, combine, weights, hold=True)
+    assert merged is not None
+    return merged, shares
+
+
+def _pass(
+    layer: Layer, combine: Combine, weights: Sequence[float], hold: bool
+) -> tuple[Tensor | None, dict[int, Share]]:
+    """One pass over a layer: what the pruning left of every expert, and the merged layer where it shall be held."""
     squares, counts = [0.0] * len(layer.parts), [0] * len(layer.parts)
     totals = [0.0] * len(layer.parts)
+    held = []
     for start in layer.starts():
         tiles = layer.rows(start)
-        kept = combine(layer, start, tiles)[0] != 0
-        for j, (tile, mask) in enumerate(zip(tiles, kept, strict=True)):
-            totals[j] += float(tile.double().square().sum())
-            squares[j] += float((tile * mask).double().square().sum())
-            counts[j] += int(mask.sum())
-    return {
+        kept, merged = combine(layer, start, tiles)
+        if hold:
+            held.append(merged)
+        mask = kept != 0
+        for j, tile in enumerate(tiles):
+            totals[j] += float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2
+            squares[j] += float(torch.linalg.vector_norm(tile * mask[j], dtype=torch.float64)) ** 2
+            counts[j] += int(mask[j].sum())
+    shares = {
         n: Share(
             part.rank,
             None,
@@ -186,3 +200,4 @@ def shares_of(layer: Layer, combine: Combine, weights: Sequence[float]) -> dict[
         )
         for j, (n, part) in enumerate(layer.parts.items())
     }
+    return torch.cat(held) if hold else None, shares
