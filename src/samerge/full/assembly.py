@@ -72,7 +72,7 @@ class Assembly:
         for start, stop in pruner.tiles(key):
             theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype)
             update = pruner.merged_tile(key, start, theta)
-            yield self._cast(theta.add_(update, alpha=self.scales[key]), tensor)
+            yield self._cast(update.mul_(self.scales[key]).add_(theta), tensor)  # theta may be a live model's own
 
     def _outside(self, tensor: str) -> Iterator[Tensor]:
         shape = self.shapes[tensor]

@@ -1,0 +1,280 @@
+"""The merged model on disk, and as an adapter."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from herd import read
+from peft import PeftModel
+from safetensors import safe_open
+
+import samerge
+from samerge.errors import OptionError, OutputExistsError
+from samerge.full.shards import plan, shard_bytes
+from samerge.report import read_report
+
+
+def merge(herd, **options):
+    return samerge.merge_full(
+        herd.base, herd.experts, **{"density": 0.3, "iterations": 2, "progress": False, **options}
+    )
+
+
+def logits(model):
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        if "pixel_values" in model.main_input_name:
+            return model(pixel_values=torch.randn(2, 3, 8, 8, generator=generator).to(model.dtype)).logits
+        ids = torch.randint(3, 40, (2, 7), generator=generator)
+        more = {"decoder_input_ids": ids.flip(1)} if model.config.is_encoder_decoder else {}
+        return model(input_ids=ids, **more)[0]
+
+
+@pytest.mark.parametrize("live", [False, True], ids=["folder", "live"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5", "vit", "albert"])
+def test_transformers_loads_it(herd_of, family, live, tmp_path):
+    herd = herd_of(family)
+    base = herd.model(herd.base) if live else herd.base
+    experts = {name: herd.model(folder) if live else folder for name, folder in herd.experts.items()}
+    merged = samerge.merge_full(base, experts, density=0.3, iterations=2, progress=False)
+    out = merged.save(tmp_path / "out")
+    found = read(out)
+    assert set(found) == set(merged.shapes)
+    assert all(torch.equal(found[name], merged.tensor(name)) for name in found)
+    model = type(herd.model(herd.base)).from_pretrained(out)
+    dense = herd.model(herd.base)  # the same tensors put in by hand
+    own = dict(dense.named_parameters())
+    loaded = dict(model.named_parameters())
+    assert set(own) == set(loaded)
+    changed = sum(not torch.equal(own[name], loaded[name]) for name in own)
+    assert changed == len(own)
+    if live or family != "vit":  # on disk its tensors have other names
+        for name, tensor in dense.named_parameters():
+            key = name if name in found else f"{dense.base_model_prefix}.{name}"
+            tensor.data.copy_(found.get(key, found.get(name.removeprefix(f"{dense.base_model_prefix}."))))
+        torch.testing.assert_close(logits(model), logits(dense), rtol=0, atol=0)
+
+
+def test_a_new_process_gives_the_logits_of_the_dense_merge(llama, tmp_path):
+    merged = merge(llama)
+    out = merged.save(tmp_path / "out", max_shard_size="8KB")
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM as A; m = A.from_pretrained(sys.argv[1]);"
+        "print(m(torch.tensor([[3, 9, 27]])).logits.double().flatten().tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True)
+    dense = llama.model(llama.base)
+    for name, tensor in dense.named_parameters():
+        tensor.data.copy_(merged.tensor(name))
+    with torch.no_grad():
+        expected = dense(torch.tensor([[3, 9, 27]])).logits.flatten()
+    found = torch.tensor(json.loads(done.stdout), dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_in_the_folder(llama, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    for file in llama.base.iterdir():
+        (base / file.name).write_bytes(file.read_bytes())
+    for name in ("tokenizer.json", "tokenizer.model", "chat_template.jinja", "modeling_own.py", "README.md", ".hidden"):
+        (base / name).write_text(name)
+    for name in ("optimizer.pt", "pytorch_model.bin", "trainer_state.json", "adapter_config.json"):
+        (base / name).write_text(name)
+    merged = samerge.merge_full(base, llama.experts, iterations=1, progress=False)
+    out = merged.save(tmp_path / "merged")
+    found = {path.name for path in out.iterdir()}
+    assert found == {
+        *("config.json", "generation_config.json", "model.safetensors", "samerge.json", "README.md"),
+        *("tokenizer.json", "tokenizer.model", "chat_template.jinja", "modeling_own.py"),
+    }
+    config = json.loads((out / "config.json").read_text())
+    assert config == json.loads((base / "config.json").read_text())
+    record = read_report(out).record
+    assert record["output"]["kind"] == "model"
+    assert record["output"]["tensors"] == len(merged.shapes)
+    card = (out / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert "One model, merged from 3 fine-tuned checkpoints" in card
+    assert 'AutoModelForCausalLM.from_pretrained("path/or/repository-of-this-model")' in card
+    assert str(tmp_path) not in card
+
+
+def test_the_card_names_the_models_of_the_hub():
+    from samerge.card import model_card
+
+    record = {
+        "method": "elementwise",
+        "base": {"name": "ada/base", "model_type": "llama"},
+        "inputs": [
+            {"name": "math", "source": "ada/math", "weight": 1.0},
+            {"name": "x", "source": "./x", "weight": 1.0},
+        ],
+        "output": {"kind": "model", "tensors": 3, "modules": 2, "parameters": 10, "dtype": "float32"},
+    }
+    card = model_card(record)
+    assert card.startswith("---\nbase_model:\n- ada/base\n- ada/math\nlibrary_name: transformers\n")
+    assert "\nbase_model_relation: merge\n" in card
+    assert "peft" not in card
+
+
+def test_shards(llama, tmp_path):
+    merged = merge(llama)
+    whole = read(merged.save(tmp_path / "one"))
+    out = merged.save(tmp_path / "many", max_shard_size="20KB")
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in out.glob("*.safetensors"))
+    assert len(files) > 2
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert set(index["weight_map"].values()) == set(files)
+    assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in whole.values())
+    for file in files:
+        with safe_open(out / file, "pt") as opened:
+            assert opened.metadata() == {"format": "pt"}
+            keys = set(opened.keys())
+            assert keys == {name for name, where in index["weight_map"].items() if where == file}
+            assert len(keys) == 1 or sum(whole[key].numel() * 8 for key in keys) <= 20_000
+    found = read(out)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert torch.equal(logits(llama.model(out)), logits(llama.model(tmp_path / "one")))
+
+
+def test_the_same_bytes_twice(llama, tmp_path):
+    one, two = merge(llama).save(tmp_path / "a"), merge(llama).save(tmp_path / "b")
+    assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, "float32"])
+def test_another_dtype(llama, dtype, tmp_path):
+    merged = merge(llama, dtype=dtype)
+    found = read(merged.save(tmp_path / "out"))
+    kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    plain = merge(llama)
+    assert {tensor.dtype for tensor in found.values()} == {kind}
+    assert all(torch.equal(found[name], plain.tensor(name).to(kind)) for name in found)
+    assert llama.model(tmp_path / "out").dtype == kind
+    assert merged.report.record["output"]["dtype"] == str(kind).removeprefix("torch.")
+
+
+def test_a_value_too_large_for_the_dtype(llama, tmp_path):
+    merged = merge(llama, dtype="float16", scaling=1e7)
+    with pytest.raises(
+        samerge.BaseModelError, match=r"writing '.*' in torch.float16: .* too large .* dtype='bfloat16'"
+    ):
+        merged.save(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_there(llama, tmp_path):
+    merged = merge(llama)
+    out = merged.save(tmp_path / "out")
+    with pytest.raises(OutputExistsError, match="exists already"):
+        merged.save(out)
+    merged.save(out, overwrite=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").write_text("x")
+    with pytest.raises(OutputExistsError, match=r"holds no config\.json"):
+        merged.save(tmp_path / "other", overwrite=True)
+
+
+def test_the_inputs_are_never_replaced(llama):
+    merged = merge(llama)
+    for folder, name in ((llama.base, "base"), (llama.experts["code"], "code")):
+        with pytest.raises(OutputExistsError, match=f"it is the folder of {name!r}, which the merge reads from"):
+            merged.save(folder, overwrite=True)
+
+
+def test_push(llama, monkeypatch):
+    from samerge import hub
+
+    pushed = {}
+
+    def push_folder(folder, repo_id, **options):
+        pushed.update(names=sorted(path.name for path in folder.iterdir()), repo_id=repo_id, **options)
+        return "address"
+
+    monkeypatch.setattr(hub, "push_folder", push_folder)
+    assert merge(llama).push_to_hub("ada/merged", private=True) == "address"
+    assert pushed["repo_id"] == "ada/merged"
+    assert pushed["private"] is True
+    assert "model.safetensors" in pushed["names"]
+
+
+class TestAsLora:
+    @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "t5"])
+    def test_full_rank_is_the_merge_inside_the_graph(self, herd_of, family, tmp_path):
+        herd = herd_of(family)
+        merged = merge(herd, outside="base")
+        adapter = merged.as_lora(rank=32)
+        base = read(herd.base)
+        for key in merged.transposed:
+            found = adapter.delta(key.removesuffix(".weight"))
+            torch.testing.assert_close(found.double(), merged.tensor(key) - base[key], rtol=1e-4, atol=1e-5)
+        adapter.save(tmp_path / "adapter")
+        merged.save(tmp_path / "model")
+        model = PeftModel.from_pretrained(herd.model(herd.base), tmp_path / "adapter").eval()
+        expected = logits(herd.model(tmp_path / "model"))
+        with torch.no_grad():
+            found = logits(model.merge_and_unload())
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        assert not any("leaves out" in warning for warning in adapter.report.warnings)
+
+    def test_the_optimal_error(self, llama):
+        merged = merge(llama)
+        adapter = merged.as_lora(rank=4)
+        base = read(llama.base)
+        assert adapter.settings["r"] == adapter.settings["lora_alpha"] == 4
+        for key in merged.transposed:
+            module = key.removesuffix(".weight")
+            update = merged.tensor(key) - base[key]
+            values = torch.linalg.svdvals(update).square()
+            optimal = float(values[4:].sum() / values.sum())
+            layer = adapter.report.record["layers"][module]
+            assert layer["lost"] == pytest.approx(optimal, rel=0.01)
+            error = float((adapter.delta(module).double() - update).square().sum() / values.sum())
+            assert error == pytest.approx(layer["lost"], rel=1e-3)
+        told = " ".join(adapter.report.warnings)
+        assert "leaves out what the merge changed outside the flow graph: 7 tensors" in told
+        assert "truncation to rank 4 lost over 20% of the energy in" in told
+
+    def test_energy_picks_the_ranks(self, llama):
+        merged = merge(llama)
+        adapter = merged.as_lora(energy=0.9)
+        ranks = {}
+        for module, layer in adapter.report.record["layers"].items():
+            assert layer["lost"] <= 0.1 + 1e-6
+            ranks[module] = layer["rank"]
+        assert adapter.settings["r"] == max(ranks.values())
+        assert len(set(ranks.values())) > 1
+        capped = merged.as_lora(rank=3, energy=0.9)
+        assert capped.settings["r"] == 3
+        assert any("rank 3 keeps less than energy=0.9 in" in warning for warning in capped.report.warnings)
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [({}, "rank=..., energy=..."), ({"rank": 0}, "rank=0 must be"), ({"energy": 1.5}, "energy=1.5 must lie")],
+    )
+    def test_bad_arguments(self, llama, options, words):
+        with pytest.raises(OptionError, match=words.replace(".", r"\.")):
+            merge(llama, iterations=1).as_lora(**options)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("5GB", 5 * 10**9), ("200mb", 2 * 10**8), ("1KiB", 1024), (7, 7), ("1.5 KB", 1500)]
+)
+def test_sizes(text, size):
+    assert shard_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "5 apples", "-1MB", 0, "0GB"])
+def test_sizes_that_are_none(text):
+    with pytest.raises(OptionError, match="is no size; give bytes"):
+        shard_bytes(text)
+
+
+def test_a_tensor_larger_than_a_shard_has_one_of_its_own():
+    spec, large = ((2,), torch.float32), ((100,), torch.float32)
+    files = plan({"a": spec, "b": large, "c": spec, "d": spec}, 16)
+    assert list(files.values()) == [["a"], ["b"], ["c", "d"]]
