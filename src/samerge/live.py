@@ -163,6 +163,8 @@ def add_weighted_adapter(
     - `combination_type="linear"` and `"cat"` are the same exact weighted sum of the updates, sum_n w_n s_n B_n A_n.
       PEFT's `linear` adds the A's and the B's apart, which brings in the cross terms B_i A_j of every two adapters.
     - `"svd"` truncates that sum to `svd_rank` through the factors: the same singular values, thousands of times faster.
+    - PEFT's `ties_svd`, `dare_linear`, `dare_ties`, `magnitude_prune` and their `_svd` forms all work on the dense
+      updates, a few rows at a time; `ties` trims over the whole adapter, `ties_svd` by layer as PEFT does.
     - ranks, scales, rsLoRA, patterns and target modules may differ between the adapters.
     - a name that is taken, or fewer weights than adapters, is an error; PEFT returns silently or cuts the list short.
     - a failure leaves the model as it was.
@@ -172,14 +174,14 @@ def add_weighted_adapter(
         adapters: names of adapters that it has.
         weights: one for each adapter; 1.0 each by default.
         adapter_name: name of the new adapter; must not be taken.
-        combination_type: a name from `samerge.methods()`.
+        combination_type: a name from `samerge.methods()`, or PEFT's.
         svd_rank: truncate every merged layer to this rank.
         svd_clamp: not supported: clamping makes the truncation inexact.
         svd_full_matrices: ignored; the exact path needs no full SVD.
         svd_driver: ignored likewise.
         density: share of its rank-1 components (or elements) that each adapter keeps in each layer, in (0, 1]; or
             "adaptive", "adaptive:<mean>".
-        majority_sign_method: ignored; no method here votes on signs yet.
+        majority_sign_method: "total" or "frequency", for the methods that vote on signs; ignored by the others.
         rank: exact number of components in every merged layer, instead of `density`.
         recipe: named set of defaults; an explicit option wins over it.
         iterations: scoring and pruning steps.
@@ -212,6 +214,7 @@ def add_weighted_adapter(
         ```
     """
     from samerge.api import merge
+    from samerge.methods.peft_names import method_of
 
     taken = getattr(model, "peft_config", {})
     if adapter_name in taken:
@@ -231,7 +234,8 @@ def add_weighted_adapter(
         ignored["svd_driver"] = svd_driver
     if svd_full_matrices is not True:
         ignored["svd_full_matrices"] = svd_full_matrices
-    if majority_sign_method != "total":
+    method, own_options = method_of(combination_type, majority_sign_method, method_options)
+    if majority_sign_method != "total" and "majority_sign_method" not in own_options:
         ignored["majority_sign_method"] = majority_sign_method
     if ignored:
         python_warnings.warn(
@@ -243,7 +247,7 @@ def add_weighted_adapter(
         model,
         list(adapters),
         weights=weights,
-        method=combination_type,
+        method=method,
         recipe=recipe,
         rank=rank,
         density=density,
@@ -259,7 +263,7 @@ def add_weighted_adapter(
         device=device,
         modules_to_save=modules_to_save,
         dora=dora,
-        method_options=method_options,
+        method_options=own_options or None,
         progress=progress,
     )
     merged.apply_to(model, adapter_name)
