@@ -60,3 +60,14 @@ def test_any_scores_by_histograms(values, data, width):
 def test_a_count_out_of_range(count):
     with pytest.raises(ValueError, match=f"cannot keep {count} of 4"):
         keep_largest(torch.zeros(4), count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sample_that_misleads(dtype):
+    """Every value that the sample takes is far above all others."""
+    size = 300 * 901
+    scores = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    scores[:: max(1, size // select._SAMPLE)] += 100
+    assert select._bracketed(scores.numpy(), size // 2) is None
+    for count in (1, size // 50, size // 2, size - 5):
+        assert torch.equal(keep_largest(scores, count), sorted_selection(scores, count))
