@@ -126,6 +126,18 @@ def test_whole_numbers_must_be_equal(llama, changed):
     assert torch.equal(merged.tensor("position_ids"), torch.arange(4))
 
 
+def test_buffers_that_only_one_of_them_saved(llama, changed):
+    """Versions of transformers differ in what they save beside the parameters."""
+    inv_freq = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    base = changed(lambda t: t.update({"position_ids": torch.arange(4), inv_freq: torch.ones(2)}), of="base")
+    odd = changed(lambda t: t.update({"other_ids": torch.arange(4), "x.inv_freq": torch.ones(2)}))
+    merged = merge(base, {"odd": odd, "code": llama.experts["code"]})
+    assert merged.report.record["mismatched"] == []
+    assert torch.equal(merged.tensor("position_ids"), torch.arange(4))
+    assert torch.equal(merged.tensor(inv_freq), torch.ones(2))
+    assert set(merged.shapes) == set(read(base))
+
+
 def test_values_that_are_not_finite(llama, changed):
     odd = changed(lambda tensors: tensors[UP][3].fill_(float("nan")))
     with pytest.raises(BaseModelError, match=rf"merging the weight '{UP}': .*not finite in the base or in odd; check"):

@@ -12,6 +12,9 @@ from samerge.errors import BaseModelError
 
 _SHOWN = 6
 
+#: Endings of buffers that are computed from the configuration, and that only some versions of transformers save.
+_COMPUTED = (".inv_freq", ".masked_bias")
+
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -83,7 +86,8 @@ def _prefixes(short: Iterable[str], long: set[str]) -> set[str]:
 def mismatches(base: WeightSource, expert: WeightSource, names: Mapping[str, str], called: str) -> list[Mismatch]:
     """Every difference between an expert and the base, but for the values that are trained.
 
-    A tensor that the expert adds and that equals another one of its own is a tied copy, and no difference.
+    A tensor that the expert adds and that equals another one of its own is a tied copy, and no difference. Nor are
+    buffers that only one of them saved: whole numbers, such as positions, and what follows from the configuration.
 
     Args:
         base: the base.
@@ -94,6 +98,8 @@ def mismatches(base: WeightSource, expert: WeightSource, names: Mapping[str, str
     found = []
     for tensor, shape in base.shapes.items():
         if tensor not in names:
+            if _is_buffer(base, tensor):
+                continue
             found.append(Mismatch(tensor, called, "lacks", shape, None))
         elif tuple(expert.shapes[names[tensor]]) != tuple(shape):
             found.append(Mismatch(tensor, called, "shape", shape, tuple(expert.shapes[names[tensor]])))
@@ -101,7 +107,7 @@ def mismatches(base: WeightSource, expert: WeightSource, names: Mapping[str, str
             found.append(Mismatch(tensor, called, "values", shape, shape))
     known = set(names.values())
     for tensor, shape in expert.shapes.items():
-        if tensor not in known and not _is_copy(expert, tensor):
+        if tensor not in known and not _is_buffer(expert, tensor) and not _is_copy(expert, tensor):
             found.append(Mismatch(tensor, called, "adds", None, tuple(shape)))
     return found
 
@@ -120,6 +126,10 @@ def refuse(found: Sequence[Mismatch], base: str) -> None:
         f"merging checkpoints of {base!r}: not all tensors are shared with the base: {listed}{more}. Are they "
         f"checkpoints of this base? mismatched='base' keeps the base's tensors there, and leaves out what is added"
     )
+
+
+def _is_buffer(source: WeightSource, tensor: str) -> bool:
+    return not source.dtype(tensor).is_floating_point or tensor.endswith(_COMPUTED)
 
 
 def _is_copy(source: WeightSource, tensor: str) -> bool:

@@ -165,6 +165,7 @@ def _merged(
 ) -> MergedModel:
     source = base.source
     kept = frozenset(item.tensor for item in found if item.base is not None)
+    kept |= {tensor for tensor in source.shapes if any(tensor not in expert.shapes for expert in sources)}  # buffers
     graph = graph_for(source, options.connectivity, options.residual, kept)
     edges = {edge.key: edge for edge in live_weights(graph)}
     pruned = frozenset(key for key, edge in edges.items() if edge.tensor not in kept)
