@@ -26,6 +26,7 @@ from samerge.options import MergeOptions, resolve
 from samerge.output import finish
 from samerge.progress import Progress
 from samerge.views import view_for
+from samerge.weighing import nan_weights
 
 #: Options that mean something to every method.
 _COMMON = frozenset({"scaling", "svd_rank", "dtype", "device", "modules_to_save", "dora"})
@@ -35,14 +36,14 @@ def merge(
     base: str | Path | nn.Module | None,
     adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike],
     *,
-    weights: Mapping[str, float] | Sequence[float] | None = None,
+    weights: Mapping[str, float] | Sequence[float] | str | None = None,
     method: str = "saliency",
     recipe: Literal["paper"] | None = None,
     rank: int | None = None,
     density: float | str | None = None,
     iterations: int | None = None,
     basis: Literal["svd", "native"] | None = None,
-    scaling: float | Literal["auto"] | None = None,
+    scaling: float | str | None = None,
     agreement: Literal["absolute", "signed", "paper", "task"] | None = None,
     scope: Literal["layer", "global"] | None = None,
     connectivity: Literal["flow", "local"] | FlowGraph | None = None,
@@ -62,10 +63,11 @@ def merge(
 
     Args:
         base: a folder with `config.json` and safetensors, a hub id, or a loaded model (a `PeftModel` is read below its
-            adapters). None for methods that do not read it (`linear`, `cat`, `svd`).
+            adapters). None for methods that do not read it (all but `saliency` and `elementwise`).
         adapters: name -> folder or hub id, or a list of these (named after their last path part). With a `PeftModel`
             as the base, names of its adapters.
-        weights: by name, or in order; 1.0 each by default. May be negative.
+        weights: by name, or in order; 1.0 each by default. May be negative. Or "nan": in proportion to the adapters'
+            inverse norms, 1.0 on the mean.
         method: a name from `samerge.methods()`.
         recipe: a named set of defaults; explicit options win over it. "paper" is SA-Merging as published: native
             basis, density 0.1, ten iterations, scaling 1.0, no residual edges, modules outside the graph unpruned.
@@ -78,7 +80,8 @@ def merge(
         basis: "svd" (default), the singular triplets of each update, which do not depend on how B and A were trained;
             or "native", the columns of B and rows of A as they are.
         scaling: lambda, or "auto" (default of `saliency` and `elementwise`): each layer's merged update gets 1.3 times
-            the experts' mean Frobenius norm there. The exact methods default to 1.0.
+            the experts' mean Frobenius norm there. The exact methods default to 1.0, others to their published
+            lambda. Or "lines:<alpha>:<beta>": alpha + beta l / (L - 1) in layer l of L.
         agreement: "absolute" (default), |gamma eta|; or "signed", |gamma| w eta, so that components that disagree with
             the merge go first. For `elementwise`: "paper" (default), dR/dtau times the merge, with its sign; or "task",
             |dR/dtau| w tau times the merge, positive only where the expert agrees with it.
@@ -147,7 +150,8 @@ def merge(
     bars = Progress(progress)
     with bars.task("reading", 1):
         experts = open_adapters(base, adapters)
-        values = weights_of(weights, [expert.name for expert in experts])
+        balance = isinstance(weights, str) and weights == "nan"
+        values = weights_of(None if balance else weights, [expert.name for expert in experts])
         source = open_base(base, required=registered.needs_base)
         active = [expert for expert, weight in zip(experts, values, strict=True) if weight != 0]
         device_ = torch.device(options.device or str(getattr(source, "device", "cpu")))
@@ -156,6 +160,8 @@ def merge(
         check_dora(active, options.dora, source)
         check_extras(active, options.modules_to_save, source)
     problem, lost = _problem(experts, values, source, options, registered.needs_base, device_, bars)
+    if balance:
+        problem = replace(problem, weights=nan_weights(problem))
     outcome = registered.run(problem, options)
     with bars.task("finishing", 1):
         return finish(problem, experts, outcome, options, registered.svd_rank(problem.rank), lost)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from samerge.adapters.model import Load
 from samerge.checkpoints import WeightSource
 from samerge.errors import AdapterError, BaseModelError, OptionError
 from samerge.layouts import Layout
+from samerge.lines import is_lines
 from samerge.matching import Names
 from samerge.methods.problem import Site
 from samerge.options import MergeOptions
@@ -112,11 +113,18 @@ def merge_extras(
     warnings: list[str] = []
     active = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if weight != 0]
     dtype = options.dtype or widest(adapter.dtype for adapter, _ in active or [(adapters[0], 0)])
-    biases = _lora_biases(sites, weights, layouts, options.scaling)
+    by_layer = is_lines(options.scaling)
+    scaling = 1.0 if by_layer else options.scaling
+    biases = _lora_biases(sites, weights, layouts, scaling)
     if biases:
         settings["lora_bias"] = True
         tensors.update({name: bias.to(dtype) for name, bias in biases.items()})
-    trained = _base_biases(active, layouts, options.scaling, source)
+    trained = _base_biases(active, layouts, scaling, source)
+    if by_layer and (biases or trained):
+        raise OptionError(
+            f"scaling={options.scaling!r}: the adapters train biases ({min(biases or trained)}), which it does not "
+            f"scale by layer; give a number or 'auto'"
+        )
     if trained:
         settings["bias"] = "all" if any(a.config.get("bias") == "all" for a, _ in active) else "lora_only"
         tensors.update(trained)
@@ -169,13 +177,13 @@ def _check_copy(adapter: str, name: str, load: Load, source: WeightSource | None
         )
 
 
-def _sum(parts: Sequence[tuple[float, Tensor]], scaling: float | Literal["auto"]) -> Tensor:
+def _sum(parts: Sequence[tuple[float, Tensor]], scaling: float | str) -> Tensor:
     total = torch.stack([weight * part.float() for weight, part in parts]).sum(0)
-    return total / sum(abs(weight) for weight, _ in parts) if scaling == "auto" else total * scaling
+    return total / sum(abs(weight) for weight, _ in parts) if scaling == "auto" else total * float(scaling)
 
 
 def _lora_biases(
-    sites: Sequence[Site], weights: Sequence[float], layouts: Mapping[str, Layout], scaling: float | Literal["auto"]
+    sites: Sequence[Site], weights: Sequence[float], layouts: Mapping[str, Layout], scaling: float | str
 ) -> dict[str, Tensor]:
     """The merged bias of every module's `lora_B`; none if no expert has any."""
     if not any(m.bias is not None and weights[n] != 0 for site in sites for n, m in site.experts.items()):
@@ -211,7 +219,7 @@ def _rows(module: str, site: Site | None, sites: Sequence[Site]) -> int:
 def _base_biases(
     active: Sequence[tuple[Adapter, float]],
     layouts: Mapping[str, Layout],
-    scaling: float | Literal["auto"],
+    scaling: float | str,
     source: WeightSource | None,
 ) -> dict[str, Tensor]:
     names = sorted({name for adapter, _ in active for name in adapter.extras.biases})

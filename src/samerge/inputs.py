@@ -108,13 +108,17 @@ def _name_of(given: Any) -> str:
 
 
 def weights_of(
-    weights: Mapping[str, float] | Sequence[float] | None, names: Sequence[str], what: str = "adapter"
+    weights: Mapping[str, float] | Sequence[float] | str | None, names: Sequence[str], what: str = "adapter"
 ) -> tuple[float, ...]:
     """One finite weight for each adapter (or whatever `what` is), in their order; 1.0 each by default.
 
     Raises:
         OptionError: too few, too many, an unknown name, or not a number.
     """
+    if isinstance(weights, str):
+        raise OptionError(
+            f"weights={weights!r} is not known; give a number for each {what}"
+        )
     if weights is None:
         return (1.0,) * len(names)
     if isinstance(weights, Mapping):

@@ -130,7 +130,7 @@ def _fill_offloaded(model: nn.Module, adapter_name: str, tensors: Mapping[str, T
 def add_weighted_adapter(
     model: nn.Module,
     adapters: Sequence[str],
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | str | None = None,
     adapter_name: str = "merged",
     combination_type: str = "saliency",
     svd_rank: int | None = None,
@@ -144,7 +144,7 @@ def add_weighted_adapter(
     recipe: Literal["paper"] | None = None,
     iterations: int | None = None,
     basis: Literal["svd", "native"] | None = None,
-    scaling: float | Literal["auto"] | None = None,
+    scaling: float | str | None = None,
     agreement: Literal["absolute", "signed", "paper", "task"] | None = None,
     scope: Literal["layer", "global"] | None = None,
     connectivity: Literal["flow", "local"] | FlowGraph | None = None,
@@ -172,7 +172,7 @@ def add_weighted_adapter(
     Args:
         model: the `PeftModel`; its base weights and its adapters are only read.
         adapters: names of adapters that it has.
-        weights: one for each adapter; 1.0 each by default.
+        weights: one for each adapter, 1.0 each by default; or "nan", in proportion to inverse norms.
         adapter_name: name of the new adapter; must not be taken.
         combination_type: a name from `samerge.methods()`, or PEFT's.
         svd_rank: truncate every merged layer to this rank.
@@ -186,7 +186,7 @@ def add_weighted_adapter(
         recipe: named set of defaults; an explicit option wins over it.
         iterations: scoring and pruning steps.
         basis: what the rank-1 components are.
-        scaling: lambda, or "auto".
+        scaling: lambda, "auto", or "lines:<alpha>:<beta>".
         agreement: "absolute", |gamma eta|, or "signed", |gamma| w eta; "paper" or "task" for `elementwise`.
         scope: rank components in each layer apart, or over all layers.
         connectivity: "flow", "local", or a flow graph of one's own.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from samerge.errors import OptionError
 from samerge.graph import FlowGraph
+from samerge.lines import alpha_beta, is_lines
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ class MergeOptions:
             "adaptive:<mean>". Instead of `rank`.
         iterations: scoring and pruning steps T, at least 1.
         basis: rank-1 components of what: singular triplets, or the columns and rows as trained.
-        scaling: a number lambda, or "auto" for the norm rule.
+        scaling: a number lambda, "auto" for the norm rule, or "lines:<alpha>:<beta>".
         agreement: what a score makes of signs; which ones there are depends on the method.
         scope: rank components in each layer and expert apart, or over all layers of an expert.
         connectivity: "flow" through the family's graph, "local" (every layer by itself), or a graph of one's own.
@@ -84,7 +85,7 @@ class MergeOptions:
     density: float | str | None
     iterations: int
     basis: Basis
-    scaling: float | Literal["auto"]
+    scaling: float | str
     agreement: Agreement
     scope: Scope
     connectivity: Literal["flow", "local"] | FlowGraph
@@ -130,8 +131,10 @@ class MergeOptions:
                 f"scope='global' and density={self.density!r} both spread what is kept over the layers; give a number "
                 f"as the density, or leave scope='global' out"
             )
-        if isinstance(self.scaling, str):
-            choice("scaling", self.scaling, ("auto", "a number"))
+        if is_lines(self.scaling):
+            alpha_beta(str(self.scaling))
+        elif isinstance(self.scaling, str):
+            choice("scaling", self.scaling, ("auto", "a number", "lines:<alpha>:<beta>"))
         else:
             number("scaling", self.scaling)
         if self.dtype is not None and not self.dtype.is_floating_point:

@@ -15,6 +15,7 @@ from samerge.compress import truncate
 from samerge.extras import merge_extras
 from samerge.factors import LoraFactors, balanced, norm, pad
 from samerge.layouts import Layout, expert_of
+from samerge.lines import is_lines, layer_scalings
 from samerge.merged import MergedAdapter
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Site
 from samerge.options import MergeOptions
@@ -43,10 +44,12 @@ def finish(
     svd_rank = options.svd_rank or default_svd_rank
     factors: dict[str, LoraFactors] = {}
     layers: dict[str, Any] = {}
+    scalings = _by_layer(problem, options)
     for site in problem.sites:
         layer = outcome.layers[site.module]
         update, lost = (layer.factors, 0.0) if svd_rank is None else truncate(layer.factors, svd_rank)
-        scale = scale_of(update, {n: s.norm for n, s in layer.shares.items()}, problem.weights, options.scaling)
+        scaling = scalings.get(site.module, options.scaling)
+        scale = scale_of(update, {n: s.norm for n, s in layer.shares.items()}, problem.weights, scaling)
         lost = layer.lost + (1 - layer.lost) * lost
         update = balanced(LoraFactors(update.A, update.B * scale))
         factors[site.module] = update
@@ -64,6 +67,14 @@ def finish(
     warnings = [*_warnings(problem, experts, layers, options.method), *beside.warnings]
     record_ = record(problem, experts, outcome, options, factors, rank, dtype, layers, warnings)
     return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(record_), beside.tensors)
+
+
+def _by_layer(problem: Problem, options: MergeOptions) -> dict[str, float]:
+    """lambda of every module where it depends on its layer."""
+    if not is_lines(options.scaling):
+        return {}
+    modules = {site.module: site.layout.kind == "embedding" for site in problem.sites}
+    return layer_scalings(modules, problem.source.shapes if problem.source else (), str(options.scaling))
 
 
 def _layer_record(

@@ -13,7 +13,6 @@ for rounding), and a common factor of the weights cancels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from samerge.factors import LoraFactors, norm
 
@@ -24,9 +23,7 @@ NORM_FACTOR = 1.3
 _ROUNDING = 1e-5
 
 
-def scale_of(
-    merged: LoraFactors, norms: Mapping[int, float], weights: Sequence[float], scaling: float | Literal["auto"]
-) -> float:
+def scale_of(merged: LoraFactors, norms: Mapping[int, float], weights: Sequence[float], scaling: float | str) -> float:
     """The factor that a merged update is multiplied with.
 
     Args:

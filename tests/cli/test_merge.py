@@ -218,3 +218,12 @@ def test_options_of_a_method_alone(invoke, loras) -> None:
     for wrong in ("mu", "=1", "mu=", "lambda=1", "mu=much"):
         result = invoke(*words, "--overwrite", "--method-option", wrong)
         assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_weights_by_norms(invoke, loras) -> None:
+    words = ("merge", "-a", loras / "math", "-a", loras / "code", "--method", "linear", "--out", "out", "--json")
+    result = invoke(*words, "--weights", "nan", "--scaling", "lines:0.5:0.5")
+    assert sum(row["weight"] for row in json.loads(result.stdout)["experts"]) == pytest.approx(2)
+    result = invoke("merge", "-a", f"{loras / 'math'}:0.5", "--method", "linear", "--out", "two", "--weights", "nan")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "together: give one or the other" in result.stderr

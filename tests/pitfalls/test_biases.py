@@ -92,3 +92,10 @@ def test_lora_bias_beside_modules_that_cannot_have_one(bench) -> None:
     second = lab.train("b", target_modules=["embed_tokens"])
     with pytest.raises(samerge.AdapterError, match=r"lora_bias and others that adapt 'model.embed_tokens'"):
         lab.merge(first, second)
+
+
+def test_lines_do_not_scale_biases(bench) -> None:
+    lab = bench(bert)
+    folder = lab.train("a", change_biases, target_modules=["query"], bias="lora_only")
+    with pytest.raises(samerge.OptionError, match=r"train biases .* which it does not scale by layer"):
+        samerge.merge(lab.base, [folder], density=1.0, scaling="lines:0.5:0.5")

@@ -101,7 +101,7 @@ def merge(
     scaling: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|FLOAT",
+            metavar="auto|FLOAT|lines:A:B",
             help="The strength of the merged update. Default: auto for saliency and elementwise, 1.0 for the exact "
             "methods.",
             rich_help_panel=_OUTPUT,
@@ -140,6 +140,14 @@ def merge(
             metavar="exact[:RANK]",
             help="Convert DoRA adapters on the way: the exact update, truncated to their rank or to RANK.",
             rich_help_panel=_SELECTION,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="nan",
+            help="Instead of weights of the single adapters: nan, in proportion to their inverse norms.",
+            rich_help_panel=_OUTPUT,
         ),
     ] = None,
     method_option: Annotated[
@@ -197,5 +205,6 @@ def merge(
         overwrite=overwrite,
         push_to_hub=push_to_hub,
         private=private,
+        weights=weights,
     )
     carry_out(request, as_json=as_json, quiet=quiet)

@@ -12,7 +12,7 @@ from samerge.cli.options import number_or_word
 from samerge.cli.request import OPTIONS, Request
 from samerge.errors import OptionError
 
-_KEYS = ("base", "adapters", "out", "overwrite", "push_to_hub", "private", *OPTIONS)
+_KEYS = ("base", "adapters", "out", "overwrite", "push_to_hub", "private", "weights", *OPTIONS)
 _ADAPTER_KEYS = ("name", "source", "model", "weight")
 _FLAGS = ("overwrite", "private", "residual")
 _NUMBERS = ("density", "scaling")
@@ -48,7 +48,7 @@ def parse_recipe(text: str, origin: str, changes: Mapping[str, Any] | None = Non
     for key in _FLAGS:
         if not isinstance(values.get(key, False), bool):
             raise OptionError(f"{doing}: {key} is {values[key]!r}; it must be true or false")
-    for key in ("base", "out", "push_to_hub"):
+    for key in ("base", "out", "push_to_hub", "weights"):
         if not isinstance(values.get(key, ""), str | None):
             raise OptionError(f"{doing}: {key} is {values[key]!r}; it must be text")
     for key in _NUMBERS:  # YAML 1.1 reads 1e-1 as text
@@ -62,6 +62,7 @@ def parse_recipe(text: str, origin: str, changes: Mapping[str, Any] | None = Non
         overwrite=values.get("overwrite", False),
         push_to_hub=values.get("push_to_hub"),
         private=values.get("private", False),
+        weights=values.get("weights"),
     )
 
 

@@ -51,9 +51,10 @@ class Request:
         overwrite: replace an adapter that is there already.
         push_to_hub: repository to push to.
         private: whether a new repository is private.
+        weights: how to find the weights, instead of those of the adapters.
 
     Raises:
-        OptionError: no adapter, a name twice, or nowhere to put the result.
+        OptionError: no adapter, a name twice, weights twice, or nowhere to put the result.
     """
 
     base: str | None
@@ -63,11 +64,16 @@ class Request:
     overwrite: bool = False
     push_to_hub: str | None = None
     private: bool = False
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         unique(self.adapters)
         if not self.out and not self.push_to_hub:
             raise OptionError("nowhere to put the merged adapter; give --out FOLDER, --push-to-hub USER/NAME, or both")
+        if self.weights and any(adapter.weight != 1 for adapter in self.adapters):
+            raise OptionError(
+                f"weights={self.weights!r} and the weights of single adapters together: give one or the other"
+            )
         if self.private and not self.push_to_hub:
             raise OptionError("--private is for a new repository on the Hub; give --push-to-hub USER/NAME, too")
 
@@ -93,7 +99,7 @@ def carry_out(request: Request, as_json: bool, quiet: bool) -> None:
         merged = merge(
             request.base,
             {adapter.name: adapter.source for adapter in request.adapters},
-            weights={adapter.name: adapter.weight for adapter in request.adapters},
+            weights=request.weights or {adapter.name: adapter.weight for adapter in request.adapters},
             progress=group.first and not quiet,
             **request.options,
         )

@@ -1,0 +1,38 @@
+"""Weights that are found without data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from samerge.factors import norm
+from samerge.methods.problem import Problem
+
+
+def nan_weights(problem: Problem) -> tuple[float, ...]:
+    """`weights="nan"`: every adapter in proportion to the inverse norm of its update (arXiv 2505.16148).
+
+        w_i = (1 / ||tau_i||) / mean_j (1 / ||tau_j||),    ||tau_i||^2 = sum over layers ||tau_i^l||_F^2
+
+    The mean is 1, so that adapters of one norm get the default weights and `scaling` means what it means without. A
+    zero adapter gets 1 and takes no part in the mean.
+    """
+    squares = [0.0] * len(problem.names)
+    for site in problem.sites:
+        for n, factors in problem.factors(site).items():
+            squares[n] += float(norm(factors)) ** 2
+    return inverse([math.sqrt(square) for square in squares])
+
+
+def inverse(norms: Sequence[float]) -> tuple[float, ...]:
+    """Inverse norms over their mean.
+
+    Example:
+        >>> inverse([1.0, 3.0]), inverse([2.0, 0.0])
+        ((1.5, 0.5), (1.0, 1.0))
+    """
+    found = [1 / value for value in norms if value > 0]
+    if not found:
+        return (1.0,) * len(norms)
+    mean = sum(found) / len(found)
+    return tuple(1 / value / mean if value > 0 else 1.0 for value in norms)
