@@ -12,7 +12,9 @@ from samerge.factors import LoraFactors
 from samerge.methods.chance import uniform
 from samerge.methods.dare import prepare_dare, prepare_dare_ties
 from samerge.methods.della import prepare_della, probabilities
+from samerge.methods.density import densities
 from samerge.methods.rows import Layer
+from samerge.options import resolve
 
 
 def drawn(layer, seed):
@@ -30,6 +32,20 @@ def test_dare(density):
         kept = [delta * (chance[n] < density) / density for n, delta in update.items()]
         close(one, sum(kept))
         close(other, election(kept))
+
+
+def test_adaptive_density():
+    """Near the mean over all layers; what is kept is divided by the layer's own density."""
+    made = layers()
+    merged = run("dare", prepare_dare, made, "adaptive:0.5")
+    share = densities(made, resolve("dare", None, {"density": "adaptive:0.5"}, {"scaling": 1.0}), 0.1)
+    for n in range(3):
+        own = [layer for layer in made if n in layer.parts]
+        mean = sum(share(layer, n) * layer.size for layer in own) / sum(layer.size for layer in own)
+        assert mean == pytest.approx(0.5)
+    for layer, update, one in zip(made, dense(made), merged, strict=True):
+        chance = drawn(layer, 0)
+        close(one, sum(d * (chance[n] < share(layer, n)) / share(layer, n) for n, d in update.items()))
 
 
 def naive_probabilities(row, density, epsilon):

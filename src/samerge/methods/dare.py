@@ -3,20 +3,22 @@
     v_i = w_i tau_i * m / density,  m ~ Bernoulli(density) for every element, density = 1 - p
     dare: M = sum_i v_i        dare-ties: M by the election of signs (`samerge.methods.signs`)
 
-Seeded. Streamed, then truncated to `svd_rank`: that averages much of the noise away again, so the result is nearer to
-the sum than the dense merge is. PEFT's `dare_linear_svd` and `dare_ties_svd` are the same with other random numbers.
+Seeded. density="adaptive" gives every layer a density of its own (`samerge.adaptive`). Streamed, then truncated to
+`svd_rank`: that averages much of the noise away again, so the result is nearer to the sum than the dense merge is.
+PEFT's `dare_linear_svd` and `dare_ties_svd` are the same with other random numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from samerge.methods.chance import SeedParameters, uniform
+from samerge.methods.density import densities
 from samerge.methods.parameters import own
-from samerge.methods.rows import Combine, Layer
+from samerge.methods.rows import Combine, Layer, column
 from samerge.methods.signs import SignParameters, elect
 from samerge.options import MergeOptions
 
@@ -32,7 +34,7 @@ class DareTiesParameters(SignParameters, SeedParameters):
 
 def prepare_dare(layers: Sequence[Layer], options: MergeOptions) -> Combine:
     """`dare` as `by_rows` runs it."""
-    density, seed = options.mean_density or 0.1, own(options, SeedParameters).seed
+    density, seed = densities(layers, options, 0.1), own(options, SeedParameters).seed
 
     def combine(layer: Layer, start: int, tiles: Tensor) -> tuple[Tensor, Tensor]:
         kept = drop(layer, start, tiles, density, seed)
@@ -43,7 +45,7 @@ def prepare_dare(layers: Sequence[Layer], options: MergeOptions) -> Combine:
 
 def prepare_dare_ties(layers: Sequence[Layer], options: MergeOptions) -> Combine:
     """`dare-ties` as `by_rows` runs it."""
-    density, chosen = options.mean_density or 0.1, own(options, DareTiesParameters)
+    density, chosen = densities(layers, options, 0.1), own(options, DareTiesParameters)
 
     def combine(layer: Layer, start: int, tiles: Tensor) -> tuple[Tensor, Tensor]:
         kept = drop(layer, start, tiles, density, chosen.seed)
@@ -52,6 +54,7 @@ def prepare_dare_ties(layers: Sequence[Layer], options: MergeOptions) -> Combine
     return combine
 
 
-def drop(layer: Layer, start: int, tiles: Tensor, density: float, seed: int) -> Tensor:
+def drop(layer: Layer, start: int, tiles: Tensor, density: Callable[[Layer, int], float], seed: int) -> Tensor:
     """The experts' tiles with a share of their elements kept and rescaled."""
-    return tiles * (uniform(layer, start, tiles, seed) < density) / density
+    share = column([density(layer, n) for n in layer.parts], tiles)
+    return tiles * (uniform(layer, start, tiles, seed) < share) / share

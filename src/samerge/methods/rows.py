@@ -100,7 +100,10 @@ def by_rows(prepare: Prepare) -> Method:
 
 
 def magnitudes(
-    layers: Sequence[Layer], ranks: Callable[[int], Sequence[int]], over: str = "adapter"
+    layers: Sequence[Layer],
+    ranks: Callable[[int], Sequence[int]],
+    over: str = "adapter",
+    within: Callable[[Layer, int], Sequence[int]] | None = None,
 ) -> Callable[[Layer, int], tuple[float, ...]]:
     """The k-th largest magnitudes of every expert, over its whole flattened adapter or in each layer.
 
@@ -108,6 +111,7 @@ def magnitudes(
         layers: all layers.
         ranks: the wanted k, from the number of elements.
         over: "adapter" or "layer".
+        within: with "layer", the wanted k from the layer and the expert, instead of `ranks`.
 
     Returns:
         A function of the layer and the expert.
@@ -116,7 +120,7 @@ def magnitudes(
         table = {
             layer.module: largest_of(
                 lambda one=layer: _magnitudes([one]),  # type: ignore[misc]
-                {n: ranks(layer.size) for n in layer.parts},
+                {n: within(layer, n) if within else ranks(layer.size) for n in layer.parts},
                 _dtype([layer]),
             )
             for layer in layers

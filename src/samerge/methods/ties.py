@@ -4,7 +4,8 @@
     the layer (trim="layer"); 0 elsewhere.  M by the election of signs (`samerge.methods.signs`).
 
 `magnitude-prune` trims by layer and adds: M = sum_i v_i. Thresholds are exact, found by histograms over tiles; values
-that equal a threshold stay together. Streamed, then truncated to `svd_rank`.
+that equal a threshold stay together. density="adaptive" trims every layer to a density of its own
+(`samerge.adaptive`). Streamed, then truncated to `svd_rank`.
 
 PEFT's `ties_svd` and `magnitude_prune_svd` trim by layer. It elects signs before the values are weighted, and a draw
 goes to plus; with equal weights and no draws it is the same, up to the truncation.
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from samerge.methods.density import densities
 from samerge.methods.parameters import own
 from samerge.methods.rows import Combine, Layer, column, magnitudes
 from samerge.methods.signs import SignParameters, elect
@@ -41,7 +43,7 @@ class TiesParameters(SignParameters):
 def prepare_ties(layers: Sequence[Layer], options: MergeOptions) -> Combine:
     """`ties` as `by_rows` runs it."""
     chosen = own(options, TiesParameters)
-    trim = Trim(layers, options.mean_density or 0.2, chosen.trim)
+    trim = Trim(layers, options, chosen.trim)
 
     def combine(layer: Layer, start: int, tiles: Tensor) -> tuple[Tensor, Tensor]:
         kept = trim(layer, tiles)
@@ -52,7 +54,7 @@ def prepare_ties(layers: Sequence[Layer], options: MergeOptions) -> Combine:
 
 def prepare_magnitude_prune(layers: Sequence[Layer], options: MergeOptions) -> Combine:
     """`magnitude-prune` as `by_rows` runs it."""
-    trim = Trim(layers, options.mean_density or 0.2, "layer")
+    trim = Trim(layers, options, "layer")
 
     def combine(layer: Layer, start: int, tiles: Tensor) -> tuple[Tensor, Tensor]:
         kept = trim(layer, tiles)
@@ -66,12 +68,22 @@ class Trim:
 
     Args:
         layers: all layers.
-        density: the share that is kept; at least one element.
+        options: their density; an adaptive one is by layer.
         over: "adapter" or "layer".
     """
 
-    def __init__(self, layers: Sequence[Layer], density: float, over: str) -> None:
-        self.thresholds = magnitudes(layers, lambda size: [max(1, round(density * size))], over)
+    def __init__(self, layers: Sequence[Layer], options: MergeOptions, over: str) -> None:
+        mean = options.mean_density or 0.2
+        if isinstance(options.density, str):
+            own_density = densities(layers, options, mean)
+            self.thresholds = magnitudes(
+                layers,
+                lambda size: [size],
+                "layer",
+                lambda layer, n: [max(1, round(own_density(layer, n) * layer.size))],
+            )
+        else:
+            self.thresholds = magnitudes(layers, lambda size: [max(1, round(mean * size))], over)
 
     def __call__(self, layer: Layer, tiles: Tensor) -> Tensor:
         """The experts' tiles, zero where they are trimmed."""
