@@ -5,9 +5,9 @@
 
 The experts are the adapters in examples/, merged into MiniLM and saved as full checkpoints. For each merge: how close
 its embeddings are to each expert's own on that expert's sentences (mean cosine), beside those of the untouched base;
-the accuracy on the sentences; and the share of the experts' energy that survives. The sentences are the demo's twelve, too
-few for an accuracy that means much: `--items` takes a file of JSON lines with `task`, `label` (one of the task's labels
-in examples/adapters/minilm/tasks.json) and `text`. Results go to benchmarks/results/full_sweep.json and .md.
+the accuracy on the sentences; and the share of the experts' energy that survives. The sentences are the demo's twelve,
+too few for an accuracy that means much: `--items` takes a file of JSON lines with `task`, `label` (one of the task's
+labels in examples/adapters/minilm/tasks.json) and `text`. Results go to benchmarks/results/full_sweep.json and .md.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from peft import PeftModel
 from safetensors import safe_open
 
 import samerge
+from samerge.card import model_card
 from samerge.errors import OptionError, OutputExistsError
 from samerge.full.shards import plan, shard_bytes
 from samerge.report import read_report
@@ -103,8 +104,6 @@ def test_what_is_in_the_folder(llama, tmp_path):
 
 
 def test_the_card_names_the_models_of_the_hub():
-    from samerge.card import model_card
-
     record = {
         "method": "elementwise",
         "base": {"name": "ada/base", "model_type": "llama"},
@@ -278,3 +277,20 @@ def test_a_tensor_larger_than_a_shard_has_one_of_its_own():
     spec, large = ((2,), torch.float32), ((100,), torch.float32)
     files = plan({"a": spec, "b": large, "c": spec, "d": spec}, 16)
     assert list(files.values()) == [["a"], ["b"], ["c", "d"]]
+
+
+def test_a_base_of_the_hub_comes_with_its_tokenizer(llama, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def snapshot_download(repo_id, *, allow_patterns, **options):
+        asked[repo_id] = allow_patterns
+        return str(llama.base)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    merged = samerge.merge_full("ada/base", {"math": "ada/math"}, iterations=1, progress=False)
+    assert "*.model" in asked["ada/base"]
+    assert "*.model" not in asked["ada/math"]
+    assert merged.report.record["base"]["name"] == "ada/base"
+    assert "base_model:\n- ada/base\n- ada/math\n" in model_card(merged.report.record)
