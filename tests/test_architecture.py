@@ -3,7 +3,7 @@
 import pytest
 from transformers import LlamaConfig, LlamaModel
 
-from samerge.architecture import base_graph
+from samerge.alignment.architecture import base_graph
 from samerge.checkpoints import ModelSource
 from samerge.errors import GraphError
 

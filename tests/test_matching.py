@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from samerge.alignment.matching import match_modules
 from samerge.errors import BaseModelError
-from samerge.matching import match_modules
 
 SHAPES = {
     "bert.layer.0.q.weight": (4, 4),

@@ -21,8 +21,8 @@ from samerge.version import __version__
 
 if TYPE_CHECKING:
     from samerge.api import merge
-    from samerge.compressing import compress_adapter
-    from samerge.extracting import extract_adapter
+    from samerge.conversion.compressing import compress_adapter
+    from samerge.conversion.extracting import extract_adapter
     from samerge.factors import LoraFactors
     from samerge.full.api import merge_full
     from samerge.full.model import MergedModel
@@ -41,8 +41,8 @@ _LAZY = {
     "Report": "samerge.report",
     "Weight": "samerge.graph",
     "add_weighted_adapter": "samerge.live",
-    "compress_adapter": "samerge.compressing",
-    "extract_adapter": "samerge.extracting",
+    "compress_adapter": "samerge.conversion.compressing",
+    "extract_adapter": "samerge.conversion.extracting",
     "merge": "samerge.api",
     "merge_full": "samerge.full.api",
     "methods": "samerge.methods",

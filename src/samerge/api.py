@@ -10,10 +10,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from samerge import assemble
 from samerge.adapters import Adapter
+from samerge.alignment import assemble
+from samerge.alignment.views import view_for
 from samerge.checkpoints import WeightSource
-from samerge.dora import check_dora, converted
+from samerge.conversion.dora import check_dora, converted
 from samerge.errors import OptionError
 from samerge.extras import check_extras
 from samerge.graph import FlowGraph
@@ -25,7 +26,6 @@ from samerge.methods.problem import Problem
 from samerge.options import MergeOptions, resolve
 from samerge.output import finish
 from samerge.progress import Progress
-from samerge.views import view_for
 from samerge.weighing import nan_weights
 
 #: Options that mean something to every method.

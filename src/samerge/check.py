@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from samerge import assemble
 from samerge.adapters import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter, scaling
+from samerge.alignment import assemble
+from samerge.alignment.views import view_for
 from samerge.checkpoints import WeightSource
-from samerge.dora import check_dora
+from samerge.conversion.dora import check_dora
 from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeError
 from samerge.extras import check_extras
 from samerge.graph import build_graph
@@ -27,7 +28,6 @@ from samerge.inputs import open_base
 from samerge.profile import module_type
 from samerge.serving import Served, gaps, hints, servability
 from samerge.tensorfile import TensorFile
-from samerge.views import view_for
 
 #: Fields of a configuration that make more of an adapter than a plain LoRA, in the order in which they are shown.
 _VARIANTS = (

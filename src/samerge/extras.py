@@ -22,11 +22,11 @@ from torch import Tensor
 
 from samerge.adapters import Adapter, widest
 from samerge.adapters.model import Load
+from samerge.alignment.matching import Names
 from samerge.checkpoints import WeightSource
 from samerge.errors import AdapterError, BaseModelError, OptionError
 from samerge.layouts import Layout
 from samerge.lines import is_lines
-from samerge.matching import Names
 from samerge.methods.problem import Site
 from samerge.options import MergeOptions
 

@@ -116,9 +116,7 @@ def weights_of(
         OptionError: too few, too many, an unknown name, or not a number.
     """
     if isinstance(weights, str):
-        raise OptionError(
-            f"weights={weights!r} is not known; give a number for each {what}"
-        )
+        raise OptionError(f"weights={weights!r} is not known; give a number for each {what}")
     if weights is None:
         return (1.0,) * len(names)
     if isinstance(weights, Mapping):

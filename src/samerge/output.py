@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from samerge import assemble, profile
+from samerge import profile
 from samerge.adapters import Adapter, widest
+from samerge.alignment import assemble
+from samerge.alignment.views import replication
 from samerge.compress import truncate
 from samerge.extras import merge_extras
 from samerge.factors import LoraFactors, balanced, norm, pad
@@ -22,7 +24,6 @@ from samerge.options import MergeOptions
 from samerge.record import record
 from samerge.report import Report
 from samerge.scaling import scale_of
-from samerge.views import replication
 
 #: Share of a layer's energy that a truncation may lose before the report says so in words.
 _NOTABLE_LOSS = 0.2

@@ -58,7 +58,7 @@ def compress(
     Without --out it only says what would be lost.
     """
     check_target(out, overwrite)
-    from samerge.compressing import compress_adapter
+    from samerge.conversion.compressing import compress_adapter
 
     def make() -> MergedAdapter:
         return compress_adapter(

@@ -52,7 +52,7 @@ def extract(
     would be lost.
     """
     check_target(out, overwrite)
-    from samerge.extracting import extract_adapter
+    from samerge.conversion.extracting import extract_adapter
 
     def make() -> MergedAdapter:
         return extract_adapter(

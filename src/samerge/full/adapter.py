@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samerge.conversion.servable import servable
 from samerge.elements.vectors import shape_of
 from samerge.errors import OptionError
 from samerge.factors import LoraFactors, norm
@@ -16,7 +17,6 @@ from samerge.merged import MergedAdapter
 from samerge.options import fraction, whole
 from samerge.randomised import truncated_svd
 from samerge.report import Report
-from samerge.servable import servable
 
 #: The largest rank where only an energy is asked for.
 DEFAULT_CAP = 128

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from samerge.alignment.views import RenamedSource
 from samerge.checkpoints import WeightSource
 from samerge.elements.folder import WorkFolder
 from samerge.elements.masks import Masks
@@ -28,7 +29,6 @@ from samerge.inputs import dtype_of, weights_of
 from samerge.options import density_mean
 from samerge.progress import Progress
 from samerge.report import Report
-from samerge.views import RenamedSource
 
 
 def merge_full(

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from samerge import assemble
 from samerge.adapters import Adapter
+from samerge.alignment import assemble
+from samerge.alignment.views import view_for
 from samerge.checkpoints import WeightSource
 from samerge.compress import truncate
-from samerge.dora import check_dora, converted
+from samerge.conversion.dora import check_dora, converted
 from samerge.errors import OptionError, OutputExistsError
 from samerge.extras import check_extras
 from samerge.factors import norm
@@ -26,7 +27,6 @@ from samerge.options import MergeOptions, resolve, whole
 from samerge.output import finish
 from samerge.progress import Progress
 from samerge.report import Report
-from samerge.views import view_for
 
 
 @dataclass(frozen=True)

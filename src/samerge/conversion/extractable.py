@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from samerge.adapters.config import place
-from samerge.changes import Change
 from samerge.checkpoints import WeightSource
+from samerge.conversion.changes import Change
 from samerge.errors import GraphError
 from samerge.graph import Weight, build_graph
 from samerge.layouts import Layout

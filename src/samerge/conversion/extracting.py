@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from samerge.adapters import AdaptedModule, Adapter
-from samerge.changes import Change, changes
+from samerge.alignment.renamed import names_in_memory
+from samerge.alignment.views import RenamedSource
 from samerge.checkpoints import WeightSource, matrix_shape
-from samerge.compressing import Size
+from samerge.conversion.changes import Change, changes
+from samerge.conversion.compressing import Size
+from samerge.conversion.extractable import Candidate, candidates
 from samerge.errors import BaseModelError
-from samerge.extractable import Candidate, candidates
 from samerge.factors import LoraFactors
 from samerge.full.alignment import same_names
 from samerge.inputs import dtype_of, open_base
@@ -28,9 +30,7 @@ from samerge.output import finish
 from samerge.profile import module_type
 from samerge.progress import Progress
 from samerge.randomised import truncated_svd
-from samerge.renamed import names_in_memory
 from samerge.report import Report
-from samerge.views import RenamedSource
 
 #: The rank that is looked for first where only the energy is given; doubled until the energy is there.
 _FIRST_RANK = 64

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from samerge.adapters import Adapter
 from samerge.adapters.names import plain_name
+from samerge.alignment.fused import FusedSource
+from samerge.alignment.matching import Names
+from samerge.alignment.renamed import names_in_memory
 from samerge.checkpoints import WeightSource, unwrap
 from samerge.errors import AdapterError, BaseModelError
-from samerge.fused import FusedSource
 from samerge.layouts import expert_of
-from samerge.matching import Names
-from samerge.renamed import names_in_memory
 
 #: Input embeddings, to which output heads may be tied, by the end of their names.
 _EMBEDDINGS = ("embed_tokens", "wte", "shared", "word_embeddings", "embed_in", "tok_embeddings")

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from samerge.adapters import AdaptedModule, Adapter
-from samerge.architecture import base_graph
+from samerge.alignment.architecture import base_graph
+from samerge.alignment.matching import match_modules
 from samerge.checkpoints import WeightSource, matrix_shape
 from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.widths import local_graph
 from samerge.layouts import Layout, expert_of
-from samerge.matching import match_modules
 from samerge.methods.problem import Site
 from samerge.options import MergeOptions
 from samerge.profile import siblings
