@@ -31,8 +31,9 @@ from samerge.graph.widths import matrix_shape
 from samerge.kernels.tiles import BLOCK_COLUMNS, Scratch, Update, sweep_plain, sweep_tile, update
 from samerge.parallel import Workers, workers
 
-#: Entries of a tile on the CPU: 512 KiB in float32, so that theta, W and sign(W) stay in a core's own cache together.
-TILE_ELEMENTS = 1 << 17
+#: Entries of a tile on the CPU: 1 MiB in float32. Smaller ones stay in a core's own cache altogether, but then the
+#: operations are so short that two threads spend their time passing the interpreter's lock to each other.
+TILE_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
