@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
+DOC = Path(__file__).parent.parent / "docs" / "speed.md"
+BEGIN, END = "<!-- table: benchmarks/speed.py -->", "<!-- end of table -->"
 
 
 def floor_seconds(weights: int, experts: int, iterations: int, rank: int, final: int) -> float:
@@ -183,6 +185,27 @@ def keep(record: dict[str, Any]) -> None:
     records = [old for old in records if any(old[key] != record[key] for key in settings)] + [record]
     records.sort(key=lambda item: [str(item[key]) for key in settings])
     RESULTS.write_text(json.dumps(records, indent=2) + "\n")
+    render(records)
+
+
+def render(records: list[dict[str, Any]]) -> None:
+    """The results as the table of docs/speed.md."""
+    rows = [
+        "| merge | shape | adapters | iterations | seconds | peak memory, MiB "
+        "| adapters, MiB | base, MiB | scoring / floor |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for item in records:
+        cells = [item[key] for key in ("side", "shape", "adapters", "iterations", "seconds", "peak_rss_mib")]
+        cells += [item.get(key, "") for key in ("adapters_mib", "base_mib", "ratio_to_floor")]
+        if item["side"].startswith("peft"):
+            cells[3] = ""
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    versions = records[-1]["versions"]
+    machine = f"{records[-1]['machine']}; " + ", ".join(f"{name} {version}" for name, version in versions.items())
+    before, rest = DOC.read_text(encoding="utf-8").split(BEGIN)
+    table = "\n".join(rows)
+    DOC.write_text(f"{before}{BEGIN}\n{table}\n\n{machine}.\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
