@@ -16,7 +16,7 @@ Memory: the masks, one bit an element and expert, and two float tensors of the l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from samerge.elements.select import keep_largest
 from samerge.elements.vectors import TaskVectors, rows_of, shape_of
 from samerge.flows import Stream, walk
 from samerge.graph import FlowGraph, Weight
-from samerge.parallel import Workers, workers
 from samerge.saliency import kept_count
 
 #: Entries of a tile: every pass over it is bound by memory, so it should stay in a core's cache.
@@ -104,10 +103,10 @@ class Pruner:
             log R of every expert at the start of the last iteration.
         """
         logs: tuple[float, ...] = ()
-        with workers(self.device) as crew:
-            for step in range(1, iterations + 1):
-                flow = _Elements(self, graph, crew, densities, (step, iterations), task_agreement, advance)
-                logs = walk(graph, self.source.shapes, self.vectors.count, flow, self.device, self.dtype)
+        # By torch's own threads, not by tiles: the passes over a tile are too short for Python's threads to share them.
+        for step in range(1, iterations + 1):
+            flow = _Elements(self, graph, densities, (step, iterations), task_agreement, advance)
+            logs = walk(graph, self.source.shapes, self.vectors.count, flow, self.device, self.dtype)
         return logs
 
 
@@ -118,13 +117,12 @@ class _Elements:
         self,
         pruner: Pruner,
         graph: FlowGraph,
-        crew: Workers,
         densities: Callable[[int, str], float],
         step: tuple[int, int],
         task_agreement: bool,
         advance: Callable[[int], None],
     ) -> None:
-        self.pruner, self.crew, self.densities, self.step = pruner, crew, densities, step
+        self.pruner, self.densities, self.step = pruner, densities, step
         self.task_agreement, self.advance = task_agreement, advance
         self.uses = Counter(edge.key for edge in live_weights(graph))
         self.flows: dict[str, list[tuple[Stream, Stream]]] = {}
@@ -152,12 +150,10 @@ class _Elements:
         rows, columns = shape_of(pruner.source, key)
         result = flow.new_empty(flow.shape[0], rows) if along_rows else flow.new_zeros(flow.shape[0], columns)
 
-        def work(span: tuple[int, int]) -> tuple[int, int, Tensor]:
-            start, stop = span
+        for start, stop in pruner.tiles(key):
             theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype)
             if merged is not None:
                 merged[start:stop] = 0
-            part = flow.new_empty(flow.shape[0], stop - start if along_rows else columns)
             for n in range(flow.shape[0]):
                 if pruner.vectors.has(n, key):
                     tau = pruner.task_vector(n, key, start, theta)
@@ -166,14 +162,10 @@ class _Elements:
                     strength = tau.add_(theta).abs_()
                 else:
                     strength = theta.abs()
-                part[n] = strength @ flow[n] if along_rows else strength.T @ flow[n, start:stop]
-            return start, stop, part
-
-        for start, stop, part in self.crew.map(work, pruner.tiles(key)):
-            if along_rows:
-                result[:, start:stop] = part
-            else:
-                result += part
+                if along_rows:
+                    result[n, start:stop] = strength @ flow[n]
+                else:
+                    result[n] += strength.T @ flow[n, start:stop]
             self.advance((stop - start) * columns)
         return result
 
@@ -189,8 +181,7 @@ class _Elements:
         flows = [(u.values[n] * float((u.logs[n] + v.logs[n] - largest).exp()), v.values[n]) for u, v in pairs]
         scores = torch.empty_like(merged)
 
-        def work(span: tuple[int, int]) -> None:
-            start, stop = span
+        for start, stop in pruner.tiles(key):
             theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype)
             tau = pruner.task_vector(n, key, start, theta)
             score = torch.outer(flows[0][0][start:stop], flows[0][1], out=scores[start:stop])
@@ -203,7 +194,6 @@ class _Elements:
             if gone is not None:
                 score.add_(gone)
 
-        _exhaust(self.crew.map(work, pruner.tiles(key)))
         pruner.masks.put(n, key, keep_largest(scores, count))
 
 
@@ -216,8 +206,3 @@ def live_weights(graph: FlowGraph) -> list[Weight]:
             found += [edge for edge in graph.incoming[name] if isinstance(edge, Weight)]
             reached.update(edge.source for edge in graph.incoming[name])
     return found
-
-
-def _exhaust(results: Iterable[None]) -> None:
-    for _ in results:
-        pass
