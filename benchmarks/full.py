@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from memory import peak_mib
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "full.json"
@@ -209,11 +210,11 @@ def child(side: str, folder: Path, count: int, iterations: int) -> None:
 
     import samerge  # noqa: F401
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_mib()
     start, cpu = time.perf_counter(), time.process_time()
     told = (samerge_side if side == "samerge" else dense_side)(folder, count, iterations)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mib()
     print(
         json.dumps(
             {
@@ -221,8 +222,8 @@ def child(side: str, folder: Path, count: int, iterations: int) -> None:
                 "iterations": iterations,
                 "seconds": round(seconds, 2),
                 "cpu_seconds": round(time.process_time() - cpu, 2),
-                "peak_rss_mib": round(peak),
-                "rss_before_mib": round(before),
+                "peak_rss_mib": peak,
+                "rss_before_mib": before,
                 "threads": torch.get_num_threads(),
                 **told,
             }

@@ -15,13 +15,14 @@ import argparse
 import dataclasses
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from memory import peak_mib
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 DOC = Path(__file__).parent.parent / "docs" / "speed.md"
@@ -71,17 +72,6 @@ def prepare(folder: str, shape_name: str, layers: int | None, count: int) -> tup
         shape = dataclasses.replace(shape, name=f"{shape.name}-{layers}", layers=layers)
     base = write_base(shape, Path(folder))
     return shape, base, [write_adapter(shape, Path(folder), i, base) for i in range(count)]
-
-
-def peak_mib() -> int:
-    """Peak resident memory of this process.
-
-    Not `ru_maxrss`: on Linux that begins with what the process held that started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return round(int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def measure_other(side: str, folder: str, shape_name: str, layers: int | None, count: int, iterations: int) -> Any:
