@@ -4,7 +4,7 @@
 # make clean   remove what the above have made
 #
 # PYTHON=python3.12          another interpreter (3.10 or later)
-# VENV=/tmp/env              another place for the environment
+# VENV=../env               another place for the environment
 # CONSTRAINTS=               plain torch, with CUDA on Linux, instead of the CPU build
 
 PYTHON ?= python3
