@@ -123,3 +123,9 @@ def test_the_record_is_plain():
 def test_option_errors_are_value_errors():
     assert issubclass(OptionError, ValueError)
     assert issubclass(OptionError, SamergeError)
+
+
+def test_residual_edges_are_for_the_graph_that_is_built_here():
+    with pytest.raises(OptionError, match="residual=True is for connectivity='flow'"):
+        resolve("saliency", None, {"residual": True, "connectivity": "local"}, {"scaling": 1.0})
+    assert resolve("saliency", "paper", {"connectivity": "local"}, {}).residual is False  # a recipe's is no request

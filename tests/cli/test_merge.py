@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 import samerge
 from samerge.cli import request as request_module
+from samerge.errors import HubError
 from samerge.report import read_report
 
 from .conftest import shell
@@ -181,6 +182,20 @@ def test_traceback_of_bad_input_on_request(invoke, loras, monkeypatch) -> None:
     result = invoke("merge", "-a", loras / "math", "-o", "out")
     assert result.exit_code == 2
     assert "Traceback" in result.stderr
+
+
+def test_a_push_that_fails_does_not_lose_the_merge(invoke, tiny_base, loras, monkeypatch, tmp_path) -> None:
+    def push(self, repo_id, *, private=None):
+        raise HubError("pushing to ada/merged: 403")
+
+    monkeypatch.setattr("samerge.merged.MergedAdapter.push_to_hub", push)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    result = invoke("merge", "-b", tiny_base, "-a", loras / "math", "--push-to-hub", "ada/merged")
+    assert result.exit_code == 2
+    assert "403" in result.stderr
+    (kept,) = tmp_path.glob("samerge-*/merged")
+    assert str(kept) in "".join(result.stderr.split())
+    assert (kept / "adapter_model.safetensors").is_file()
 
 
 def test_push(invoke, tiny_base, loras, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 import warnings as python_warnings
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from samerge.cli.adapters import AdapterSpec, unique
 from samerge.cli.console import show_json, show_warnings, stderr, stdout
-from samerge.errors import OptionError, OutputExistsError
+from samerge.errors import HubError, OptionError, OutputExistsError
 
 if TYPE_CHECKING:
     from samerge.merged import MergedAdapter
@@ -175,7 +176,13 @@ def _push(merged: MergedAdapter, request: Request, quiet: bool) -> str:
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
-    return merged.push_to_hub(str(request.push_to_hub), private=True if request.private else None)
+    try:
+        return merged.push_to_hub(str(request.push_to_hub), private=True if request.private else None)
+    except HubError as error:
+        if request.out:
+            raise
+        kept = merged.save(Path(tempfile.mkdtemp(prefix="samerge-")) / "merged")
+        raise HubError(f"{error}. The merge is not lost: it is in {kept}") from error
 
 
 def _summary(merged: MergedAdapter, request: Request, url: str | None) -> dict[str, Any]:
