@@ -171,11 +171,7 @@ def resolve(method: str, recipe: str | None, given: Mapping[str, Any], defaults:
     explicit = {key: value for key, value in given.items() if value is not None}
     agreement = AGREEMENTS.get(method, _AGREEMENTS)[0]
     filled = {**DEFAULTS, "agreement": agreement, **defaults, **RECIPES.get(recipe or "", {}), **explicit}
-    if "residual" in explicit and filled["connectivity"] != "flow":
-        raise OptionError(
-            f"residual={explicit['residual']} is for connectivity='flow', whose graph is built here; with "
-            f"connectivity='local' there is no graph, and one of your own has the edges that you gave it. Leave it out"
-        )
+    check_residual(explicit, filled["connectivity"])
     if "rank" in explicit and "density" not in explicit:
         filled["density"] = None  # an explicit rank replaces the recipe's density
     return MergeOptions(
@@ -185,6 +181,19 @@ def resolve(method: str, recipe: str | None, given: Mapping[str, Any], defaults:
             "recipe": recipe,
         }
     )
+
+
+def check_residual(explicit: Mapping[str, Any], connectivity: object) -> None:
+    """Refuse `residual` where no graph is built that it could mean.
+
+    Raises:
+        OptionError: it was given with another connectivity than "flow".
+    """
+    if "residual" in explicit and connectivity != "flow":
+        raise OptionError(
+            f"residual={explicit['residual']} is for connectivity='flow', whose graph is built here; with "
+            f"connectivity='local' there is no graph, and one of your own has the edges that you gave it. Leave it out"
+        )
 
 
 def number(name: str, value: Any) -> float:

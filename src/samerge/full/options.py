@@ -10,7 +10,7 @@ import torch
 
 from samerge.errors import OptionError
 from samerge.graph import FlowGraph
-from samerge.options import choice, density_mean, number, whole
+from samerge.options import check_residual, choice, density_mean, number, whole
 
 Agreement = Literal["paper", "task"]
 Outside = Literal["average", "sum", "base"]
@@ -104,4 +104,5 @@ def resolve(recipe: str | None, given: Mapping[str, Any]) -> FullOptions:
         choice("recipe", recipe, tuple(RECIPES))
     explicit = {key: value for key, value in given.items() if value is not None}
     filled = {"dtype": None, "device": None, **DEFAULTS, **RECIPES.get(recipe or "", {}), **explicit}
+    check_residual(explicit, filled["connectivity"])
     return FullOptions(recipe=recipe, **filled)
