@@ -17,12 +17,12 @@ from torch import nn
 
 from samerge.adapters import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter, scaling
 from samerge.alignment import assemble
+from samerge.alignment.architecture import base_graph
 from samerge.alignment.views import view_for
 from samerge.checkpoints import WeightSource
 from samerge.conversion.dora import check_dora
 from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeError
 from samerge.extras import check_extras
-from samerge.graph import build_graph
 from samerge.hub import resolve_adapter
 from samerge.inputs import open_base
 from samerge.profile import module_type
@@ -168,7 +168,7 @@ def _against(adapter: Adapter, source: WeightSource | None, base: object) -> tup
             sites = assemble.align([adapter], seen)
             missing = sorted(assemble.missing_layers(sites, seen))
             try:
-                build_graph(seen.config, seen.shapes)
+                base_graph(seen)
             except GraphError as error:
                 notes.append(f"the default method needs connectivity='local' or a flow graph of your own: {error}")
         except (AdapterError, BaseModelError) as error:

@@ -21,6 +21,20 @@ if TYPE_CHECKING:
     from samerge.merged import MergedAdapter
 
 
+def refuse_taken(model: nn.Module, adapter_name: str) -> None:
+    """Refuse a name that an adapter of the model has already.
+
+    Raises:
+        OutputExistsError: it is taken.
+    """
+    taken: Mapping[str, Any] = getattr(model, "peft_config", {})
+    if adapter_name in taken:
+        raise OutputExistsError(
+            f"this model already has an adapter {adapter_name!r} (it has {sorted(taken)}); choose another name, or "
+            f"call model.delete_adapter({adapter_name!r}) first"
+        )
+
+
 def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
     """Register an adapter on a live `PeftModel` and give it its weights; on any failure take it off again.
 
@@ -36,11 +50,7 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
             f"expected a PeftModel, got {type(model).__name__}; wrap it with PeftModel.from_pretrained, or save the "
             f"merged adapter and load it from there"
         )
-    if adapter_name in model.peft_config:
-        raise OutputExistsError(
-            f"this model already has an adapter {adapter_name!r} (it has {sorted(model.peft_config)}); choose another "
-            f"name, or call model.delete_adapter({adapter_name!r}) first"
-        )
+    refuse_taken(model, adapter_name)
     active = model.base_model.active_adapter
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with _merged_stays_merged(model), fork_rng(devices=[]):  # PEFT draws factors for embeddings all the same
@@ -216,12 +226,7 @@ def add_weighted_adapter(
     from samerge.api import merge
     from samerge.methods.peft_names import method_of
 
-    taken = getattr(model, "peft_config", {})
-    if adapter_name in taken:
-        raise OutputExistsError(
-            f"this model already has an adapter {adapter_name!r} (it has {sorted(taken)}); choose another name, or "
-            f"call model.delete_adapter({adapter_name!r}) first"
-        )
+    refuse_taken(model, adapter_name)
     if isinstance(adapters, str) or len(set(adapters)) != len(adapters):
         raise OptionError(f"adapters={adapters!r} must be a list of different adapter names")
     if svd_clamp is not None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 Basis = Literal["svd", "native"]
 Agreement = Literal["absolute", "signed", "paper", "task"]
 Scope = Literal["layer", "global"]
-Recipe = Literal["paper"]
 
 #: The agreements that a method knows, its default first.
 AGREEMENTS: Mapping[str, tuple[str, ...]] = {"elementwise": ("paper", "task")}

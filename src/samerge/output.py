@@ -118,20 +118,13 @@ def _settings(
     if task in _WITH_HEAD and options.modules_to_save == "drop":
         task = None  # PEFT would look for a trained head in the file
     return {
-        "peft_type": "LORA",
-        "base_model_name_or_path": next((b for b in bases if b), problem.source.name if problem.source else None),
+        **profile.settings(
+            next((b for b in bases if b), problem.source.name if problem.source else None),
+            rank,
+            modules,
+            layouts.values(),
+        ),
         "task_type": task,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "target_modules": modules,
-        "fan_in_fan_out": any(layout.kind == "linear" and layout.transposed for layout in layouts.values()),
-        "bias": "none",
-        "use_rslora": False,
-        "use_dora": False,
-        "modules_to_save": None,
-        "init_lora_weights": True,
-        "inference_mode": True,
         **({"target_parameters": parameters} if parameters else {}),
         **({"layer_replication": [list(pair) for pair in replicated]} if replicated else {}),
     }

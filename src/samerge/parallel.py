@@ -16,7 +16,6 @@ import torch
 
 In = TypeVar("In")
 Out = TypeVar("Out")
-Mapper = Callable[[Callable[[In], Out], Iterable[In]], Iterator[Out]]
 
 
 class Workers:

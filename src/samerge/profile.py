@@ -7,7 +7,10 @@ present for each type of module, `target_modules` sorted.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from samerge.layouts import Layout
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 
@@ -20,6 +23,33 @@ def module_type(module: str) -> str:
         'model.layers.*.mlp.up_proj'
     """
     return _NUMBER.sub("*", module)
+
+
+def settings(base: str | None, rank: int, modules: Sequence[str], layouts: Iterable[Layout]) -> dict[str, Any]:
+    """`adapter_config.json` of a plain LoRA in the servable profile.
+
+    Args:
+        base: name of the base model.
+        rank: of every module.
+        modules: the target modules.
+        layouts: of all modules.
+    """
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "task_type": None,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": modules,
+        "fan_in_fan_out": any(layout.kind == "linear" and layout.transposed for layout in layouts),
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
 
 
 def siblings(found: Mapping[str, str], stems: Iterable[str]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -17,10 +16,11 @@ from samerge.alignment.views import view_for
 from samerge.checkpoints import WeightSource
 from samerge.compress import truncate
 from samerge.conversion.dora import check_dora, converted
-from samerge.errors import OptionError, OutputExistsError
+from samerge.errors import OptionError
 from samerge.extras import check_extras
 from samerge.factors import norm
 from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base
+from samerge.live import refuse_taken
 from samerge.merged import MergedAdapter
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
 from samerge.options import MergeOptions, resolve, whole
@@ -135,17 +135,12 @@ def compress_adapter(
 def _check_name(base: str | Path | nn.Module | None, adapter_name: str | None) -> None:
     if adapter_name is None:
         return
-    taken: Mapping[str, Any] | None = getattr(base, "peft_config", None)
-    if taken is None:
+    if not isinstance(base, nn.Module) or not hasattr(base, "peft_config"):
         raise OptionError(
             f"adapter_name={adapter_name!r} names an adapter to put on a live model, and base is "
             f"{'not given' if base is None else type(base).__name__}; give the PeftModel as base, or save the result"
         )
-    if adapter_name in taken:
-        raise OutputExistsError(
-            f"this model already has an adapter {adapter_name!r} (it has {sorted(taken)}); choose another name, or "
-            f"call model.delete_adapter({adapter_name!r}) first"
-        )
+    refuse_taken(base, adapter_name)
 
 
 def _compressed(

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from samerge.adapters.config import place
+from samerge.alignment.architecture import base_graph
 from samerge.checkpoints import WeightSource
 from samerge.conversion.changes import Change
 from samerge.errors import GraphError
-from samerge.graph import Weight, build_graph
+from samerge.graph import Weight
 from samerge.layouts import Layout
 
 _EMBEDDING = re.compile(
@@ -53,7 +54,7 @@ def candidates(source: WeightSource, found: Sequence[Change], embeddings: bool) 
         embeddings: whether embeddings are taken.
     """
     try:
-        graph = build_graph(source.config, source.shapes)
+        graph = base_graph(source)
     except GraphError:
         edges: dict[str, Weight] = {}
     else:

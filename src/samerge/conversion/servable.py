@@ -10,7 +10,7 @@ import torch
 from samerge.checkpoints import WeightSource
 from samerge.factors import LoraFactors, balanced, pad
 from samerge.layouts import Layout
-from samerge.profile import target_modules
+from samerge.profile import settings, target_modules
 
 
 def servable(
@@ -32,20 +32,5 @@ def servable(
     factors = {module: pad(balanced(f), rank).to(dtype=dtype) for module, (f, _) in modules.items()}
     layouts = {module: Layout(transposed=transposed) for module, (_, transposed) in modules.items()}
     matrices = {tensor.removesuffix(".weight") for tensor, shape in source.shapes.items() if len(shape) >= 2}
-    settings = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": source.name,
-        "task_type": None,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "target_modules": target_modules(list(modules), matrices - set(modules)),
-        "fan_in_fan_out": any(layout.transposed for layout in layouts.values()),
-        "bias": "none",
-        "use_rslora": False,
-        "use_dora": False,
-        "modules_to_save": None,
-        "init_lora_weights": True,
-        "inference_mode": True,
-    }
-    return factors, layouts, settings
+    targets = target_modules(list(modules), matrices - set(modules))
+    return factors, layouts, settings(source.name, rank, targets, layouts.values())

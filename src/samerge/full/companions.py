@@ -46,12 +46,7 @@ def write_companions(folder: Path, base: Opened, dtype: torch.dtype | None) -> N
     elif base.folder is not None:
         for path in sorted(base.folder.iterdir()):
             small = path.is_file() and path.stat().st_size <= _LARGEST
-            if (
-                small
-                and not path.name.startswith(".")
-                and path.name not in _NOT_OURS
-                and not path.name.endswith(_HEAVY)
-            ):
+            if small and _belongs(path.name):
                 shutil.copyfile(path, folder / path.name)
     text = json.dumps(_settings(base.source.config, dtype), indent=2, sort_keys=True, ensure_ascii=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from samerge.alignment.architecture import base_graph
 from samerge.checkpoints import WeightSource
 from samerge.elements.prune import live_weights
 from samerge.errors import BaseModelError, GraphError
-from samerge.graph import FlowGraph, Weight, build_graph
+from samerge.graph import FlowGraph, Weight
 from samerge.graph.families import find_family
 from samerge.graph.widths import local_graph
 
@@ -34,7 +35,7 @@ def graph_for(
     if isinstance(connectivity, FlowGraph):
         graph = connectivity
     elif connectivity == "flow" or find_family(str(source.config.get("model_type"))) is not None:
-        graph = build_graph(source.config, source.shapes, residual=residual)
+        graph = base_graph(source, residual)
         if connectivity == "local":
             graph = local_graph({edge.key: edge for edge in live_weights(graph)}.values())
     else:

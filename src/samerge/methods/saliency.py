@@ -34,6 +34,7 @@ from samerge.factors import LoraFactors, component_norms, concatenate, norm
 from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site, iterate
 from samerge.options import MergeOptions
+from samerge.progress import Advance
 from samerge.saliency import agreement, kept_count, score, shares, top
 
 
@@ -147,7 +148,7 @@ def _graph_size(problem: Problem) -> int:
     return sum(math.prod(problem.source.shapes[tensor]) for tensor in problem.graph.tensors)
 
 
-def _connectivity(problem: Problem, layers: Sequence[_Layer], advance: object) -> Connectivity:
+def _connectivity(problem: Problem, layers: Sequence[_Layer], advance: Advance) -> Connectivity:
     experts: list[dict[str, LoraFactors]] = [{} for _ in problem.names]
     for layer in layers:
         if layer.site.inside and layer.site.key is not None:
@@ -155,7 +156,7 @@ def _connectivity(problem: Problem, layers: Sequence[_Layer], advance: object) -
                 experts[n][layer.site.key] = factors
     if problem.graph is None or problem.source is None or not any(experts):
         return Connectivity(tuple({} for _ in experts), ())
-    found = connectivity(problem.graph, problem.source, experts, device=problem.device, advance=advance)  # type: ignore[arg-type]
+    found = connectivity(problem.graph, problem.source, experts, device=problem.device, advance=advance)
     for name, log in zip(problem.names, found.log_connectivity, strict=True):
         if math.isnan(log) or log == math.inf:
             raise BaseModelError(
