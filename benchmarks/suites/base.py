@@ -1,0 +1,163 @@
+"""What a suite is: a base model, tasks with labelled rows, one trained adapter for each, and who counts right answers.
+
+A suite is a frozen dataclass that names its tasks and says where the base and the adapters are; nothing is downloaded
+or trained before it is asked for. Its evaluator holds the base model in memory once. A merge is put into the weights
+in place (`LiveWeights`), so that one evaluation costs one forward pass over the rows, whatever the rank.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from samerge.factors import LoraFactors
+from samerge.layouts import Layout
+
+Split = Literal["validation", "test"]
+SPLITS: tuple[Split, ...] = ("validation", "test")
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """An update of the base: a merged adapter (or a single one), applied `scale` times as strongly.
+
+    Two updates are the same only if they are one object; `LiveWeights` goes by that.
+
+    Args:
+        factors: module name in the base -> low-rank factors, their scale folded in.
+        layouts: module name -> how its weight is stored.
+        scale: one number, or one for each module: a scaling lambda that comes after the method.
+    """
+
+    factors: Mapping[str, LoraFactors]
+    layouts: Mapping[str, Layout]
+    scale: float | Mapping[str, float] = 1.0
+
+    def delta(self, module: str) -> Tensor:
+        """The dense update of a module's weight in its own orientation, float32."""
+        by = self.scale if isinstance(self.scale, float | int) else self.scale[module]
+        return self.layouts[module].delta(self.factors[module].to(dtype=torch.float32)) * by
+
+
+def single(folder: Path | str) -> Update:
+    """One adapter by itself, as it was trained."""
+    import samerge
+
+    merged = samerge.merge(None, {"own": folder}, method="linear", scaling=1.0, dtype="float32", progress=False)
+    return Update(merged.factors, merged.layouts)
+
+
+class LiveWeights:
+    """The weights of a model in memory, with at most one update on them.
+
+    Args:
+        model: the base; its parameters may be bfloat16.
+        weights: the exact weights that updates are added to, by parameter name, where the model's own are rounded.
+            By default the model's own.
+    """
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> None:
+        self._parameters = dict(model.named_parameters())
+        self._exact = weights
+        self._before: dict[str, Tensor] = {}
+        self._update: Update | None = None
+
+    def put(self, update: Update | None) -> None:
+        """Have exactly this update on the base; None for the base alone. Nothing happens if it is there already."""
+        if update is self._update:
+            return
+        with torch.no_grad():
+            for name, value in self._before.items():
+                self._parameters[name].copy_(value)
+            self._before = {}
+            self._update = None
+            for module in update.factors if update is not None else ():
+                assert update is not None
+                name = module if module in self._parameters else f"{module}.weight"
+                parameter = self._parameters[name]
+                self._before[name] = parameter.detach().clone()
+                exact = parameter if self._exact is None else self._exact[name]
+                parameter.copy_(exact.float() + update.delta(module).reshape(parameter.shape))
+        self._update = update
+
+
+class Evaluator(Protocol):
+    """Counts right answers. The base model is in memory once, rows are prepared once."""
+
+    #: How numbers are computed, for the records, e.g. "bfloat16 weights and activations".
+    precision: str
+
+    def correct(self, update: Update | None, task: str, split: Split, count: int) -> Tensor:
+        """Which of the first `count` rows of a split are answered rightly, (count,) or fewer if there are fewer, bool.
+
+        The order of the rows is always the same, so that two updates can be compared item by item.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite(ABC):
+    """A base model and tasks with one trained adapter each.
+
+    Args:
+        cache: folder for downloads and trained adapters, shared by all suites; one's own is `cache / name`.
+        ready: a folder that holds one ready-made adapter folder for each task; then nothing is trained.
+        train: train the adapters again, also where the cache has them.
+    """
+
+    cache: Path
+    ready: Path | None = None
+    train: bool = False
+
+    #: The suite's name, its tasks, what it is in one sentence for the page, and the rows a task used by default.
+    name: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]
+    about: ClassVar[str]
+    items: ClassVar[Mapping[Split, int]] = {"validation": 150, "test": 250}
+
+    @abstractmethod
+    def base(self) -> Path:
+        """The folder of the base model, as `samerge.merge` takes it; downloaded if missing."""
+
+    @abstractmethod
+    def adapters(self) -> dict[str, Path]:
+        """The folder of each task's adapter; trained and cached if missing."""
+
+    @abstractmethod
+    def evaluator(self) -> Evaluator:
+        """The evaluator, with the base model loaded."""
+
+    def folder(self) -> Path:
+        """The suite's own folder in the cache."""
+        own = self.cache / self.name
+        own.mkdir(parents=True, exist_ok=True)
+        return own
+
+
+def divide(held_out: Sequence[Row], most: int = 1000) -> dict[Split, list[Row]]:
+    """Rows that no adapter was trained on, as two disjoint splits: a third for validation, the rest for the test.
+
+    Shuffled with a fixed seed; validation has at most `most` rows.
+
+    Example:
+        >>> {split: len(rows) for split, rows in divide(range(9)).items()}
+        {'validation': 3, 'test': 6}
+    """
+    rows = list(held_out)
+    random.Random(1).shuffle(rows)
+    count = min(len(rows) // 3, most)
+    return {"validation": rows[:count], "test": rows[count:]}
+
+
+def default_cache() -> Path:
+    """`$SAMERGE_BENCHMARKS_CACHE`, or ~/.cache/samerge-benchmarks."""
+    return Path(os.environ.get("SAMERGE_BENCHMARKS_CACHE") or Path.home() / ".cache" / "samerge-benchmarks")
