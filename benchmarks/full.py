@@ -177,29 +177,9 @@ def bert(config: dict[str, Any], base: dict[str, Any]) -> Any:
 
 
 def mergekit_side(folder: Path, count: int, program: str) -> dict[str, Any]:
-    """mergekit's TIES, lazily loaded, on the CPU, with its own way of writing."""
-    models = "".join(
-        f"  - model: {folder / f'expert{i}'}\n    parameters:\n      density: {DENSITY}\n      weight: 1.0\n"
-        for i in range(count)
-    )
-    text = f"merge_method: ties\nbase_model: {folder / 'base'}\ndtype: {{dtype}}\nmodels:\n{models}"
-    config = json.loads((folder / "base" / "config.json").read_text())
-    dtype = config.get("torch_dtype") or "float32"
-    (folder / "ties.yaml").write_text(text.format(dtype=dtype))
-    shutil.rmtree(folder / "merged-mergekit", ignore_errors=True)
-    words = [program, str(folder / "ties.yaml"), str(folder / "merged-mergekit"), "--lazy-unpickle"]
-    start = time.perf_counter()
-    with open(folder / "mergekit.log", "w") as log:
-        child = subprocess.Popen([*words, "--no-copy-tokenizer"], stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        return {"error": ((folder / "mergekit.log").read_text().strip().splitlines() or ["?"])[-1][:300]}
-    return {
-        "seconds": round(time.perf_counter() - start, 2),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_rss_mib": round(usage.ru_maxrss / 1024),
-        "note": "with its imports, some ten seconds; one pass, no iterations",
-    }
+    from sides import mergekit_ties
+
+    return mergekit_ties(folder / "base", [folder / f"expert{i}" for i in range(count)], folder, program, DENSITY)
 
 
 # ---- the run

@@ -1,12 +1,17 @@
-"""What samerge is measured against: the method written naively with autograd, and PEFT's own merges."""
+"""What samerge is measured against: the method written naively with autograd, PEFT's own merges, mergekit's TIES."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 
 def naive(base: Path, adapters: list[Path], iterations: int, rank: int = 16) -> float:
@@ -69,9 +74,11 @@ def naive(base: Path, adapters: list[Path], iterations: int, rank: int = 16) -> 
 def peft(base: Path, adapters: list[Path], combination: str) -> float:
     """Seconds of PEFT's `add_weighted_adapter` on a loaded model, loading not counted."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(base, torch_dtype=torch.float32)
+    config = json.loads((base / "config.json").read_text())
+    kind = AutoModelForCausalLM if "CausalLM" in str(config["architectures"]) else AutoModel
+    model = kind.from_pretrained(base, dtype=torch.float32)
     wrapped = PeftModel.from_pretrained(model, adapters[0], adapter_name="0")
     for number, folder in enumerate(adapters[1:], start=1):
         wrapped.load_adapter(folder, str(number))
@@ -80,3 +87,48 @@ def peft(base: Path, adapters: list[Path], combination: str) -> float:
     start = time.perf_counter()
     wrapped.add_weighted_adapter(names, [1.0] * len(names), "merged", combination_type=combination, **options)
     return time.perf_counter() - start
+
+
+def applied(base: Path, adapter: Path, folder: Path) -> Path:
+    """The base with an adapter put into its weights, written as a model; kept when it is there already."""
+    target = folder / f"{base.name}-{adapter.name}"
+    if (target / "config.json").exists():
+        return target
+    target.mkdir(parents=True, exist_ok=True)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    state = load_file(adapter / "adapter_model.safetensors")
+    for file in sorted(base.glob("*.safetensors")):
+        tensors = load_file(file)
+        for name, weight in tensors.items():
+            stem = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+            if f"{stem}A.weight" in state:
+                update = state[f"{stem}B.weight"].float() @ state[f"{stem}A.weight"].float()
+                tensors[name] = (weight.float() + config["lora_alpha"] / config["r"] * update).to(weight.dtype)
+        save_file(tensors, target / file.name, metadata={"format": "pt"})
+    for file in base.glob("*.index.json"):
+        shutil.copy(file, target)
+    shutil.copy(base / "config.json", target)
+    return target
+
+
+def mergekit_ties(base: Path, experts: list[Path], folder: Path, program: str, density: float = 0.2) -> dict[str, Any]:
+    """mergekit's TIES of full models, lazily loaded, on the CPU, with its own way of writing; or why it failed."""
+    models = "".join(
+        f"  - model: {expert}\n    parameters:\n      density: {density}\n      weight: 1.0\n" for expert in experts
+    )
+    dtype = json.loads((base / "config.json").read_text()).get("torch_dtype") or "float32"
+    (folder / "ties.yaml").write_text(f"merge_method: ties\nbase_model: {base}\ndtype: {dtype}\nmodels:\n{models}")
+    shutil.rmtree(folder / "merged-mergekit", ignore_errors=True)
+    words = [program, str(folder / "ties.yaml"), str(folder / "merged-mergekit"), "--lazy-unpickle"]
+    start = time.perf_counter()
+    with open(folder / "mergekit.log", "w") as log:
+        child = subprocess.Popen([*words, "--no-copy-tokenizer"], stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        return {"error": ((folder / "mergekit.log").read_text().strip().splitlines() or ["?"])[-1][:300]}
+    return {
+        "seconds": round(time.perf_counter() - start, 2),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_rss_mib": round(usage.ru_maxrss / 1024),
+        "note": "with its imports, some ten seconds; one pass, no iterations",
+    }

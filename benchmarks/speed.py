@@ -1,20 +1,24 @@
-"""Seconds and peak memory of a merge at real shapes, from disk to disk, each in a process of its own.
+"""Seconds, peak memory and bytes read of a merge, from disk to disk, beside other ways to do it.
 
-    python benchmarks/speed.py                      # Llama-3.2-1B's shape, 8 adapters of rank 16
-    python benchmarks/speed.py --layers 8 16 32     # how memory grows with depth
-    python benchmarks/speed.py --layers 1 --iterations 2 --sides samerge naive peft:cat peft:svd peft:ties_svd
+    python benchmarks/speed.py                                   # Llama-3.2-1B's shape, 8 adapters of rank 16
+    python benchmarks/speed.py --layers 8 16 32                  # how memory grows with depth
+    python benchmarks/speed.py --model llama-8b --iterations 1   # some 18 GB of files
+    python benchmarks/speed.py --model minilm --runs 3           # the real model and its trained adapters
+    python benchmarks/speed.py --layers 1 --iterations 2 --runs 3 --sides samerge naive peft:cat peft:svd peft:ties_svd
+    python benchmarks/speed.py --model smollm2-135m --sides samerge mergekit:ties --mergekit path/to/mergekit-yaml
 
-Weights are random: neither time nor memory depends on their values. Results go to benchmarks/results/speed.json, a list
-of records; a record with the same settings replaces the older one. The floor is what the thin matrix products of the
-sweeps alone would take at the rate that this machine reaches on them in the same run.
+Every run is a process of its own; with --runs the sides take turns, and medians are kept. Weights of shapes are random:
+neither time nor memory depends on their values. Results go to benchmarks/results/speed.json, a list of records; a
+record with the same settings replaces the older one. docs/speed.md shows them, and says what the floor is.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,157 +27,159 @@ from pathlib import Path
 from typing import Any
 
 from memory import peak_mib
+from models import Case, prepare
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 DOC = Path(__file__).parent.parent / "docs" / "speed.md"
 BEGIN, END = "<!-- table: benchmarks/speed.py -->", "<!-- end of table -->"
+SETTINGS = ("side", "model", "adapters", "rank", "iterations")
 
 
-def floor_seconds(weights: int, experts: int, iterations: int, rank: int, final: int) -> float:
-    """Seconds of the thin products and matrix-vector products alone, at the rate measured here and now.
-
-    Each weight, expert and iteration takes two rank-r updates, one product with the signs and two matrix-vector
-    products; r falls from `rank` to `final` over the iterations as components are pruned.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    m, d = 64, 2048
-    left, right, columns = torch.randn(m, rank), torch.randn(rank, d), torch.randn(d, rank)
-    weight, flow = torch.randn(m, d), torch.rand(d)
-    out = torch.empty(m, d)
-
-    def products(r: int) -> float:
-        times = []
-        for _ in range(15):
-            start = time.thread_time()
-            for _ in range(20):
-                torch.mm(left[:, :r], right[:r], out=out)
-                torch.mm(left[:, :r], right[:r], out=out)
-                torch.mm(weight, columns[:, :r])
-                torch.mv(weight, flow)
-                torch.mv(weight, flow)
-            times.append((time.thread_time() - start) / 20)
-        return sorted(times)[len(times) // 2] / (m * d)
-
-    ranks = [max(1, round(rank * (final / rank) ** (t / iterations))) for t in range(iterations)]
-    seconds = sum(products(r) for r in ranks) * weights * experts
-    torch.set_num_threads(threads)
-    return seconds / threads
+def bytes_read() -> int | None:
+    """Bytes that this process has read from files so far, whether these were in memory or not; Linux only."""
+    counters = Path("/proc/self/io")
+    return int(counters.read_text().split("rchar: ")[1].split()[0]) if counters.exists() else None
 
 
-def prepare(folder: str, shape_name: str, layers: int | None, count: int) -> tuple[Any, Path, list[Path]]:
-    """The shape, its base model and its adapters on disk."""
-    from shapes import SHAPES, write_adapter, write_base
-
-    shape = SHAPES[shape_name]
-    if layers:
-        shape = dataclasses.replace(shape, name=f"{shape.name}-{layers}", layers=layers)
-    base = write_base(shape, Path(folder))
-    return shape, base, [write_adapter(shape, Path(folder), i, base) for i in range(count)]
-
-
-def measure_other(side: str, folder: str, shape_name: str, layers: int | None, count: int, iterations: int) -> Any:
-    """One run of what samerge is measured against."""
-    import numpy
-    import torch
-    from sides import naive, peft
-
-    shape, base, adapters = prepare(folder, shape_name, layers, count)
-    seconds = naive(base, adapters, iterations) if side == "naive" else peft(base, adapters, side.split(":")[1])
-    return {
-        "side": side,
-        "shape": shape.name,
-        "layers": shape.layers,
-        "adapters": count,
-        "rank": 16,
-        "iterations": iterations,
-        "seconds": round(seconds, 2),
-        "peak_rss_mib": peak_mib(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
-    }
-
-
-def measure(folder: str, shape_name: str, layers: int | None, count: int, iterations: int) -> dict[str, Any]:
-    """One merge in this process: seconds by stage, peak resident memory, and the floor."""
+def measure_samerge(case: Case, folder: Path, iterations: int) -> dict[str, Any]:
+    """One merge in this process, from files to files, and the floor of its scoring."""
     import warnings
 
-    import numpy
-    import torch
+    from floor import floor
 
     import samerge
 
-    shape, base, adapters = prepare(folder, shape_name, layers, count)
-    start = time.perf_counter()
+    samerge.merge, samerge.__version__  # noqa: B018  # imports what a merge needs; not what is measured
+    before, start = bytes_read(), time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        merged = samerge.merge(base, adapters, iterations=iterations, progress=False)
-    merged.save(Path(folder) / "merged", overwrite=True)
-    seconds = time.perf_counter() - start
+        merged = samerge.merge(case.base, list(case.adapters), iterations=iterations, progress=False)
+    merged.save(folder / "merged", overwrite=True)
+    seconds, after = time.perf_counter() - start, bytes_read()
     peak = peak_mib()
-    weights = sum(a * b for a, b in shape.projections().values()) * shape.layers
-    scoring = merged.report.record["timings"]["scoring"]
-    floor = floor_seconds(weights, count, iterations, 16, max(1, 16 // count))
+    record = merged.report.record
+    weights, stored = case.graph_size()
+    count = len(case.adapters)
+    least = floor(weights, stored, count, iterations, case.rank, max(1, case.rank // count))
     return {
-        "side": "samerge",
-        "shape": shape.name,
-        "layers": shape.layers,
-        "weights_in_graph": weights,
-        "adapters": count,
-        "rank": 16,
-        "iterations": iterations,
-        "seconds": round(seconds, 2),
-        "timings": merged.report.record["timings"],
+        "seconds": seconds,
         "peak_rss_mib": peak,
-        "adapters_mib": round(sum((a / "adapter_model.safetensors").stat().st_size for a in adapters) / 2**20),
-        "base_mib": round(sum(f.stat().st_size for f in base.glob("*.safetensors")) / 2**20),
-        "floor_seconds": round(floor, 2),
-        "ratio_to_floor": round(scoring / floor, 2),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
+        "read_mib": None if before is None or after is None else round((after - before) / 2**20),
+        "scoring_seconds": record["timings"]["scoring"],
+        "timings": record["timings"],
+        "kernel": record.get("kernel"),
+        "weights_in_graph": weights,
+        "adapters_mib": round(sum((a / "adapter_model.safetensors").stat().st_size for a in case.adapters) / 2**20),
+        "base_mib": round(sum(f.stat().st_size for f in case.base.glob("*.safetensors")) / 2**20),
+        "floor": least,
+        "ratio_to_floor": record["timings"]["scoring"] / least["seconds"],
     }
+
+
+def measure(side: str, case: Case, folder: Path, iterations: int, program: str | None) -> dict[str, Any]:
+    """One run of one side."""
+    if side == "samerge":
+        return measure_samerge(case, folder, iterations)
+    import sides
+
+    if side == "naive":
+        return {"seconds": sides.naive(case.base, list(case.adapters), iterations), "peak_rss_mib": peak_mib()}
+    if side == "mergekit:ties":
+        if program is None:
+            raise SystemExit("--mergekit names the program mergekit-yaml, in an environment of its own")
+        experts = [sides.applied(case.base, adapter, folder / "applied") for adapter in case.adapters]
+        return sides.mergekit_ties(case.base, experts, folder, program)
+    combination = side.partition("peft:")[2]
+    return {"seconds": sides.peft(case.base, list(case.adapters), combination), "peak_rss_mib": peak_mib()}
+
+
+def summed_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of the numbers of several runs, the largest peak; all seconds, so that the spread can be seen."""
+    first = runs[0]
+    result = dict(first)
+    for key in ("seconds", "scoring_seconds", "ratio_to_floor"):
+        if key in first:
+            result[key] = round(statistics.median(run[key] for run in runs), 3)
+    if "peak_rss_mib" in first:
+        result["peak_rss_mib"] = max(run["peak_rss_mib"] for run in runs)
+    if len(runs) > 1 and "seconds" in first:
+        result["seconds_of_runs"] = [round(run["seconds"], 3) for run in runs]
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="llama-1b")
+    parser.add_argument("--model", default="llama-1b", help="a shape, or a suite's real model: minilm, smollm2")
     parser.add_argument("--layers", type=int, nargs="*", default=[], help="depths, instead of the shape's own")
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--runs", type=int, default=1, help="of every side, in turn")
     parser.add_argument("--folder", help="where to keep the weights; a temporary folder by default")
-    parser.add_argument("--sides", nargs="+", default=["samerge"], help="samerge, naive, peft:cat, peft:svd, ...")
+    parser.add_argument(
+        "--sides", nargs="+", default=["samerge"], help="samerge, naive, peft:cat, peft:svd, ..., mergekit:ties"
+    )
+    parser.add_argument("--mergekit", help="the program mergekit-yaml")
+    parser.add_argument("--render", action="store_true", help="only write the table of docs/speed.md anew")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child:
-        settings = (given.folder, given.shape, given.layers[0] if given.layers else None, given.adapters)
-        side = given.sides[0]
-        own = side == "samerge"
-        record = measure(*settings, given.iterations) if own else measure_other(side, *settings, given.iterations)
-        print("RECORD " + json.dumps(record))
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = given.folder or temporary
-        for layers in given.layers or [None]:
-            prepare(folder, given.shape, layers, given.adapters)
-            for side in given.sides:
-                command = [sys.executable, __file__, "--child", "--sides", side, "--folder", folder]
-                command += ["--shape", given.shape, "--adapters", str(given.adapters)]
-                command += ["--iterations", str(given.iterations), "--layers", *([str(layers)] if layers else [])]
-                run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-                record = json.loads(run.stdout.split("RECORD ", 1)[1])
-                print(json.dumps(record, indent=2), flush=True)
-                keep(record)
+    if given.render:
+        render(json.loads(RESULTS.read_text()))
+    elif given.child:
+        case = prepare(Path(given.folder), given.model, given.layers[0] if given.layers else None, given.adapters)
+        print(
+            "RECORD " + json.dumps(measure(given.sides[0], case, Path(given.folder), given.iterations, given.mergekit))
+        )
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            for layers in given.layers or [None]:
+                run_sides(given, given.folder or temporary, layers)
+
+
+def run_sides(given: argparse.Namespace, folder: str, layers: int | None) -> None:
+    """All sides on one case, taking turns."""
+    case = prepare(Path(folder), given.model, layers, given.adapters)
+    command = [sys.executable, __file__, "--child", "--folder", folder, "--model", given.model]
+    command += ["--adapters", str(given.adapters), "--iterations", str(given.iterations)]
+    command += ["--layers", *([str(layers)] if layers else [])]
+    command += ["--mergekit", given.mergekit] if given.mergekit else []
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in given.sides}
+    for _ in range(given.runs):
+        for side in given.sides:
+            run = subprocess.run([*command, "--sides", side], check=True, stdout=subprocess.PIPE, text=True)
+            found[side].append(json.loads(run.stdout.split("RECORD ", 1)[1]))
+            print(side, json.dumps(found[side][-1]), flush=True)
+    for side, runs in found.items():
+        keep(
+            {
+                "side": side,
+                "model": case.name,
+                "adapters": given.adapters,
+                "rank": case.rank,
+                "iterations": given.iterations if side in ("samerge", "naive") else None,
+                "runs": given.runs,
+                **summed_up(runs),
+                **machine(),
+            }
+        )
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured, and with what."""
+    import numpy
+    import torch
+
+    return {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {os.cpu_count()} cores",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
+    }
 
 
 def keep(record: dict[str, Any]) -> None:
     """Put a record into the results, in place of one with the same settings."""
     RESULTS.parent.mkdir(exist_ok=True)
     records = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    settings = ("side", "shape", "adapters", "rank", "iterations")
-    records = [old for old in records if any(old[key] != record[key] for key in settings)] + [record]
-    records.sort(key=lambda item: [str(item[key]) for key in settings])
+    records = [old for old in records if any(old[key] != record[key] for key in SETTINGS)] + [record]
+    records.sort(key=lambda item: [str(item[key]) for key in ("model", "adapters", "iterations", "side")])
     RESULTS.write_text(json.dumps(records, indent=2) + "\n")
     render(records)
 
@@ -181,16 +187,15 @@ def keep(record: dict[str, Any]) -> None:
 def render(records: list[dict[str, Any]]) -> None:
     """The results as the table of docs/speed.md."""
     rows = [
-        "| merge | shape | adapters | iterations | seconds | peak memory, MiB "
-        "| adapters, MiB | base, MiB | scoring / floor |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | adapters | merge | iterations | seconds | peak memory, MiB | read, MiB | base, MiB | adapters, MiB "
+        "| scoring / floor |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for item in records:
-        cells = [item[key] for key in ("side", "shape", "adapters", "iterations", "seconds", "peak_rss_mib")]
-        cells += [item.get(key, "") for key in ("adapters_mib", "base_mib", "ratio_to_floor")]
-        if item["side"].startswith("peft"):
-            cells[3] = ""
-        rows.append("| " + " | ".join(map(str, cells)) + " |")
+        keys = ("model", "adapters", "side", "iterations", "seconds", "peak_rss_mib", "read_mib", "base_mib")
+        cells = [item.get(key) for key in (*keys, "adapters_mib", "ratio_to_floor")]
+        shown = ("" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        rows.append(f"| {' | '.join(shown)} |")
     versions = records[-1]["versions"]
     machine = f"{records[-1]['machine']}; " + ", ".join(f"{name} {version}" for name, version in versions.items())
     before, rest = DOC.read_text(encoding="utf-8").split(BEGIN)

@@ -1,0 +1,67 @@
+"""What the speed benchmarks merge: real models and their trained adapters, or real shapes with random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Case:
+    """A base model and adapters on disk.
+
+    Args:
+        name: of the model or shape.
+        base: its folder.
+        adapters: their folders.
+    """
+
+    name: str
+    base: Path
+    adapters: tuple[Path, ...]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any adapter."""
+        return max(json.loads((a / "adapter_config.json").read_text())["r"] for a in self.adapters)
+
+    def graph_size(self) -> tuple[int, int]:
+        """Entries, and bytes on disk, of the base's matrices in the flow graph."""
+        from samerge.checkpoints import FolderSource
+        from samerge.graph import build_graph
+
+        source = FolderSource(self.base)
+        tensors = build_graph(source.config, source.shapes).tensors
+        entries = sum(prod(source.shapes[name]) for name in tensors)
+        total = sum(prod(shape) for shape in source.shapes.values())
+        stored = sum(file.stat().st_size for file in self.base.glob("*.safetensors"))
+        return entries, round(stored * entries / total)  # one dtype throughout, in all of these
+
+
+def prepare(folder: Path, model: str, layers: int | None, count: int) -> Case:
+    """A case on disk; what is there already stays.
+
+    Args:
+        folder: where to.
+        model: a suite's name for its real model and adapters, or a shape's name.
+        layers: another depth than the shape's own.
+        count: adapters; no more than a real model has.
+    """
+    from shapes import SHAPES, write_adapter, write_base
+
+    if model in SHAPES:
+        shape = SHAPES[model]
+        if layers:
+            shape = dataclasses.replace(shape, name=f"{shape.name}-{layers}", layers=layers)
+        base = write_base(shape, folder)
+        return Case(shape.name, base, tuple(write_adapter(shape, folder, i, base) for i in range(count)))
+    from suites import SUITES
+
+    suite = SUITES[model]()
+    adapters = list(suite.adapters().values())
+    if count > len(adapters):
+        raise SystemExit(f"{model} has {len(adapters)} trained adapters, not {count}")
+    return Case(model, Path(suite.base()), tuple(Path(a) for a in adapters[:count]))
