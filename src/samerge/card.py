@@ -105,7 +105,8 @@ def _title(record: Mapping[str, Any]) -> str:
     if _is_model(record):
         what = f"One model, merged from {len(names)} fine-tuned checkpoints{of_base}"
     title = " + ".join(str(entry.get("name", "?")) for entry in record.get("inputs") or ()) or "adapter"
-    return f"# {made.capitalize()}: {_text(title)}\n\n{what}. No data and no training."
+    how = "No training; options tuned on labelled data" if "tuning" in record else "No data and no training"
+    return f"# {made.capitalize()}: {_text(title)}\n\n{what}. {how}."
 
 
 def _recipe(record: Mapping[str, Any]) -> str:

@@ -20,11 +20,11 @@ AdapterLike = str | Path | Adapter
 Given = TypeVar("Given")
 
 
-def open_base(base: str | Path | nn.Module | None, required: bool) -> WeightSource | None:
+def open_base(base: str | Path | nn.Module | FolderSource | None, required: bool) -> WeightSource | None:
     """Where the base's weights come from.
 
     Args:
-        base: a folder, a hub id, a loaded model, or None.
+        base: a folder, a hub id, a loaded model, a folder that is open already, or None.
         required: whether the method reads the base.
 
     Raises:
@@ -34,6 +34,8 @@ def open_base(base: str | Path | nn.Module | None, required: bool) -> WeightSour
     """
     if isinstance(base, nn.Module):
         return ModelSource(base)
+    if isinstance(base, FolderSource):
+        return base
     if base is None:
         if required:
             raise OptionError("this method reads the base model; give base=, a folder, a hub id or a loaded model")

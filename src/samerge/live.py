@@ -73,12 +73,12 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
                     f"{f'no module for {unexpected[:3]}' if unexpected else f'no tensor for {left[:3]}'}"
                 )
         except BaseException as error:
-            _take_off(model, adapter_name, active)
+            take_off(model, adapter_name, active)
             if isinstance(error, (ValueError, RuntimeError)) and not isinstance(error, BaseModelError):
                 raise BaseModelError(f"adding {adapter_name!r} to this {type(model).__name__}: {error}") from error
             raise
         finally:
-            _restore(model, trained)
+            restore_trained(model, trained)
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def _merged_stays_merged(model: nn.Module) -> Iterator[None]:
             layer.merged_adapters = names
 
 
-def _take_off(model: Any, adapter_name: str, active: str | list[str]) -> None:
+def take_off(model: Any, adapter_name: str, active: str | list[str]) -> None:
     """Remove whatever there is of an adapter. PEFT's own roll-back leaves it in the layers that it had reached."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -106,7 +106,7 @@ def _take_off(model: Any, adapter_name: str, active: str | list[str]) -> None:
     model.base_model.set_adapter(active)
 
 
-def _restore(model: nn.Module, trained: Mapping[str, bool]) -> None:
+def restore_trained(model: nn.Module, trained: Mapping[str, bool]) -> None:
     """What was trained before is trained, and nothing else; releases of PEFT differ in what they change on the way."""
     plain = {name.replace(".base_layer.", "."): value for name, value in trained.items()}
     for name, parameter in model.named_parameters():

@@ -20,6 +20,11 @@ class Progress:
     def __init__(self, enabled: bool = True) -> None:
         self._shown = enabled and sys.stderr.isatty()
         self.seconds: dict[str, float] = {}
+        self._note: Callable[[str], None] = _nowhere
+
+    def note(self, text: str) -> None:
+        """Say something beside the bar of the task that is running."""
+        self._note(text)
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
@@ -33,9 +38,21 @@ class Progress:
             from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as Bars
 
-            columns = (TextColumn("{task.description:>10}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description:>10}", markup=False),
+                BarColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False),
+            )
             with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-                bar = bars.add_task(name, total=total)
+                bar = bars.add_task(name, total=total, note="")
+                self._note = lambda text: bars.update(bar, note=text)
                 yield lambda count: bars.advance(bar, count)
         finally:
+            self._note = _nowhere
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _nowhere(text: str) -> None:
+    """Where notes go while no bar is shown."""
