@@ -46,9 +46,9 @@ def test_magnitude_prune(density, weights):
 
 
 def test_how_many_are_kept():
-    """Of 66 elements 0.17 are 11.22, 0.18 are 11.88: PEFT rounds down, to none at last; here to the nearest, one at least.
+    """PEFT rounds down, to none at last; here to the nearest, one at least. Of 66, 0.17 are 11.22 and 0.18 are 11.88.
 
-    PEFT takes 1 for "all" and warns.
+    At a density of 1 PEFT warns; the merge is the same.
     """
     layer, deltas, _ = case([1.0] * 3)
     alone = Layer(layer.module, layer.shape, {0: "zero"}, {0: layer.parts[0]})
@@ -66,7 +66,7 @@ def test_how_many_are_kept():
 @pytest.mark.parametrize("vote", ["total", "frequency"])
 @pytest.mark.parametrize("weight", [1.0, 0.25])
 def test_ties_with_equal_weights(density, vote, weight):
-    """The same, trimmed by layer, but where the vote by frequency is a draw: PEFT gives it to plus, here nobody has it."""
+    """By layer the same, but where the vote by frequency is a draw: PEFT gives it to plus, here nobody has it."""
     layer, deltas, given = case([weight] * 3)
     (ours,) = run("ties", prepare_ties, [layer], density, trim="layer", majority_sign_method=vote)
     theirs = merge_utils.ties(deltas, given, density, vote)
@@ -97,11 +97,12 @@ def test_ties_with_other_weights(vote):
 
 
 def test_ties_over_the_whole_adapter():
-    """PEFT trims every tensor by itself; `ties` over the flattened adapter is PEFT's function on the flattened adapter."""
+    """PEFT trims every tensor by itself; `ties` as it is by default is PEFT's function on flattened adapters."""
     made = layers(weights=dict.fromkeys(range(3), 1.0))
-    shared = [Layer(one.module, one.shape, {0: "zero", 2: "two"}, one.parts) for one in made[1:]]
-    shared = [Layer(one.module, one.shape, one.names, {n: one.parts[n] for n in one.names}) for one in shared]
-    flat = [torch.cat([part.delta().flatten() for part in (one.parts[n] for one in shared)]) for n in (0, 2)]
+    shared = [
+        Layer(one.module, one.shape, {0: "zero", 2: "two"}, {n: one.parts[n] for n in (0, 2)}) for one in made[1:]
+    ]
+    flat = [torch.cat([one.parts[n].delta().flatten() for one in shared]) for n in (0, 2)]
     density = 53 / len(flat[0])
     ours = torch.cat([merged.flatten() for merged in run("ties", prepare_ties, shared, density)])
     close(ours, merge_utils.ties(flat, torch.ones(2, dtype=torch.float64), density))
@@ -147,7 +148,7 @@ def test_dare_ties_with_one_mask(weights, vote, monkeypatch):
 
 
 def test_masks_have_one_law():
-    """Each its own random numbers: density, mean and variance of what is kept of 40 000 ones, to 5 standard deviations."""
+    """Each its own random numbers: density, mean and spread of what is kept of 40 000 ones, to 5 standard deviations."""
     density, count = 0.3, 40_000
     layer = Layer("a", (200, 200), {0: "zero"}, {0: LoraFactors(torch.ones(1, 200), torch.ones(200, 1))})
     (ours,) = run("dare", prepare_dare, [layer], density)
