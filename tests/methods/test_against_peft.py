@@ -148,7 +148,7 @@ def test_dare_ties_with_one_mask(weights, vote, monkeypatch):
 
 
 def test_masks_have_one_law():
-    """Each its own random numbers: density, mean and spread of what is kept of 40 000 ones, to 5 standard deviations."""
+    """Each its own random numbers: density, mean and spread of what is kept of 40 000 ones, to 5 deviations."""
     density, count = 0.3, 40_000
     layer = Layer("a", (200, 200), {0: "zero"}, {0: LoraFactors(torch.ones(1, 200), torch.ones(200, 1))})
     (ours,) = run("dare", prepare_dare, [layer], density)

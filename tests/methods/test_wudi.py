@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from methods.dense import SHAPES, close, through_core, updates
+from samerge.factors import LoraFactors
 from samerge.methods.wudi import aswudi, wudi
 
 WEIGHTS = [1.0, 0.5, 2.0, -0.7]
@@ -76,6 +77,15 @@ def test_core_equals_dense(shape, mu):
     else:
         expected = target @ torch.linalg.pinv(total, rtol=cut, hermitian=True)
     close(through_core(lambda cores: wudi(cores, weights, cut, mu), parts), expected)
+
+
+@pytest.mark.parametrize("mu", [1e-8, 1e-10, 1e-12, 1e-14])
+def test_a_small_ridge_is_none(mu):
+    """Also where C has directions that no expert has: two adapters with one A."""
+    first, other = updates(11, 9, (2, 3))
+    parts = [first, LoraFactors(first.A, first.B.flip(0)), other]
+    none, small = (through_core(lambda cores, mu=m: wudi(cores, [1.0] * 3, 1e-14, mu), parts) for m in (0.0, mu))
+    assert float((small - none).norm()) < 1e-6 * float(none.norm())
 
 
 def test_a_large_ridge_is_the_sum():

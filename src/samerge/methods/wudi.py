@@ -71,7 +71,10 @@ def wudi(cores: Sequence[Tensor], weights: Sequence[float], cutoff: float = 1e-6
     if mu:
         ridge = mu * float(values[alive].mean())
         total = torch.stack([w * core for w, core in zip(weights, cores, strict=True)]).sum(dim=0)
-        return ((target + ridge * total) @ vectors / (values.clamp_min(0) + ridge)) @ vectors.T
+        # where C is 0 so is every tau_i; what rounding leaves there must not be divided by a small ridge
+        there = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+        values, vectors = values[there], vectors[:, there]
+        return ((target + ridge * total) @ vectors / (values + ridge)) @ vectors.T
     return (target @ vectors[:, alive] / values[alive]) @ vectors[:, alive].T
 
 

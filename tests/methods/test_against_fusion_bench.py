@@ -1,0 +1,106 @@
+"""The comparators against FusionBench's merges of the same updates (benchmarks/peers.py).
+
+It has no weights: every update counts once. Its `ties` and what is built on it trims whole flattened models, as is done
+here; its threshold is the next smaller value, so that it keeps one element more than density asks for.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from methods.dense import close, svd, through_core
+from methods.peers import CHANCES, FOUND, RECORD, UPDATES, layer
+from methods.streams import run
+from samerge.methods import dare
+from samerge.methods.aligned import held
+from samerge.methods.dare import prepare_dare
+from samerge.methods.isotropic import iso_c
+from samerge.methods.rows import Layer
+from samerge.methods.ties import prepare_ties
+from samerge.methods.tsv import tsv
+from samerge.methods.wudi import wudi
+
+OPTIONS = RECORD["fusion-bench"]["options"]
+EQUAL = [1.0] * 3
+PARTS = [held(tau) for tau in UPDATES]
+
+
+def one_more(size: int) -> float:
+    """The density that keeps as many elements as FusionBench does."""
+    return (int(OPTIONS["ties"]["density"] * size) + 1) / size
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "sum"])
+def test_ties(aggregate):
+    (ours,) = run("ties", prepare_ties, [layer(EQUAL)], one_more(UPDATES[0].numel()), aggregate=aggregate)
+    close(ours, FOUND[f"fusion_bench.ties_{aggregate}"])
+
+
+def test_knots_ties():
+    """Its alignment and its ties: the singular vectors' signs are its own, and do not matter."""
+    u, s, v = svd(torch.cat(UPDATES, dim=1))
+    values = [s[:, None] * block for block in v.T.split(UPDATES[0].shape[1], dim=1)]
+    aligned = Layer("w", tuple(values[0].shape), dict.fromkeys(range(3), "x"), dict(enumerate(map(held, values))))
+    (merged,) = run("knots-ties", prepare_ties, [aligned], one_more(values[0].numel()))
+    close(u @ merged, FOUND["fusion_bench.knots_ties"])
+
+
+def test_iso_c():
+    """Its mean is over all 20 singular values; here over the 18 that are not 0. M differs by that factor alone."""
+    ours = through_core(lambda cores: iso_c(cores, EQUAL), PARTS)
+    rank = int(torch.linalg.matrix_rank(sum(UPDATES)))
+    assert (rank, min(ours.shape)) == (18, 20)
+    u, s, v = svd(sum(UPDATES))
+    close(ours, s.mean() * u @ v.T)
+    # outside the 18 directions its U V^T is what the SVD makes of nothing
+    close((u @ u.T @ FOUND["fusion_bench.iso_c"] @ v @ v.T) * min(ours.shape) / rank, ours)
+
+
+def test_tsv():
+    """The same where its share of triplets, 1/N of the smaller side, is each update's rank, as it is here."""
+    close(through_core(lambda cores: tsv(cores, EQUAL)[0], PARTS), FOUND["fusion_bench.tsv"])
+
+
+def test_dare(monkeypatch):
+    monkeypatch.setattr(dare, "uniform", lambda layer, start, tiles, seed: CHANCES[:1])
+    (ours,) = run("dare", prepare_dare, [layer([1.0], UPDATES[:1])], OPTIONS["dare"]["density"])
+    torch.testing.assert_close(ours, FOUND["fusion_bench.dare"], rtol=1e-6, atol=1e-9)
+
+
+def loss(merged):
+    """WUDI's."""
+    return float(sum(((merged - tau) @ tau.T).square().sum() / tau.square().sum() for tau in UPDATES))
+
+
+def test_wudi():
+    """Published are 300 steps of Adam from the sum: they are on the way to our M, and 20 000 are nearer."""
+    ours = through_core(lambda cores: wudi(cores, EQUAL, cutoff=1e-12), PARTS)
+    early, late = (FOUND[f"fusion_bench.wudi_{steps}"] for steps in OPTIONS["wudi"]["steps"])
+    start = sum(UPDATES)
+    assert loss(ours) <= loss(late) < loss(early) < loss(start)
+    assert loss(ours) < 1e-20 * loss(start)
+    far = [float((M - ours).norm() / ours.norm()) for M in (late, early, start)]
+    assert far == sorted(far)
+
+
+def test_wudi_descends_to_the_same_minimum():
+    """Conjugate gradients on FusionBench's loss, in float64, from the sum that it starts from: within 1e-6."""
+    C = sum(tau.T @ tau / tau.square().sum() for tau in UPDATES)
+    target = sum(tau @ tau.T @ tau / tau.square().sum() for tau in UPDATES)
+    M = sum(UPDATES).clone()
+    residual = target - M @ C  # minus half of the gradient
+    step = residual
+    for _ in range(500):
+        energy = residual.square().sum()
+        if float(energy) < 1e-30 * float(target.square().sum()):
+            break
+        length = energy / (step * (step @ C)).sum()
+        M, residual = M + length * step, residual - length * (step @ C)
+        step = residual + residual.square().sum() / energy * step
+    M_leaf = M.clone().requires_grad_()
+    value = sum(((M_leaf - tau) @ tau.T).square().sum() / tau.square().sum() for tau in UPDATES)
+    (gradient,) = torch.autograd.grad(value, M_leaf)
+    assert float(gradient.norm()) < 1e-12
+    ours = through_core(lambda cores: wudi(cores, EQUAL, cutoff=1e-14), PARTS)
+    assert float((M - ours).norm()) < 1e-6 * float(ours.norm())
