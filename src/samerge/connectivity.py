@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -28,12 +29,8 @@ from samerge.factors import LoraFactors
 from samerge.flows import Stream, walk
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.widths import matrix_shape
-from samerge.kernels.tiles import BLOCK_COLUMNS, Scratch, Update, sweep_plain, sweep_tile, update
+from samerge.kernels.backend import Kernel, Sweep, choose
 from samerge.parallel import Workers, workers
-
-#: Entries of a tile on the CPU: 1 MiB in float32. Smaller ones stay in a core's own cache altogether, but then the
-#: operations are so short that two threads spend their time passing the interpreter's lock to each other.
-TILE_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,12 @@ class Connectivity:
     Args:
         gamma: for each expert, its sensitivities by weight key. Only weights that the expert adapts.
         log_connectivity: for each expert, log R.
+        kernel: name of the kernel that worked the tiles.
     """
 
     gamma: tuple[dict[str, Sensitivity], ...]
     log_connectivity: tuple[float, ...]
+    kernel: str | None = None
 
 
 def connectivity(
@@ -69,7 +68,7 @@ def connectivity(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    tile_elements: int = TILE_ELEMENTS,
+    tile_elements: int | None = None,
     advance: Callable[[int], None] = lambda entries: None,
 ) -> Connectivity:
     """gamma and log R of every expert, by two sweeps over the base.
@@ -80,7 +79,7 @@ def connectivity(
         experts: for each expert, its factors by weight key (`Weight.key`); (out, in), any rank, rank 0 included.
         device: where to compute.
         dtype: what to compute in; float64 for checks.
-        tile_elements: entries of a tile.
+        tile_elements: entries of a tile, whole rows; by default what suits the kernel.
         advance: called with the number of weight entries just swept (progress).
 
     Returns:
@@ -88,12 +87,14 @@ def connectivity(
 
     Raises:
         GraphError: shapes of neighbouring weights do not chain.
+        KernelError: the kernel that SAMERGE_KERNEL names cannot be had.
     """
     device = torch.device(device)
+    kernel = choose(device, dtype)
     with workers(device) as crew:
-        weights = _LowRank(source, experts, device, dtype, tile_elements, crew, advance)
+        weights = _LowRank(source, experts, device, dtype, kernel, tile_elements, crew, advance)
         logs = walk(graph, source.shapes, len(experts), weights, device, dtype)
-    return Connectivity(weights.all_gammas(), logs)
+    return Connectivity(weights.all_gammas(), logs, kernel.name)
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,17 @@ class _Piece:
 
     start: int
     stop: int
-    updates: Sequence[Update]
+    part: _Part
     first: bool
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some experts at a weight: their numbers, where their rows lie among all experts', and their sweep."""
+
+    experts: Sequence[int]
+    rows: slice | Tensor
+    sweep: Sweep
 
 
 class _LowRank:
@@ -115,12 +125,13 @@ class _LowRank:
         experts: Sequence[Mapping[str, LoraFactors]],
         device: torch.device,
         dtype: torch.dtype,
-        tile_elements: int,
+        kernel: Kernel,
+        tile_elements: int | None,
         crew: Workers,
         advance: Callable[[int], None],
     ) -> None:
         self.source, self.count = source, len(experts)
-        self.device, self.dtype, self.tile_elements = device, dtype, tile_elements
+        self.device, self.kernel, self.tile_elements = device, kernel, tile_elements
         self.workers, self.advance = crew, advance
         self.experts = [
             {
@@ -131,7 +142,6 @@ class _LowRank:
             for expert in experts
         ]
         self.gamma: list[dict[str, Sensitivity]] = [{} for _ in experts]
-        self.scratch = Scratch()
         self.group = group()
 
     def all_gammas(self) -> tuple[dict[str, Sensitivity], ...]:
@@ -173,50 +183,65 @@ class _LowRank:
         along_rows = edge.transposed == backward
         height, width = matrix_shape(self.source.shapes[edge.tensor], edge.expert)
         result = flow.new_zeros(self.count, height if along_rows else width)
-        updates: list[Update] = []
-        for n, expert in enumerate(self.experts):
-            if key in expert:
-                u, v = (None, None) if alpha is None else (flow[n], alpha[n])
-                if edge.transposed:
-                    u, v = v, u
-                updates.append(update(n, expert[key], edge.transposed, u, v))
-                if gammas is not None:
-                    gammas[n] = torch.zeros(expert[key].rank, dtype=torch.float64, device=self.device)
-        plain = sorted(set(range(self.count)) - {item.expert for item in updates})
+        factors = [expert.get(key) for expert in self.experts]
+        u, v = (alpha, flow) if along_rows else (flow, alpha)
+        if gammas is not None:
+            for n, own in enumerate(factors):
+                if own is not None:
+                    gammas[n] = torch.zeros(own.rank, dtype=torch.float64, device=self.device)
+        dtype = self.kernel.tile_dtype(self.source.dtype(edge.tensor))
 
-        def work(piece: _Piece) -> tuple[_Piece, Tensor, list[Tensor], Tensor | None]:
-            tile = read_tile(self.source, edge.tensor, edge.expert, piece.start, piece.stop, self.device, self.dtype)
-            found, sensed = sweep_tile(tile, piece.start, piece.updates, flow, along_rows, self.scratch)
-            rest = sweep_plain(tile, piece.start, flow[plain], along_rows) if piece.first and plain else None
-            return piece, found, sensed, rest
+        def part(experts: Sequence[int]) -> _Part:
+            rows: slice | Tensor = slice(experts[0], experts[-1] + 1)
+            if list(experts) != list(range(experts[0], experts[-1] + 1)):
+                rows = torch.tensor(experts, device=self.device)
+            sides = (None if u is None else u[rows], None if v is None else v[rows])
+            own = [factors[n] for n in experts]
+            return _Part(experts, rows, self.kernel.sweep(own, edge.transposed, sides, along_rows))
 
-        for piece, found, sensed, rest in self.workers.map(work, self._pieces(height, width, updates)):
-            numbers = [item.expert for item in piece.updates]
-            for members, part in ((numbers, found), (plain, rest)):
-                if part is not None and members:
-                    if along_rows:
-                        result[members, piece.start : piece.stop] = part
-                    else:
-                        result[members] += part
+        def work(piece: _Piece) -> tuple[_Piece, Tensor, list[Tensor]]:
+            tile = read_tile(self.source, edge.tensor, edge.expert, piece.start, piece.stop, self.device, dtype)
+            return piece, *piece.part.sweep(tile, piece.start)
+
+        step = self._step(height, width)
+        parts = [part(experts) for experts in self._shared_out(factors, -(-self.workers.count * step // height))]
+        for piece, found, sensed in self.workers.map(work, self._pieces(height, step, parts)):
+            if along_rows:
+                result[piece.part.rows, piece.start : piece.stop] = found
+            else:
+                result[piece.part.rows] += found
             if gammas is not None:
-                for n, gamma in zip(numbers, sensed, strict=True):
+                adapted = [n for n in piece.part.experts if n in gammas]
+                for n, gamma in zip(adapted, sensed, strict=True):
                     gammas[n] += gamma
             if piece.first:
                 self.advance((piece.stop - piece.start) * width)
         return self.group.sum(result)
 
-    def _pieces(self, height: int, width: int, updates: Sequence[Update]) -> Iterator[_Piece]:
-        """This process's tiles of a weight; where there are fewer than workers, shared out further by experts.
+    def _step(self, height: int, width: int) -> int:
+        """Rows of a tile."""
+        if self.tile_elements is None:
+            return self.kernel.tile_rows(height, width)
+        return max(1, min(height, self.tile_elements // max(1, width)))
 
-        Neither the tiles nor the sums depend on the number of workers, so the result does not either.
+    def _shared_out(self, factors: Sequence[LoraFactors | None], parts: int) -> list[list[int]]:
+        """The experts in so many parts, where there are enough; those that do not adapt the weight in the first.
+
+        Neither the tiles nor what is summed up in one operation depends on the number of parts, and so of workers.
         """
-        most = max(1, self.tile_elements // max(1, min(width, BLOCK_COLUMNS)))
-        step = -(-height // -(-height // most))  # tiles of like height
-        groups = max(1, min(len(updates), -(-self.workers.count * step // height)))
+        adapted = [n for n, own in enumerate(factors) if own is not None]
+        plain = [n for n, own in enumerate(factors) if own is None]
+        parts = max(1, min(parts, len(adapted)))
+        edges = [len(adapted) * number // parts for number in range(parts + 1)]
+        found = [adapted[first:last] for first, last in pairwise(edges)]
+        return [sorted(plain + found[0]), *found[1:]]
+
+    def _pieces(self, height: int, step: int, parts: Sequence[_Part]) -> Iterator[_Piece]:
+        """This process's tiles of a weight, each for all parts of the experts."""
         for number in self.group.share(-(-height // step)):
             start = number * step
-            for part in range(groups):
-                yield _Piece(start, min(start + step, height), updates[part::groups], first=part == 0)
+            for place, part in enumerate(parts):
+                yield _Piece(start, min(start + step, height), part, first=place == 0)
 
 
 def _add(a: Sensitivity, b: Sensitivity) -> Sensitivity:

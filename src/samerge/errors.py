@@ -28,5 +28,13 @@ class OutputExistsError(SamergeError, FileExistsError):
     """The output folder, or the adapter name, is already taken."""
 
 
+class KernelError(SamergeError, RuntimeError):
+    """The kernel that was asked for cannot be had on this machine."""
+
+
 class HubError(SamergeError, OSError):
     """The Hugging Face Hub refused a request or could not be reached."""
+
+
+class TuningError(SamergeError, RuntimeError):
+    """A candidate has no score, or none of them has."""

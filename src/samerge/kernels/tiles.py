@@ -14,14 +14,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from samerge.factors import LoraFactors
+from samerge.kernels.backend import Flows
 
 #: Columns of a block inside a tile.
 BLOCK_COLUMNS = 2048
+#: Entries of a tile: 1 MiB in float32. Smaller ones stay in a core's own cache altogether, but then the operations are
+#: so short that two threads spend their time passing the interpreter's lock to each other.
+TILE_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -148,3 +153,72 @@ def sweep_plain(tile: Tensor, start: int, flow: Tensor, along_rows: bool) -> Ten
     """
     weight = tile.abs()
     return flow @ weight.T if along_rows else flow[:, start : start + tile.shape[0]] @ weight
+
+
+class TorchKernel:
+    """Sweeps by the functions of this file; see `backend.Kernel`.
+
+    Args:
+        device: where tiles and factors lie.
+        dtype: what is computed in.
+    """
+
+    name = "torch"
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._scratch = Scratch()
+
+    def tile_dtype(self, stored: torch.dtype) -> torch.dtype:
+        """Always the dtype that is computed in."""
+        return self._dtype
+
+    def tile_rows(self, height: int, width: int) -> int:
+        """Rows of a tile, all tiles of like height."""
+        most = max(1, TILE_ELEMENTS // max(1, min(width, BLOCK_COLUMNS)))
+        return -(-height // -(-height // most))
+
+    def sweep(
+        self,
+        factors: Sequence[LoraFactors | None],
+        transposed: bool,
+        flows: Flows,
+        along_rows: bool,
+    ) -> TorchSweep:
+        """See `backend.Kernel`."""
+        return TorchSweep(self._scratch, factors, transposed, flows, along_rows)
+
+
+class TorchSweep:
+    """One sweep of one weight for some experts; see `backend.Sweep`."""
+
+    def __init__(
+        self,
+        scratch: Scratch,
+        factors: Sequence[LoraFactors | None],
+        transposed: bool,
+        flows: Flows,
+        along_rows: bool,
+    ) -> None:
+        u, v = flows
+        flow = v if along_rows else u
+        assert flow is not None
+        self._scratch, self._flow, self._along_rows, self._count = scratch, flow, along_rows, len(factors)
+        sides = zip(u, v, strict=True) if u is not None and v is not None else repeat((None, None), len(factors))
+        self._updates = [
+            update(n, own, transposed, *side)
+            for (n, own), side in zip(enumerate(factors), sides, strict=True)
+            if own is not None
+        ]
+        self._adapted = [item.expert for item in self._updates]
+        self._plain = [n for n, own in enumerate(factors) if own is None]
+
+    def __call__(self, tile: Tensor, start: int) -> tuple[Tensor, list[Tensor]]:
+        """See `backend.Sweep`."""
+        found, gammas = sweep_tile(tile, start, self._updates, self._flow, self._along_rows, self._scratch)
+        if not self._plain:
+            return found, gammas
+        result = tile.new_empty(self._count, found.shape[1])
+        result[self._adapted] = found
+        result[self._plain] = sweep_plain(tile, start, self._flow[self._plain], self._along_rows)
+        return result, gammas

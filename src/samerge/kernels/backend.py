@@ -1,0 +1,112 @@
+"""Which kernel works the tiles.
+
+On the CPU in float32 that is `native`, the fused kernel in C, where the system has a C compiler; everywhere else
+`torch`. The environment variable SAMERGE_KERNEL forces one of them: native, torch, or auto. The choice is in the record
+of a merge, and a fall to torch for want of a compiler is logged as a warning.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from samerge.errors import KernelError
+from samerge.factors import LoraFactors
+
+VARIABLE = "SAMERGE_KERNEL"
+
+#: The flows on the row side and on the column side of a stored matrix, one row for each expert; None for one that is
+#: not needed.
+Flows = tuple[Tensor | None, Tensor | None]
+
+
+class Sweep(Protocol):
+    """One sweep of one weight for some experts, ready for the weight's tiles. Thread-safe."""
+
+    def __call__(self, tile: Tensor, start: int) -> tuple[Tensor, list[Tensor]]:
+        """The work on rows `start:` of the weight.
+
+        Args:
+            tile: theta (m, d), in a dtype that `Kernel.tile_dtype` gave.
+            start: number of its first row.
+
+        Returns:
+            |W_n| v_n (n, m) along the rows, or |W_n|^T u_n (n, d) along the columns, a row for each expert; and with
+            both flows given, the tile's part of gamma, (r,), of every expert that has factors.
+        """
+
+
+class Kernel(Protocol):
+    """How tiles are worked."""
+
+    @property
+    def name(self) -> str:
+        """As the record has it."""
+
+    def tile_dtype(self, stored: torch.dtype) -> torch.dtype:
+        """The dtype in which tiles of a weight that is stored in some dtype are taken."""
+
+    def tile_rows(self, height: int, width: int) -> int:
+        """Rows of a tile of a weight (height, width)."""
+
+    def sweep(
+        self,
+        factors: Sequence[LoraFactors | None],
+        transposed: bool,
+        flows: Flows,
+        along_rows: bool,
+    ) -> Sweep:
+        """Make a sweep of one weight ready.
+
+        Args:
+            factors: of each expert, (out, in), scale folded in; None for one that does not adapt the weight.
+            transposed: the weight is stored (in, out).
+            flows: u (n, rows) on the row side of the stored matrix, and v (n, columns) on its column side. With both,
+                gamma is wanted.
+            along_rows: whether the product is |W| v, or |W|^T u.
+        """
+
+
+def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
+    """The kernel for a device and a dtype to compute in.
+
+    Raises:
+        KernelError: SAMERGE_KERNEL is no kernel, or one that cannot be had here.
+    """
+    from samerge.kernels.tiles import TorchKernel
+
+    wanted = os.environ.get(VARIABLE) or "auto"
+    if wanted not in ("auto", "native", "torch"):
+        raise KernelError(f"{VARIABLE}={wanted!r} is not known; choose one of native, torch, auto")
+    fits = device.type == "cpu" and dtype == torch.float32
+    if wanted == "native" and not fits:
+        raise KernelError(
+            f"{VARIABLE}=native computes in float32 on the CPU, not in {str(dtype).removeprefix('torch.')} on "
+            f"{device.type}; leave the variable out, or set it to auto"
+        )
+    if wanted == "torch" or not fits:
+        return TorchKernel(device, dtype)
+    from samerge.kernels.native import NativeKernel
+
+    try:
+        return NativeKernel()
+    except KernelError as error:
+        if wanted == "native":
+            raise KernelError(
+                f"{VARIABLE}=native, and the kernel cannot be had: {error}. Or set {VARIABLE}=auto to go on without it"
+            ) from error
+        _warn(str(error))
+        return TorchKernel(device, dtype)
+
+
+@cache
+def _warn(reason: str) -> None:
+    """Once for each reason."""
+    message = "scoring runs in plain torch, several times slower, without the native kernel: %s (%s=torch chooses it)"
+    logging.getLogger("samerge").warning(message, reason, VARIABLE)

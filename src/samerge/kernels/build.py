@@ -1,0 +1,89 @@
+"""Compiling a C file of the package with the system's compiler, once for each machine.
+
+The shared library lies in the user's cache folder under a name that is a hash of the source, the flags, and all macros
+that the compiler defines with these flags: its version and every feature of the processor that `native` stands for. So
+another processor, compiler or release never meets a library that was not made for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from samerge.errors import KernelError
+
+#: No flag may let the compiler assume that NaN and infinity do not occur: they must reach the flows.
+FLAGS = ("-O3", "-std=gnu11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+
+_NATIVE = {"x86_64": "-march=native", "AMD64": "-march=native", "arm64": "-mcpu=native", "aarch64": "-mcpu=native"}
+_SECONDS = 300
+
+
+def compiled(source: Path) -> ctypes.CDLL:
+    """The shared library of a C file, from the cache or compiled now.
+
+    The compiler is `$CC`, or else `cc`. Several processes may come at once: each writes a file of its own and renames
+    it. Where the cache folder cannot be written, the library is made in a temporary one for this process alone.
+
+    Raises:
+        KernelError: there is no compiler, it fails, or what it made cannot be loaded.
+    """
+    native = _NATIVE.get(platform.machine())
+    command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS, *([native] if native else [])]
+    macros = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
+    key = hashlib.sha256(b"\0".join([source.read_bytes(), " ".join(command[1:]).encode(), macros])).hexdigest()
+    name = f"{source.stem}-{key[:24]}.so"
+    cached = cache_folder() / name
+    if cached.is_file():
+        return _load(cached)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
+            made = _compile(command, source, Path(folder) / name)
+            os.replace(made, cached)
+    except OSError:  # a cache that cannot be written
+        with tempfile.TemporaryDirectory() as folder:
+            return _load(_compile(command, source, Path(folder) / name))
+    return _load(cached)
+
+
+def cache_folder() -> Path:
+    """Where compiled libraries are kept: `samerge` in the user's cache folder."""
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "samerge"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "samerge"
+    return Path.home() / ".cache" / "samerge"
+
+
+def _compile(command: list[str], source: Path, target: Path) -> Path:
+    _run([*command, "-o", str(target), str(source)])
+    return target
+
+
+def _run(command: list[str]) -> bytes:
+    shown = shlex.join(command)
+    try:
+        run = subprocess.run(command, capture_output=True, timeout=_SECONDS, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        raise KernelError(f"there is no C compiler {command[0]!r} ({error}); install one, or name one in CC") from error
+    except subprocess.TimeoutExpired as error:
+        raise KernelError(f"the C compiler took more than {_SECONDS} s: {shown}") from error
+    if run.returncode:
+        lines = run.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {run.returncode}"]
+        raise KernelError(f"the C compiler failed: {lines[0]} (command: {shown})")
+    return run.stdout
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelError(f"the compiled kernel cannot be loaded: {error}; delete {path} and try again") from error

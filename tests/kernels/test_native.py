@@ -1,0 +1,254 @@
+"""The kernel in C against dense float64 and against the torch path."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from samerge.errors import KernelError
+from samerge.factors import LoraFactors
+from samerge.kernels import backend, build
+from samerge.kernels.native import NativeKernel
+from samerge.kernels.tiles import TorchKernel
+
+RANKS = [*range(21), 33, 64]
+
+
+def case(height, width, ranks, dtype=torch.float32, seed=0):
+    """A weight, and for each rank an expert (None for no factors) and flows; updates as large as the weight."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    theta = rand(height, width).to(dtype)
+    factors = [None if r is None else LoraFactors(rand(r, width) / max(r, 1) ** 0.5, rand(height, r)) for r in ranks]
+    return theta, factors, (rand(len(ranks), height).abs(), rand(len(ranks), width).abs())
+
+
+def dense(theta, factors, flows, along_rows):
+    """The product and the gammas from whole matrices in float64."""
+    products, gammas = [], []
+    for n, own in enumerate(factors):
+        u, v = (flow[n].double() for flow in flows)
+        weight = theta.double() + (0 if own is None else own.B.double() @ own.A.double())
+        products.append(weight.abs() @ v if along_rows else weight.abs().T @ u)
+        if own is not None:
+            gradient = torch.sign(weight) * torch.outer(u, v)
+            gammas.append(torch.einsum("ik,ij,kj->k", own.B.double(), gradient, own.A.double()))
+    return torch.stack(products), gammas
+
+
+def swept(kernel, theta, factors, flows, along_rows, step, sensing=True):
+    """All tiles of a weight, summed up."""
+    u, v = flows
+    wanted = (u, v) if sensing else ((None, v) if along_rows else (u, None))
+    sweep = kernel.sweep(factors, False, wanted, along_rows)
+    parts, gammas = [], []
+    for start in range(0, theta.shape[0], step):
+        found, sensed = sweep(theta[start : start + step].to(kernel.tile_dtype(theta.dtype)), start)
+        parts.append(found)
+        gammas.append(sensed)
+    product = torch.cat(parts, 1) if along_rows else torch.stack(parts).sum(0)
+    return product, [torch.stack(own).sum(0) for own in zip(*gammas, strict=True)]
+
+
+def agrees(got, expected, tolerance=2e-5):
+    for one, other in zip((got[0], *got[1]), (expected[0], *expected[1]), strict=True):
+        assert one.shape == other.shape
+        if one.numel():
+            assert (one.double() - other).abs().max() <= tolerance * other.abs().max().clamp_min(1e-6)
+
+
+@pytest.mark.parametrize("along_rows", [True, False])
+@pytest.mark.parametrize("rank", RANKS)
+def test_every_rank(rank, along_rows):
+    theta, factors, flows = case(31, 77, [rank, rank], seed=rank)
+    expected = dense(theta, factors, flows, along_rows)
+    agrees(swept(NativeKernel(), theta, factors, flows, along_rows, 31), expected)
+    agrees(swept(TorchKernel(theta.device, theta.dtype), theta, factors, flows, along_rows, 31), expected)
+
+
+@pytest.mark.parametrize("along_rows", [True, False])
+@pytest.mark.parametrize("sensing", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (11, 31), (12, 32), (13, 33), (97, 513), (100, 1000)])
+def test_every_shape_in_tiles(shape, sensing, along_rows):
+    """Sizes about whole blocks and whole strips; experts of several ranks, some that do not adapt the weight."""
+    theta, factors, flows = case(*shape, [5, None, 0, 3, 17], seed=shape[1])
+    product, gammas = dense(theta, factors, flows, along_rows)
+    for step in (7, 24, 1000):
+        got = swept(NativeKernel(), theta, factors, flows, along_rows, step, sensing)
+        agrees(got, (product, gammas if sensing else []))
+
+
+@pytest.mark.parametrize("along_rows", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_bases_in_other_dtypes(dtype, along_rows):
+    theta, factors, flows = case(30, 290, [4, None], dtype)
+    expected = dense(theta.float(), factors, flows, along_rows)
+    agrees(swept(NativeKernel(), theta, factors, flows, along_rows, 13), expected)
+
+
+def test_float16_extremes():
+    """Subnormal and largest numbers survive the widening."""
+    theta = torch.tensor([[6e-8, 65504.0, -6e-8, 0.0]], dtype=torch.float16)
+    product, _ = swept(NativeKernel(), theta, [None], (torch.ones(1, 1), torch.ones(1, 4)), False, 1, False)
+    assert torch.equal(product, theta.float().abs())
+
+
+def test_a_view_with_strides():
+    theta, factors, flows = case(40, 60, [3])
+    wide = torch.randn(40, 200)
+    wide[:, 70:130] = theta
+    expected = dense(theta, factors, flows, True)
+    agrees(swept(NativeKernel(), wide[:, 70:130], factors, flows, True, 16), expected)
+    agrees(swept(NativeKernel(), theta.T.contiguous().T, factors, flows, True, 16), expected)
+
+
+@pytest.mark.parametrize("along_rows", [True, False])
+def test_the_sign_of_zero_is_zero(along_rows):
+    """Where W is exactly 0, or -0, it moves nothing."""
+    theta, factors, flows = case(24, 64, [2])
+    theta[:, ::3] = 0
+    theta[:, 1::6] = -0.0
+    (own,) = factors
+    own.B[::2] = 0
+    expected = dense(theta, factors, flows, along_rows)
+    assert (torch.sign(theta + own.B @ own.A) == 0).any()
+    agrees(swept(NativeKernel(), theta, factors, flows, along_rows, 24), expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("along_rows", [True, False])
+def test_nan_and_infinity_get_through(value, along_rows):
+    theta, factors, flows = case(30, 70, [3, None])
+    theta[17, 41] = value
+    product, _ = swept(NativeKernel(), theta, factors, flows, along_rows, 12)
+    place = 17 if along_rows else 41
+    others = torch.arange(product.shape[1]) != place
+    assert not torch.isfinite(product[:, place]).any()
+    assert torch.isfinite(product[:, others]).all()
+    assert torch.isnan(product[:, place]).all() == (value != value)
+
+
+def test_one_call_in_many_threads_is_the_same_to_the_bit():
+    theta, factors, flows = case(200, 300, [5, 16, None])
+    kernel = NativeKernel()
+    expected = swept(kernel, theta, factors, flows, False, 48)
+    found = [None] * 4
+
+    def run(place):
+        for _ in range(5):
+            found[place] = swept(kernel, theta, factors, flows, False, 48)
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for product, gammas in found:
+        assert torch.equal(product, expected[0])
+        assert all(torch.equal(a, b) for a, b in zip(gammas, expected[1], strict=True))
+
+
+def test_many_experts():
+    theta, factors, flows = case(25, 40, [1] * 100)
+    agrees(swept(NativeKernel(), theta, factors, flows, False, 25), dense(theta, factors, flows, False))
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An empty cache, and nothing loaded or warned about."""
+    from samerge.kernels import native
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library.cache_clear()
+    backend._warn.cache_clear()
+    yield tmp_path / "samerge"
+    native.library.cache_clear()
+    backend._warn.cache_clear()
+
+
+CPU = torch.device("cpu")
+
+
+def test_compiled_once(fresh):
+    assert backend.choose(CPU, torch.float32).name == "native"
+    (made,) = fresh.iterdir()
+    before = made.stat().st_mtime_ns
+    source = Path(build.__file__).with_name("sweep.c")
+    build.compiled(source)
+    assert [path.name for path in fresh.iterdir()] == [made.name]
+    assert made.stat().st_mtime_ns == before
+
+
+def test_another_source_is_another_library(fresh, tmp_path):
+    for number in range(2):
+        source = tmp_path / "answer.c"
+        source.write_text(f"int answer(void) {{ return {number}; }}\n")
+        assert build.compiled(source).answer() == number
+    assert len(list(fresh.iterdir())) == 2
+
+
+def test_several_processes_at_once(fresh):
+    code = "from samerge.kernels.native import NativeKernel; print(NativeKernel().name)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(3)
+    ]
+    assert [run.communicate()[0].strip() for run in runs] == ["native"] * 3
+    assert len(list(fresh.iterdir())) == 1
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))  # a file is no folder, for root either
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 42; }\n")
+    assert build.compiled(source).answer() == 42
+
+
+def test_without_a_compiler(fresh, monkeypatch, caplog):
+    """The torch path, said once; an error where native was asked for."""
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with caplog.at_level(logging.WARNING, "samerge"):
+        for _ in range(2):
+            assert backend.choose(CPU, torch.float32).name == "torch"
+    (record,) = caplog.records
+    assert "there is no C compiler 'no-such-compiler'" in record.message
+    monkeypatch.setenv("SAMERGE_KERNEL", "native")
+    with pytest.raises(
+        KernelError, match="SAMERGE_KERNEL=native, and the kernel cannot be had: there is no C compiler"
+    ):
+        backend.choose(CPU, torch.float32)
+
+
+def test_a_compiler_that_fails(fresh, monkeypatch, tmp_path):
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'it does not work' >&2\nexit 3\n")
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CC", str(broken))
+    with pytest.raises(KernelError, match="the C compiler failed: it does not work"):
+        build.compiled(Path(build.__file__).with_name("sweep.c"))
+
+
+def test_the_choice(monkeypatch):
+    assert backend.choose(CPU, torch.float64).name == "torch"
+    monkeypatch.setenv("SAMERGE_KERNEL", "torch")
+    assert backend.choose(CPU, torch.float32).name == "torch"
+    monkeypatch.setenv("SAMERGE_KERNEL", "native")
+    with pytest.raises(KernelError, match="computes in float32 on the CPU, not in float64 on cpu"):
+        backend.choose(CPU, torch.float64)
+    monkeypatch.setenv("SAMERGE_KERNEL", "fast")
+    with pytest.raises(KernelError, match="'fast' is not known; choose one of native, torch, auto"):
+        backend.choose(CPU, torch.float32)
