@@ -15,21 +15,16 @@ from samerge.alignment import assemble
 from samerge.alignment.views import view_for
 from samerge.checkpoints import WeightSource
 from samerge.conversion.dora import check_dora, converted
-from samerge.errors import OptionError
 from samerge.extras import check_extras
 from samerge.graph import FlowGraph
 from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base, weights_of
 from samerge.merged import MergedAdapter
-from samerge.methods import entry
-from samerge.methods.parameters import parameters_of
+from samerge.methods.chain import chain
 from samerge.methods.problem import Problem
-from samerge.options import MergeOptions, resolve
+from samerge.options import MergeOptions
 from samerge.output import finish
 from samerge.progress import Progress
-from samerge.weighing import nan_weights
-
-#: Options that mean something to every method.
-_COMMON = frozenset({"scaling", "svd_rank", "dtype", "device", "modules_to_save", "dora"})
+from samerge.weighing import WEIGHT_RULES
 
 
 def merge(
@@ -37,8 +32,11 @@ def merge(
     adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike],
     *,
     weights: Mapping[str, float] | Sequence[float] | str | None = None,
-    method: str = "saliency",
-    recipe: Literal["paper"] | None = None,
+    method: str | None = None,
+    recipe: Literal["paper", "even"] | None = None,
+    balance: Literal["none", "norm", "global"] | None = None,
+    selection: str | None = None,
+    aggregation: str | None = None,
     rank: int | None = None,
     density: float | str | None = None,
     iterations: int | None = None,
@@ -49,6 +47,7 @@ def merge(
     connectivity: Literal["flow", "local"] | FlowGraph | None = None,
     residual: bool | None = None,
     svd_rank: int | None = None,
+    spectrum: Literal["kept", "flat"] | None = None,
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
     modules_to_save: str | None = None,
@@ -63,25 +62,37 @@ def merge(
 
     Args:
         base: a folder with `config.json` and safetensors, a hub id, or a loaded model (a `PeftModel` is read below its
-            adapters). None for methods that do not read it (all but `saliency` and `elementwise`).
+            adapters). None for merges that do not read it: all but `elementwise` and those that select by "saliency" or
+            "sensitivity".
         adapters: name -> folder or hub id, or a list of these (named after their last path part). With a `PeftModel`
             as the base, names of its adapters.
         weights: by name, or in order; 1.0 each by default. May be negative. Or "nan": in proportion to the adapters'
-            inverse norms, 1.0 on the mean.
-        method: a name from `samerge.methods()`.
+            inverse norms, 1.0 on the mean; or "auto": those whose sum changes the experts' own outputs least.
+        method: a name from `samerge.methods()`: `saliency` (the default, where nothing else is named) is the selection
+            of this name, followed by the sum; every other method is the aggregation of its name, without a selection.
         recipe: a named set of defaults; explicit options win over it. "paper" is SA-Merging as published: native
             basis, density 0.1, ten iterations, scaling 1.0, no residual edges, modules outside the graph unpruned.
-        rank: exact number of rank-1 components in every merged layer, shared among the experts in proportion to their
-            own ranks. Default without `density`: the largest rank of any source.
+            "even": experts of one norm, their singular vectors decorrelated, a flat spectrum (docs/recipe.md).
+        balance: bring the experts to their mean norm first: "norm", in each layer; "global", one factor for each
+            expert. "none" by default.
+        selection: which rank-1 components take part: "saliency", |gamma eta|; for comparison "sensitivity", |gamma|,
+            "agreement", |eta|, "norm", ||b|| ||a||, "random" or "random:<seed>"; or "none".
+        aggregation: how what was selected is combined: "sum", or any method of the registry but `elementwise`.
+        rank: rank of the result. A selection before the sum keeps exactly so many components in every layer, shared
+            among the experts in proportion to their own ranks; anything else is truncated to it. Default of every
+            merge with a selection and without `density`: the largest rank of any source.
         density: share of its components (`elementwise`: of its elements, 0.1 by default) that each expert keeps in
             each layer, in (0, 1]; or "adaptive": layers whose magnitudes are even are pruned harder, sparse ones less,
-            0.1 on the mean or another with "adaptive:0.2". `rank` and `density` together are an error.
+            0.1 on the mean or another with "adaptive:0.2". With a selection and `rank` before the sum it is an error;
+            before another aggregation it is 0.75 by default. Without a selection it is the method's own.
         iterations: scoring and pruning steps, 10 by default.
         basis: "svd" (default), the singular triplets of each update, which do not depend on how B and A were trained;
             or "native", the columns of B and rows of A as they are.
-        scaling: lambda, or "auto" (default of `saliency` and `elementwise`): each layer's merged update gets 1.3 times
-            the experts' mean Frobenius norm there. The exact methods default to 1.0, others to their published
-            lambda. Or "lines:<alpha>:<beta>": alpha + beta l / (L - 1) in layer l of L.
+        scaling: lambda, or "auto" (default of every merge with a selection, and of `elementwise`): each layer's merged
+            update gets c times the experts' mean Frobenius norm there, c = 1.3, or 1.6 for a flat spectrum; "auto:<c>"
+            sets c. The exact methods default to 1.0, others to their published lambda. Or "lines:<alpha>:<beta>":
+            alpha + beta l / (L - 1) in layer l of L. Or "interference", the lambda that changes the experts' own
+            outputs least; "interference:layer", one for each layer.
         agreement: "absolute" (default), |gamma eta|; or "signed", |gamma| w eta, so that components that disagree with
             the merge go first. For `elementwise`: "paper" (default), dR/dtau times the merge, with its sign; or "task",
             |dR/dtau| w tau times the merge, positive only where the expert agrees with it.
@@ -91,6 +102,7 @@ def merge(
         residual: whether the flow graph has the residual edges, True by default.
         svd_rank: truncate every merged layer to this rank afterwards (exact, through the factors; `elementwise`: by a
             randomised SVD, to the largest source rank by default).
+        spectrum: "flat" makes the singular values of every merged layer equal, after the truncation; "kept" by default.
         dtype: of the output, e.g. "bfloat16"; the adapters' own (the widest) by default. Computed in float32.
         device: where to compute: "cpu" by default, a live model's own device otherwise.
         modules_to_save: what becomes of fully trained modules (`modules_to_save`) and token rows
@@ -99,6 +111,7 @@ def merge(
         dora: "exact" converts DoRA adapters on the way: the exact update relative to the base, truncated to the
             adapter's rank, or to another with "exact:<rank>"; the report says what that lost. An error without it.
         method_options: what only this method has, by name, e.g. `{"mu": 0.1}` for `wudi`; `samerge methods` lists them.
+            After a selection also the `density` of the aggregation.
         progress: show progress bars when on a terminal.
 
     Returns:
@@ -122,12 +135,14 @@ def merge(
         merged.save("merged/")
         ```
     """
-    registered = entry(method)
+    links = chain(method, selection, aggregation, recipe)
     given = {
+        "balance": balance,
         "rank": rank,
         "density": density,
         "iterations": iterations,
         "basis": basis,
+        "spectrum": spectrum,
         "scaling": scaling,
         "agreement": agreement,
         "scope": scope,
@@ -139,32 +154,25 @@ def merge(
         "modules_to_save": modules_to_save,
         "dora": dora,
     }
-    for name in (*given, "recipe"):
-        value = recipe if name == "recipe" else given[name]
-        if value is not None and name not in registered.uses | _COMMON:
-            raise OptionError(f"method={method!r} has no option {name!r} (given {name}={value!r}); leave it out")
-    given["method_options"] = parameters_of(method, registered.parameters, method_options)
-    options = resolve(method, recipe, given, registered.defaults)
-    if isinstance(options.density, str) and not registered.adaptive:
-        raise OptionError(f"density={options.density!r}: method={method!r} knows no adaptive density; give a number")
+    options = links.options(given, method_options)
     bars = Progress(progress)
     with bars.task("reading", 1):
         experts = open_adapters(base, adapters)
-        balance = isinstance(weights, str) and weights == "nan"
-        values = weights_of(None if balance else weights, [expert.name for expert in experts])
-        source = open_base(base, required=registered.needs_base)
+        rule = WEIGHT_RULES.get(weights) if isinstance(weights, str) else None
+        values = weights_of(weights if rule is None else None, [expert.name for expert in experts])
+        source = open_base(base, required=links.needs_base)
         active = [expert for expert, weight in zip(experts, values, strict=True) if weight != 0]
         device_ = torch.device(options.device or str(getattr(source, "device", "cpu")))
         if source is not None:
             source = view_for(source, experts, base if isinstance(base, nn.Module) else None)
         check_dora(active, options.dora, source)
         check_extras(active, options.modules_to_save, source)
-    problem, lost = _problem(experts, values, source, options, registered.needs_base, device_, bars)
-    if balance:
-        problem = replace(problem, weights=nan_weights(problem))
-    outcome = registered.run(problem, options)
+    problem, lost = _problem(experts, values, source, options, links.needs_base, device_, bars)
+    if rule is not None:
+        problem = replace(problem, weights=rule(problem))
+    outcome = links.run(problem, options)
     with bars.task("finishing", 1):
-        return finish(problem, experts, outcome, options, registered.svd_rank(problem.rank), lost)
+        return finish(problem, experts, outcome, options, links.svd_rank(options, problem.rank), lost)
 
 
 def _problem(

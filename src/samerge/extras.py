@@ -28,7 +28,7 @@ from samerge.errors import AdapterError, BaseModelError, OptionError
 from samerge.layouts import Layout
 from samerge.lines import is_lines
 from samerge.methods.problem import Site
-from samerge.options import MergeOptions
+from samerge.options import INTERFERENCE, MergeOptions, auto_factor
 
 _PREFIX = "base_model.model."
 
@@ -113,17 +113,17 @@ def merge_extras(
     warnings: list[str] = []
     active = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if weight != 0]
     dtype = options.dtype or widest(adapter.dtype for adapter, _ in active or [(adapters[0], 0)])
-    by_layer = is_lines(options.scaling)
-    scaling = 1.0 if by_layer else options.scaling
+    ruled = is_lines(options.scaling) or options.scaling in INTERFERENCE
+    scaling = 1.0 if ruled else options.scaling
     biases = _lora_biases(sites, weights, layouts, scaling)
     if biases:
         settings["lora_bias"] = True
         tensors.update({name: bias.to(dtype) for name, bias in biases.items()})
     trained = _base_biases(active, layouts, scaling, source)
-    if by_layer and (biases or trained):
+    if ruled and (biases or trained):
         raise OptionError(
             f"scaling={options.scaling!r}: the adapters train biases ({min(biases or trained)}), which it does not "
-            f"scale by layer; give a number or 'auto'"
+            f"scale{' by layer' if is_lines(options.scaling) else ''}; give a number or 'auto'"
         )
     if trained:
         settings["bias"] = "all" if any(a.config.get("bias") == "all" for a, _ in active) else "lora_only"
@@ -179,7 +179,9 @@ def _check_copy(adapter: str, name: str, load: Load, source: WeightSource | None
 
 def _sum(parts: Sequence[tuple[float, Tensor]], scaling: float | str) -> Tensor:
     total = torch.stack([weight * part.float() for weight, part in parts]).sum(0)
-    return total / sum(abs(weight) for weight, _ in parts) if scaling == "auto" else total * float(scaling)
+    if auto_factor(scaling) is not None:
+        return total / sum(abs(weight) for weight, _ in parts)
+    return total * float(scaling)
 
 
 def _lora_biases(

@@ -142,7 +142,7 @@ def add_weighted_adapter(
     adapters: Sequence[str],
     weights: Sequence[float] | str | None = None,
     adapter_name: str = "merged",
-    combination_type: str = "saliency",
+    combination_type: str | None = None,
     svd_rank: int | None = None,
     svd_clamp: float | None = None,
     svd_full_matrices: bool = True,
@@ -151,7 +151,10 @@ def add_weighted_adapter(
     majority_sign_method: str = "total",
     *,
     rank: int | None = None,
-    recipe: Literal["paper"] | None = None,
+    recipe: Literal["paper", "even"] | None = None,
+    balance: Literal["none", "norm", "global"] | None = None,
+    selection: str | None = None,
+    aggregation: str | None = None,
     iterations: int | None = None,
     basis: Literal["svd", "native"] | None = None,
     scaling: float | str | None = None,
@@ -159,6 +162,7 @@ def add_weighted_adapter(
     scope: Literal["layer", "global"] | None = None,
     connectivity: Literal["flow", "local"] | FlowGraph | None = None,
     residual: bool | None = None,
+    spectrum: Literal["kept", "flat"] | None = None,
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
     modules_to_save: str | None = None,
@@ -182,9 +186,9 @@ def add_weighted_adapter(
     Args:
         model: the `PeftModel`; its base weights and its adapters are only read.
         adapters: names of adapters that it has.
-        weights: one for each adapter, 1.0 each by default; or "nan", in proportion to inverse norms.
+        weights: one for each adapter, 1.0 each by default; or "nan", in proportion to inverse norms; or "auto".
         adapter_name: name of the new adapter; must not be taken.
-        combination_type: a name from `samerge.methods()`, or PEFT's.
+        combination_type: a name from `samerge.methods()`, or PEFT's; `saliency` where nothing else is named.
         svd_rank: truncate every merged layer to this rank.
         svd_clamp: not supported: clamping makes the truncation inexact.
         svd_full_matrices: ignored; the exact path needs no full SVD.
@@ -192,15 +196,19 @@ def add_weighted_adapter(
         density: share of its rank-1 components (or elements) that each adapter keeps in each layer, in (0, 1]; or
             "adaptive", "adaptive:<mean>".
         majority_sign_method: "total" or "frequency", for the methods that vote on signs; ignored by the others.
-        rank: exact number of components in every merged layer, instead of `density`.
+        rank: rank of the result; before the sum, the number of components kept, instead of `density`.
         recipe: named set of defaults; an explicit option wins over it.
+        balance: bring the experts to their mean norm first, in each layer ("norm") or as a whole ("global").
+        selection: which rank-1 components take part: "saliency", another criterion, or "none".
+        aggregation: how what was selected is combined: "sum", or a method's name.
         iterations: scoring and pruning steps.
         basis: what the rank-1 components are.
-        scaling: lambda, "auto", or "lines:<alpha>:<beta>".
+        scaling: lambda, "auto", "auto:<c>", "lines:<alpha>:<beta>", "interference", or "interference:layer".
         agreement: "absolute", |gamma eta|, or "signed", |gamma| w eta; "paper" or "task" for `elementwise`.
         scope: rank components in each layer apart, or over all layers.
         connectivity: "flow", "local", or a flow graph of one's own.
         residual: whether the flow graph has residual edges.
+        spectrum: "flat" makes the singular values of every merged layer equal.
         dtype: of the new adapter; the adapters' own by default.
         device: where to compute; where the model is by default.
         modules_to_save: what becomes of fully trained modules and token rows: "average", "take:<adapter>" or "drop".
@@ -239,7 +247,7 @@ def add_weighted_adapter(
         ignored["svd_driver"] = svd_driver
     if svd_full_matrices is not True:
         ignored["svd_full_matrices"] = svd_full_matrices
-    method, own_options = method_of(combination_type, majority_sign_method, method_options)
+    method, own_options = method_of(combination_type, aggregation, majority_sign_method, method_options)
     if majority_sign_method != "total" and "majority_sign_method" not in own_options:
         ignored["majority_sign_method"] = majority_sign_method
     if ignored:
@@ -254,6 +262,9 @@ def add_weighted_adapter(
         weights=weights,
         method=method,
         recipe=recipe,
+        balance=balance,
+        selection=selection,
+        aggregation=aggregation,
         rank=rank,
         density=density,
         iterations=iterations,
@@ -264,6 +275,7 @@ def add_weighted_adapter(
         connectivity=connectivity,
         residual=residual,
         svd_rank=svd_rank,
+        spectrum=spectrum,
         dtype=dtype,
         device=device,
         modules_to_save=modules_to_save,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Basis = Literal["svd", "native"]
 Agreement = Literal["absolute", "signed", "paper", "task"]
 Scope = Literal["layer", "global"]
+Balance = Literal["none", "norm", "global"]
+Spectrum = Literal["kept", "flat"]
 
 #: The agreements that a method knows, its default first.
 AGREEMENTS: Mapping[str, tuple[str, ...]] = {"elementwise": ("paper", "task")}
@@ -32,7 +34,18 @@ DEFAULTS: Mapping[str, Any] = {
     "connectivity": "flow",
     "residual": True,
     "prune_outside": True,
+    "selection": "none",
+    "aggregation": "sum",
+    "balance": "none",
+    "spectrum": "kept",
+    "fit": False,
 }
+
+#: The criteria of a selection (`samerge.methods.criteria`).
+SELECTIONS = ("none", "saliency", "sensitivity", "agreement", "norm", "random", "random:<seed>")
+
+#: The scalings that are found from what the experts lose (`samerge.interference`).
+INTERFERENCE = ("interference", "interference:layer")
 
 #: The mean of density="adaptive".
 ADAPTIVE_MEAN = 0.1
@@ -49,6 +62,13 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "residual": False,
         "prune_outside": False,
     },
+    "even": {
+        "balance": "norm",
+        "aggregation": "tsv",
+        "spectrum": "flat",
+        "scaling": "auto",
+        "fit": True,
+    },
 }
 
 
@@ -64,7 +84,8 @@ class MergeOptions:
             "adaptive:<mean>". Instead of `rank`.
         iterations: scoring and pruning steps T, at least 1.
         basis: rank-1 components of what: singular triplets, or the columns and rows as trained.
-        scaling: a number lambda, "auto" for the norm rule, or "lines:<alpha>:<beta>".
+        scaling: a number lambda, "auto" or "auto:<c>" for the norm rule, "lines:<alpha>:<beta>", "interference" or
+            "interference:layer".
         agreement: what a score makes of signs; which ones there are depends on the method.
         scope: rank components in each layer and expert apart, or over all layers of an expert.
         connectivity: "flow" through the family's graph, "local" (every layer by itself), or a graph of one's own.
@@ -76,6 +97,12 @@ class MergeOptions:
         modules_to_save: what becomes of fully trained modules and token rows: "average", "take:<adapter>" or "drop".
         dora: "exact" or "exact:<rank>" converts DoRA adapters on the way.
         method_options: what only this method has, as its frozen dataclass; None for a method without any.
+        selection: which rank-1 components take part: a criterion, "random:<seed>", or "none" for all.
+        aggregation: how they are combined: a method's name, or "sum".
+        aggregation_density: the aggregation's own density where `density` is the selection's.
+        balance: whether the experts are brought to one norm first: "norm", in each layer; "global", as a whole.
+        spectrum: "flat" makes the singular values of every merged layer equal.
+        fit: whether the result has the largest source rank where `svd_rank` says no other.
     """
 
     method: str
@@ -96,6 +123,12 @@ class MergeOptions:
     modules_to_save: str | None = None
     dora: str | None = None
     method_options: Any = None
+    selection: str = "none"
+    aggregation: str = "sum"
+    aggregation_density: float | str | None = None
+    balance: Balance = "none"
+    spectrum: Spectrum = "kept"
+    fit: bool = False
 
     def __post_init__(self) -> None:
         whole("rank", self.rank)
@@ -114,6 +147,11 @@ class MergeOptions:
                 f"method={self.method!r}"
             )
         choice("scope", self.scope, get_args(Scope))
+        choice("balance", self.balance, get_args(Balance))
+        choice("spectrum", self.spectrum, get_args(Spectrum))
+        density_mean(self.aggregation_density)
+        if not re.fullmatch(r"random:\d+", str(self.selection)):
+            choice("selection", self.selection, SELECTIONS)
         if self.modules_to_save is not None and not str(self.modules_to_save).startswith("take:"):
             choice("modules_to_save", self.modules_to_save, ("average", "take:<adapter>", "drop"))
         if self.dora is not None and not re.fullmatch(r"exact(:[1-9]\d*)?", str(self.dora)):
@@ -130,12 +168,7 @@ class MergeOptions:
                 f"scope='global' and density={self.density!r} both spread what is kept over the layers; give a number "
                 f"as the density, or leave scope='global' out"
             )
-        if is_lines(self.scaling):
-            alpha_beta(str(self.scaling))
-        elif isinstance(self.scaling, str):
-            choice("scaling", self.scaling, ("auto", "a number", "lines:<alpha>:<beta>"))
-        else:
-            number("scaling", self.scaling)
+        check_scaling(self.scaling)
         if self.dtype is not None and not self.dtype.is_floating_point:
             raise OptionError(f"dtype={self.dtype} cannot hold an adapter; choose one of float32, bfloat16, float16")
 
@@ -193,6 +226,43 @@ def check_residual(explicit: Mapping[str, Any], connectivity: object) -> None:
             f"residual={explicit['residual']} is for connectivity='flow', whose graph is built here; with "
             f"connectivity='local' there is no graph, and one of your own has the edges that you gave it. Leave it out"
         )
+
+
+def check_scaling(scaling: float | str) -> None:
+    """Refuse a scaling that is not known.
+
+    Raises:
+        OptionError: it is no finite number, and no rule.
+    """
+    if not isinstance(scaling, str):
+        number("scaling", scaling)
+    elif is_lines(scaling):
+        alpha_beta(scaling)
+    elif auto_factor(scaling) is None and scaling not in INTERFERENCE:
+        known = ("auto", "a number", "auto:<c>", "lines:<alpha>:<beta>", *INTERFERENCE)
+        choice("scaling", scaling, known)
+
+
+def auto_factor(scaling: float | str) -> float | None:
+    """c of "auto:<c>", 0.0 for "auto" (which leaves it to the spectrum), None for every other scaling.
+
+    Raises:
+        OptionError: c is not a positive number.
+
+    Example:
+        >>> auto_factor("auto:1.5"), auto_factor("auto"), auto_factor(0.5)
+        (1.5, 0.0, None)
+    """
+    kind, colon, factor = str(scaling).partition(":")
+    if kind != "auto":
+        return None
+    try:
+        value = float(factor) if colon else 0.0
+    except ValueError:
+        value = -1.0
+    if colon and not 0 < value < math.inf:
+        raise OptionError(f"scaling={scaling!r} must be 'auto:<c>' with a positive number, as in auto:1.3")
+    return value
 
 
 def number(name: str, value: Any) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from samerge.factors import norm
+from samerge.interference import auto_weights
 from samerge.methods.problem import Problem
 
 
@@ -36,3 +37,7 @@ def inverse(norms: Sequence[float]) -> tuple[float, ...]:
         return (1.0,) * len(norms)
     mean = sum(found) / len(found)
     return tuple(1 / value / mean if value > 0 else 1.0 for value in norms)
+
+
+#: The rules by which `weights` may be found.
+WEIGHT_RULES: Mapping[str, Callable[[Problem], tuple[float, ...]]] = {"nan": nan_weights, "auto": auto_weights}

@@ -31,16 +31,43 @@ def merge(
         typer.Option("--base", "-b", metavar="BASE", help="The base model: a folder with safetensors, or a hub id."),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to make.")] = None,
-    method: Annotated[str, typer.Option(metavar="NAME", help="A method from `samerge methods`.")] = "saliency",
+    method: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A method from `samerge methods`; saliency where nothing else is named."),
+    ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="paper", help="A named set of defaults; explicit options win over it."),
+        typer.Option(metavar="paper|even", help="A named set of defaults; explicit options win over it."),
+    ] = None,
+    balance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="norm|global|none",
+            help="Bring the adapters to their mean norm first, layer by layer or as a whole. Default: none.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
+    selection: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CRITERION",
+            help="Which rank-1 components take part: saliency, sensitivity, agreement, norm, random[:SEED], or none.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
+    aggregation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How what was selected is combined: sum, or a method from `samerge methods`.",
+            rich_help_panel=_SELECTION,
+        ),
     ] = None,
     rank: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Components in every merged layer. Default: the largest rank of any adapter.",
+            help="Rank of the result. Default with a selection: the largest rank of any adapter.",
             rich_help_panel=_SELECTION,
         ),
     ] = None,
@@ -49,7 +76,8 @@ def merge(
         typer.Option(
             metavar="(0,1]|adaptive[:MEAN]",
             help="Instead of --rank: the share of its components (elementwise: elements, 0.1 by default) that each "
-            "adapter keeps in each layer; adaptive spreads it over the layers, 0.1 on the mean.",
+            "adapter keeps in each layer; adaptive spreads it over the layers, 0.1 on the mean. Beside --rank where "
+            "the aggregation is not the sum: 0.75 by default.",
             rich_help_panel=_SELECTION,
         ),
     ] = None,
@@ -101,9 +129,9 @@ def merge(
     scaling: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|FLOAT|lines:A:B",
-            help="The strength of the merged update. Default: auto for saliency and elementwise, 1.0 for the exact "
-            "methods.",
+            metavar="auto[:C]|FLOAT|lines:A:B|interference[:layer]",
+            help="The strength of the merged update. Default: auto with a selection and for elementwise, 1.0 for the "
+            "exact methods.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -113,6 +141,14 @@ def merge(
             metavar="N",
             help="Truncate every merged layer to this rank. Default of svd and elementwise: the largest rank of any "
             "adapter.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = None,
+    spectrum: Annotated[
+        str | None,
+        typer.Option(
+            metavar="kept|flat",
+            help="flat: make the singular values of every merged layer equal. Default: kept.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -145,8 +181,9 @@ def merge(
     weights: Annotated[
         str | None,
         typer.Option(
-            metavar="nan",
-            help="Instead of weights of the single adapters: nan, in proportion to their inverse norms.",
+            metavar="nan|auto",
+            help="Instead of weights of the single adapters: nan, in proportion to their inverse norms; auto, those "
+            "whose sum changes the adapters' own outputs least.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -177,10 +214,18 @@ def merge(
     Their exact sum, for which the base is not read:
 
         samerge merge --adapter ./a --adapter ./b --method linear --out sum/
+
+    The links one by one (balance, selection, aggregation, rank, spectrum, scaling):
+
+        samerge merge --base BASE --adapter ./a --adapter ./b --out even/ \\
+            --balance norm --selection saliency --aggregation tsv --spectrum flat
     """
     options = {
         "method": method,
         "recipe": recipe,
+        "balance": balance,
+        "selection": selection,
+        "aggregation": aggregation,
         "rank": rank,
         "density": None if density is None else number_or_word(density),
         "iterations": iterations,
@@ -191,6 +236,7 @@ def merge(
         "connectivity": connectivity,
         "residual": residual,
         "svd_rank": svd_rank,
+        "spectrum": spectrum,
         "dtype": dtype,
         "device": device,
         "modules_to_save": modules_to_save,

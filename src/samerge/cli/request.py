@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 OPTIONS = (
     "method",
     "recipe",
+    "balance",
+    "selection",
+    "aggregation",
     "rank",
     "density",
     "iterations",
@@ -32,6 +35,7 @@ OPTIONS = (
     "connectivity",
     "residual",
     "svd_rank",
+    "spectrum",
     "dtype",
     "device",
     "modules_to_save",

@@ -11,7 +11,6 @@ from samerge.methods.comparators import COMPARATORS
 from samerge.methods.elementwise import merge_elementwise
 from samerge.methods.exact import weighted_sum
 from samerge.methods.problem import Entry
-from samerge.methods.saliency import merge_by_saliency
 
 _SELECTION = frozenset(
     {"recipe", "rank", "density", "iterations", "basis", "agreement", "scope", "connectivity", "residual"}
@@ -19,12 +18,13 @@ _SELECTION = frozenset(
 
 REGISTRY: dict[str, Entry] = {
     "saliency": Entry(
-        merge_by_saliency,
+        weighted_sum,
         "keep each adapter's most salient rank-1 components, side by side (SA-Merging)",
         uses=_SELECTION,
         defaults={"scaling": "auto"},
         needs_base=True,
         adaptive=True,
+        selection="saliency",
     ),
     "elementwise": Entry(
         merge_elementwise,
@@ -39,6 +39,7 @@ REGISTRY: dict[str, Entry] = {
     "svd": Entry(
         weighted_sum,
         "the exact weighted sum, truncated to svd_rank (the largest source rank by default)",
+        uses=frozenset({"rank"}),
         svd_rank=lambda rank: rank,
     ),
     **COMPARATORS,

@@ -33,9 +33,13 @@ class SeedParameters:
 
 def uniform(layer: Layer, start: int, tiles: Tensor, seed: int) -> Tensor:
     """Uniform numbers in [0, 1) for the tiles of a layer that begin at row `start`, of their shape."""
-    drawn = []
-    for n in layer.parts:
-        digest = hashlib.sha256(f"{seed}|{layer.names[n]}|{layer.module}|{start}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        drawn.append(torch.rand(tiles.shape[1:], generator=generator))
+    drawn = [
+        torch.rand(tiles.shape[1:], generator=generator(seed, layer.names[n], layer.module, start)) for n in layer.parts
+    ]
     return torch.stack(drawn).to(tiles.device)
+
+
+def generator(seed: int, name: str, module: str, place: int | str) -> torch.Generator:
+    """A generator of its own for an adapter's place in a module."""
+    digest = hashlib.sha256(f"{seed}|{name}|{module}|{place}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -20,18 +20,21 @@ from samerge.methods.ties import TiesParameters, prepare_magnitude_prune, prepar
 from samerge.methods.tsv import combine_tsv
 from samerge.methods.wudi import AswudiParameters, WudiParameters, combine_aswudi, combine_wudi
 
-_DENSITY = frozenset({"density"})
+_RANK = frozenset({"rank"})
+_DENSITY = frozenset({"density", "rank"})
 
 #: Exact in the core space.
 _IN_CORE = {
     "wudi": Entry(
         in_core(combine_wudi),
         "the merge that disturbs each adapter's own inputs least, in closed form (WUDI)",
+        uses=_RANK,
         parameters=WudiParameters,
     ),
     "aswudi": Entry(
         in_core(combine_aswudi),
         "wudi within its leading directions, as many as the spectrum counts",
+        uses=_RANK,
         parameters=AswudiParameters,
     ),
     "tsv": Entry(
@@ -40,10 +43,15 @@ _IN_CORE = {
         uses=_DENSITY,
         defaults={"scaling": 1.0, "density": 1.0},
     ),
-    "iso-c": Entry(in_core(combine_iso_c), "the weighted sum with all its singular values made equal (Iso-C)"),
+    "iso-c": Entry(
+        in_core(combine_iso_c, flat=True),
+        "the weighted sum with all its singular values made equal (Iso-C)",
+        uses=_RANK,
+    ),
     "star": Entry(
         in_core(combine_star),
         "the mean of the adapters, each truncated and rescaled to keep its nuclear norm (STAR)",
+        uses=_RANK,
         parameters=StarParameters,
     ),
 }
@@ -130,8 +138,9 @@ _OTHERS = {
     "lora-lego": Entry(
         merge_lego,
         "cluster the rank-1 components of all adapters, as trained, to rank of them (LoRA-LEGO)",
-        uses=frozenset({"rank"}),
+        uses=_RANK,
         parameters=LegoParameters,
+        counts=True,
     ),
     "robustmerge": Entry(
         merge_robust,

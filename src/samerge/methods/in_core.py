@@ -17,8 +17,8 @@ from samerge.options import MergeOptions
 Combine = Callable[[Sequence[Tensor], Sequence[float], int, MergeOptions], tuple[Tensor, Sequence[float]]]
 
 
-def in_core(combine: Combine) -> Method:
-    """The method that runs `combine` on the cores of every site."""
+def in_core(combine: Combine, flat: bool = False) -> Method:
+    """The method that runs `combine` on the cores of every site; `flat` where its singular values are all equal."""
 
     def run(problem: Problem, options: MergeOptions) -> Outcome:
         experts = sum(weight != 0 for weight in problem.weights)
@@ -35,6 +35,6 @@ def in_core(combine: Combine) -> Method:
                 for (n, part), core, energy in zip(parts.items(), space.cores, energies, strict=True)
             }
             layers[site.module] = MergedLayer(space.lift(merged), shares)
-        return Outcome(layers)
+        return Outcome(layers, flat=flat)
 
     return run

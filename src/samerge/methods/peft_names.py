@@ -23,22 +23,31 @@ PEFT_NAMES: Mapping[str, tuple[str, Mapping[str, float | str]]] = {
 
 
 def method_of(
-    combination_type: str, majority_sign_method: str, method_options: Mapping[str, float | str] | None
-) -> tuple[str, dict[str, float | str]]:
-    """The method that a combination type means, with its own options; explicit options win.
+    combination_type: str | None,
+    aggregation: str | None,
+    majority_sign_method: str,
+    method_options: Mapping[str, float | str] | None,
+) -> tuple[str | None, dict[str, float | str]]:
+    """The method that a combination type means, with the aggregation's own options; explicit options win.
 
     Raises:
         OptionError: there is no such type.
 
     Example:
-        >>> method_of("dare_ties_svd", "frequency", {"seed": 1})
+        >>> method_of("dare_ties_svd", None, "frequency", {"seed": 1})
         ('dare-ties', {'majority_sign_method': 'frequency', 'seed': 1})
     """
     from samerge.methods import entry
     from samerge.methods.parameters import defaults
 
-    method, options = PEFT_NAMES.get(combination_type, (combination_type, {}))
-    kind = entry(method).parameters
+    method: str | None = None
+    options: Mapping[str, float | str] = {}
+    if combination_type is not None:
+        method, options = PEFT_NAMES.get(combination_type, (combination_type, {}))
+    named = entry(method) if method is not None else None
+    if aggregation not in (None, "sum") and (named is None or named.selection != "none"):
+        named = entry(str(aggregation))
+    kind = None if named is None else named.parameters
     votes = kind is not None and "majority_sign_method" in defaults(kind)
     elected: dict[str, float | str] = {"majority_sign_method": majority_sign_method} if votes else {}
     return method, {**options, **elected, **(method_options or {})}

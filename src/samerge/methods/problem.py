@@ -84,6 +84,7 @@ class Share:
         norm: Frobenius norm of its update before the merge.
         energy: share of its squared norm that was kept.
         elements: how many elements of its update were kept, and of how many; None when the method keeps no elements.
+        balance: what its update was multiplied with beforehand; `norm` is that of the product.
     """
 
     components: int
@@ -91,6 +92,7 @@ class Share:
     norm: float
     energy: float
     elements: tuple[int, int] | None = None
+    balance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,17 @@ class MergedLayer:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method gives back: a merged layer for each site by module name, and log R by expert number."""
+    """What a method gives back.
+
+    Args:
+        layers: a merged layer for each site by module name.
+        log_connectivity: log R by expert number, where it was computed.
+        flat: whether all singular values of a merged layer are equal.
+    """
 
     layers: Mapping[str, MergedLayer]
     log_connectivity: Mapping[int, float] = field(default_factory=dict)
+    flat: bool = False
 
 
 class Method(Protocol):
@@ -136,6 +145,8 @@ class Entry:
         adaptive: whether its density may be "adaptive".
         parameters: the frozen dataclass of the options that only it has.
         svd_rank: the `svd_rank` it takes when none is given, from the largest source rank.
+        selection: the selection that a method means, for one that is no aggregation of its own.
+        counts: whether it reaches `rank` by itself, with as many components; the others are truncated to it.
     """
 
     run: Method
@@ -146,6 +157,8 @@ class Entry:
     adaptive: bool = False
     parameters: type[Any] | None = None
     svd_rank: Callable[[int], int | None] = lambda rank: None
+    selection: str = "none"
+    counts: bool = False
 
 
 def iterate(problem: Problem, what: str) -> Iterator[Site]:

@@ -10,6 +10,10 @@ the start of the iteration,
 keep the top components of every expert in every layer, drop the rest. At the end the kept components of all experts
 stand side by side: tau* = sum_n w_n sum_{k kept} b_k a_k^T.
 
+Here is the loop. What it gives is again a problem, whose experts have only what was kept; `samerge.methods.chain` hands
+it to the aggregation, for which SA-Merging takes the sum. Other criteria than the saliency are in
+`samerge.methods.criteria`; those without gamma need no base.
+
 gamma is taken relative to R_n (d log R_n / dW), which changes no ranking within an expert and makes experts comparable.
 Scales s_n are folded into B, so that s_k is the same for (c B, s) and (B, c s).
 
@@ -19,8 +23,9 @@ Cost of an iteration: two reads of the base, 6 r + 4 operations for each of its 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,12 +35,12 @@ from samerge.compress import svd_basis
 from samerge.connectivity import Connectivity, connectivity
 from samerge.distributed import group
 from samerge.errors import BaseModelError
-from samerge.factors import LoraFactors, component_norms, concatenate, norm
-from samerge.methods.exact import empty
-from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site, iterate
+from samerge.factors import LoraFactors, component_norms, norm
+from samerge.methods import criteria
+from samerge.methods.problem import Problem, Share, Site, iterate
 from samerge.options import MergeOptions
 from samerge.progress import Advance
-from samerge.saliency import agreement, kept_count, score, shares, top
+from samerge.saliency import agreement, kept_count, shares, top
 
 
 @dataclass(frozen=True)
@@ -69,8 +74,23 @@ class _Layer:
         )
 
 
-def merge_by_saliency(problem: Problem, options: MergeOptions) -> Outcome:
-    """Score and prune T times, then concatenate what is left."""
+@dataclass(frozen=True)
+class Selected:
+    """What a selection leaves.
+
+    Args:
+        problem: the problem with the surviving components as the experts' factors.
+        shares: what became of the experts, by module and number.
+        log_connectivity: log R by expert number, where it was computed.
+    """
+
+    problem: Problem
+    shares: Mapping[str, Mapping[int, Share]]
+    log_connectivity: Mapping[int, float]
+
+
+def select(problem: Problem, options: MergeOptions) -> Selected:
+    """Score and prune T times."""
     layers = [_prepare(problem, site, options) for site in iterate(problem, "preparing")]
     budgets = _budgets(layers, problem, options)
     found: Connectivity | None = None
@@ -81,8 +101,9 @@ def merge_by_saliency(problem: Problem, options: MergeOptions) -> Outcome:
                 scores = _agreed([_scores(layer, found, problem, options) for layer in layers])
                 chosen = _choose(layers, budgets, scores, step, options)
                 layers = [layer.prune(pick) for layer, pick in zip(layers, chosen, strict=True)]
-    return Outcome(
-        {layer.site.module: _finish(layer, problem) for layer in layers},
+    return Selected(
+        replace(problem, sites=tuple(_left(layer) for layer in layers)),
+        {layer.site.module: _shares(layer) for layer in layers},
         dict(enumerate(found.log_connectivity)) if found is not None else {},
     )
 
@@ -113,7 +134,7 @@ class _Budget:
 
 def _budgets(layers: Sequence[_Layer], problem: Problem, options: MergeOptions) -> list[_Budget]:
     """The budget of every layer."""
-    free = [layer.site.inside or options.prune_outside for layer in layers]
+    free = [options.prune_outside or _within(layer.site, options) for layer in layers]
     if not isinstance(options.density, str):
         return [_budget(layer, problem, options, free=pruned) for layer, pruned in zip(layers, free, strict=True)]
     fractions = [[1.0] * len(layer.factors) for layer in layers]
@@ -168,15 +189,24 @@ def _connectivity(problem: Problem, layers: Sequence[_Layer], advance: Advance) 
 
 
 def _scores(layer: _Layer, found: Connectivity, problem: Problem, options: MergeOptions) -> list[Tensor]:
-    """The saliency of the survivors of every expert, by |eta| alone outside the graph and where R = 0."""
-    signed = options.agreement == "signed"
+    """The scores of the survivors of every expert."""
+    criterion = criteria.kind_of(options.selection)
+    if criterion == "random":
+        return [
+            criteria.drawn(options.selection, problem.names[n], layer.site.module, count).to(kept.device)[kept]
+            for n, kept, (count, _) in zip(layer.experts, layer.kept, layer.before, strict=True)
+        ]
+    etas: Sequence[Tensor | None] = [None] * len(layer.experts)
+    if criterion in criteria.AGREE:
+        etas = layer.eta(problem.weights)
     result = []
-    for n, eta in zip(layer.experts, layer.eta(problem.weights), strict=True):
-        gamma = torch.ones_like(eta)
+    for n, eta, factors in zip(layer.experts, etas, layer.factors, strict=True):
+        gamma = None
         sensitivity = found.gamma[n].get(layer.site.key or "") if layer.site.inside else None
         if sensitivity is not None and found.log_connectivity[n] > -math.inf:  # R = 0 tells nothing apart
-            gamma = sensitivity.values * math.exp(min(sensitivity.log - found.log_connectivity[n], 700.0))
-        result.append(score(gamma, eta, problem.weights[n], signed))
+            gamma = criteria.relative(sensitivity.values, sensitivity.log, found.log_connectivity[n])
+        signed = options.agreement == "signed"
+        result.append(criteria.scores(criterion, factors, gamma, eta, problem.weights[n], signed))
     return result
 
 
@@ -199,7 +229,12 @@ def _choose(
     ]
     if options.scope == "global" and options.mean_density is not None:
         for n in sorted({n for layer in layers for n in layer.experts}):
-            _choose_over_layers(n, layers, scores, chosen, kept_share=(options.mean_density, step, options.iterations))
+            places = [
+                (i, layer.experts.index(n))
+                for i, layer in enumerate(layers)
+                if n in layer.experts and _within(layer.site, options)
+            ]
+            _choose_over_layers(places, layers, scores, chosen, (options.mean_density, step, options.iterations))
     return chosen
 
 
@@ -214,15 +249,27 @@ def _choose_pooled(scores: Sequence[Tensor], budget: int) -> list[Tensor]:
     return _split(top(torch.cat(list(scores)), budget), [len(one) for one in scores])
 
 
+def _within(site: Site, options: MergeOptions) -> bool:
+    """Whether a site is ranked with the others: those of the graph, or all where the criterion asks for no graph."""
+    return site.inside or criteria.kind_of(options.selection) not in criteria.READ_BASE
+
+
 def _choose_over_layers(
-    n: int,
+    places: Sequence[tuple[int, int]],
     layers: Sequence[_Layer],
     scores: Sequence[list[Tensor]],
     chosen: list[list[Tensor]],
     kept_share: tuple[float, int, int],
 ) -> None:
-    """One expert's components in all layers of the graph ranked together; fills `chosen`."""
-    places = [(i, layer.experts.index(n)) for i, layer in enumerate(layers) if layer.site.inside and n in layer.experts]
+    """One expert's components in several layers ranked together; fills `chosen`.
+
+    Args:
+        places: number of the layer, and of the expert in it.
+        layers: all layers.
+        scores: of the survivors.
+        chosen: by layer and expert.
+        kept_share: the share of the expert's components kept in the end, the step, and the number of steps.
+    """
     if not places:
         return
     pool = [scores[i][j] for i, j in places]
@@ -241,11 +288,22 @@ def _split(index: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     return parts
 
 
-def _finish(layer: _Layer, problem: Problem) -> MergedLayer:
-    if not layer.experts:
-        return MergedLayer(empty(layer.site.shape), {})
+def _left(layer: _Layer) -> Site:
+    """The site with the surviving components in place of the experts' factors."""
+    adapted = {
+        n: replace(layer.site.experts[n], rank=factors.rank, load=partial(_itself, factors))
+        for n, factors in zip(layer.experts, layer.factors, strict=True)
+    }
+    return replace(layer.site, experts=adapted)
+
+
+def _itself(factors: LoraFactors) -> LoraFactors:
+    return factors
+
+
+def _shares(layer: _Layer) -> dict[int, Share]:
     fates = {}
     for n, factors, kept, (count, before) in zip(layer.experts, layer.factors, layer.kept, layer.before, strict=True):
         energy = float(norm(factors) / before) ** 2 if before else 1.0
         fates[n] = Share(count, tuple(kept.tolist()), before, energy)
-    return MergedLayer(concatenate(layer.factors, [problem.weights[n] for n in layer.experts]), fates)
+    return fates
