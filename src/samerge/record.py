@@ -26,9 +26,10 @@ def record(
     rank: int,
     dtype: torch.dtype,
     layers: Mapping[str, Any],
+    diagnostics: Mapping[str, Any],
     warnings: list[str],
 ) -> dict[str, Any]:
-    """The record of a finished merge: inputs, options, versions, output, layers, timings, warnings."""
+    """The record of a finished merge: inputs, options, versions, output, diagnostics, layers, timings, warnings."""
     return {
         "samerge": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -59,6 +60,7 @@ def record(
             "modules": len(factors),
             "parameters": sum(f.A.numel() + f.B.numel() for f in factors.values()),
         },
+        "diagnostics": dict(diagnostics),
         "layers": dict(layers),
         "log_connectivity": {problem.names[n]: value for n, value in outcome.log_connectivity.items()},
         "timings": {stage: round(seconds, 4) for stage, seconds in problem.progress.seconds.items()},

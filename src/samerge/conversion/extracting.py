@@ -38,6 +38,9 @@ _FIRST_RANK = 64
 #: Types of tensors that a warning lists.
 _SHOWN = 24
 
+#: Why there are no diagnostics.
+_UNDIAGNOSED = "there was one expert and no merge; what the truncation lost is in each layer's `lost`"
+
 
 def extract_adapter(
     base: str | Path | nn.Module,
@@ -103,7 +106,7 @@ def extract_adapter(
         )
     sites, layers, adapter = _extract(source, other, names, taken, size, called, place, bars)
     problem = Problem((called,), (1.0,), sites, adapter.rank, source, None, torch.device("cpu"), bars)
-    result = finish(problem, [adapter], Outcome(layers), options, None)
+    result = finish(problem, [adapter], Outcome(layers), options, None, undiagnosed=_UNDIAGNOSED)
     return replace(
         result, report=_report(result.report, options, size, embeddings, left, _strays(source, other, names))
     )

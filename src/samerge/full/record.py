@@ -14,6 +14,12 @@ from samerge.full.options import FullOptions
 from samerge.record import versions
 from samerge.version import __version__
 
+#: Why there are no diagnostics.
+_UNDIAGNOSED = (
+    "the experts are whole weights: comparing them with the merge would read all of them once more, and an update of "
+    "full rank reacts to every input, so that interference is only the distance"
+)
+
 
 def record(
     base: Opened,
@@ -63,6 +69,7 @@ def record(
             "modules": len(measured),
             "parameters": sum(_count(shape) for shape in base.source.shapes.values()),
         },
+        "diagnostics": {"absent": _UNDIAGNOSED},
         "layers": {key.removesuffix(".weight"): _layer(item, names) for key, item in sorted(measured.items())},
         "outside": {"rule": options.outside, "tensors": sorted(outside)},
         "mismatched": [

@@ -1,0 +1,1 @@
+"""What a merge did to its experts, told from the weights alone: no data, no forward pass, no dense update."""

@@ -1,0 +1,93 @@
+"""The diagnostics of a whole merge from those of its layers. Plain values in, plain values out.
+
+Squares add up over layers, so layers count by their energy ||tau||^2; signs by the elements that were looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def summary(layers: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What `diagnostics` in a record holds.
+
+    Args:
+        layers: `layers` of a record, each with the figures of `diagnose`.
+        names: the experts that take part, in order.
+
+    Returns:
+        `experts`: for each `expected_retention`, `retention`, `cosine`, `interference`, `weighted_interference`,
+        `sign_conflict` (with the merged update), `budget` (its share of the components that were kept, None where
+        none are chosen), `norm`. For the merge: `expected_retention` (the mean), `least` (the expert with the least),
+        `interference` (the mean), `sign_conflict` (among the experts before the merge), `norm`, `effective_rank` (mean
+        over the layers), `sampled` (elements of the signs' sample, and of how many).
+    """
+    merged = math.sqrt(sum(layer["norm"] ** 2 for layer in layers.values()))
+    experts = {name: _expert(layers, name, merged) for name in names}
+    expected = {n: row["expected_retention"] for n, row in experts.items() if row["expected_retention"] is not None}
+    ranks = [layer["effective_rank"] for layer in layers.values()]
+    return {
+        "experts": experts,
+        "expected_retention": _mean(list(expected.values())),
+        "least": min(expected, key=lambda name: expected[name]) if expected else None,
+        "interference": _mean([row["interference"] for row in experts.values() if row["interference"] is not None]),
+        "sign_conflict": _weighted((layer["sign_conflict"], layer["sampled"][0]) for layer in layers.values()),
+        "norm": merged,
+        "effective_rank": _mean(ranks),
+        "sampled": [sum(layer["sampled"][place] for layer in layers.values()) for place in (0, 1)],
+    }
+
+
+def _expert(layers: Mapping[str, Any], name: str, merged: float) -> dict[str, float | None]:
+    found = [(layer, layer["experts"][name]) for layer in layers.values() if name in layer["experts"]]
+    own = sum(share["norm"] ** 2 for _, share in found)
+    inner = sum(share["norm"] ** 2 * (share["retention"] or 0.0) for _, share in found)
+    kept = _kept([share for _, share in found])
+    every = _kept([share for layer, _ in found for share in layer["experts"].values()])
+    squares = {
+        key: _weighted((None if share[key] is None else share[key] ** 2, share["norm"] ** 2) for _, share in found)
+        for key in ("interference", "weighted_interference")
+    }
+    size = math.sqrt(own)
+    figures: dict[str, float | None] = {
+        "retention": inner / own if own else None,
+        "cosine": None if not own else inner / (size * merged) if merged else 0.0,
+        **{key: None if square is None else math.sqrt(square) for key, square in squares.items()},
+        "sign_conflict": _weighted((share["sign_conflict"], layer["sampled"][0]) for layer, share in found),
+        "budget": kept / every if kept is not None and every else None,
+        "norm": size,
+    }
+    return {"expected_retention": expected_retention(figures), **figures}
+
+
+def expected_retention(figures: Mapping[str, float | None]) -> float | None:
+    """What share of an expert is expected to be left, 0 to 1: 1 - interference^2, at least 0.
+
+    Args:
+        figures: `interference` of the expert over all its layers.
+
+    Example:
+        >>> expected_retention({"interference": 0.6})
+        0.64
+    """
+    interference = figures["interference"]
+    return None if interference is None else max(0.0, 1 - interference**2)
+
+
+def _kept(shares: Sequence[Mapping[str, Any]]) -> int | None:
+    """How many components were kept; None where the method chooses none."""
+    chosen = [share["kept"] for share in shares]
+    return None if any(kept is None for kept in chosen) else sum(len(kept) for kept in chosen)
+
+
+def _weighted(pairs: Iterable[tuple[float | None, float]]) -> float | None:
+    """The weighted mean of what is known; None where nothing is."""
+    known = [(value, weight) for value, weight in pairs if value is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
