@@ -17,14 +17,16 @@ from samerge.compress import truncate
 from samerge.diagnostics.diagnose import diagnosed
 from samerge.extras import merge_extras
 from samerge.factors import LoraFactors, balanced, norm, pad
+from samerge.interference import scalings
 from samerge.layouts import Layout, expert_of
 from samerge.lines import is_lines, layer_scalings
 from samerge.merged import MergedAdapter
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Site
-from samerge.options import MergeOptions
+from samerge.options import INTERFERENCE, MergeOptions
 from samerge.record import record
 from samerge.report import Report
 from samerge.scaling import scale_of
+from samerge.spectrum import flatten
 
 #: Share of a layer's energy that a truncation may lose before the report says so in words.
 _NOTABLE_LOSS = 0.2
@@ -42,21 +44,24 @@ def finish(
     dora_lost: Mapping[str, Mapping[str, float]] | None = None,
     undiagnosed: str | None = None,
 ) -> MergedAdapter:
-    """Truncate, scale, bring to one rank and dtype, fill in missing layers, write the record."""
+    """Truncate, flatten, scale, bring to one rank and dtype, fill in missing layers, write the record."""
     dtype = options.dtype or widest(expert.dtype for expert in experts)
     svd_rank = options.svd_rank or default_svd_rank
     factors: dict[str, LoraFactors] = {}
     layers: dict[str, Any] = {}
-    scalings = _by_layer(problem, options)
+    updates: dict[str, LoraFactors] = {}
+    losses: dict[str, float] = {}
     for site in problem.sites:
         layer = outcome.layers[site.module]
         update, lost = (layer.factors, 0.0) if svd_rank is None else truncate(layer.factors, svd_rank)
-        scaling = scalings.get(site.module, options.scaling)
-        scale = scale_of(update, {n: s.norm for n, s in layer.shares.items()}, problem.weights, scaling)
-        lost = layer.lost + (1 - layer.lost) * lost
+        updates[site.module] = flatten(update) if options.spectrum == "flat" else update
+        losses[site.module] = layer.lost + (1 - layer.lost) * lost
+    scales = _scales(problem, outcome, updates, options)
+    for site in problem.sites:
+        layer, update, scale = outcome.layers[site.module], updates.pop(site.module), scales[site.module]
         update = balanced(LoraFactors(update.A, update.B * scale))
         factors[site.module] = update
-        layers[site.module] = _layer_record(problem, site, layer, scale, lost, update)
+        layers[site.module] = _layer_record(problem, site, layer, scale, losses[site.module], update)
     layouts: dict[str, Layout] = {site.module: site.layout for site in problem.sites}
     for module, (like, shape) in assemble.missing_layers(problem.sites, problem.source).items():
         factors[module] = LoraFactors(torch.zeros(0, shape[1]), torch.zeros(shape[0], 0))
@@ -73,12 +78,23 @@ def finish(
     return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(record_), beside.tensors)
 
 
-def _by_layer(problem: Problem, options: MergeOptions) -> dict[str, float]:
-    """lambda of every module where it depends on its layer."""
-    if not is_lines(options.scaling):
-        return {}
-    modules = {site.module: site.layout.kind == "embedding" for site in problem.sites}
-    return layer_scalings(modules, problem.source.shapes if problem.source else (), str(options.scaling))
+def _scales(
+    problem: Problem, outcome: Outcome, updates: Mapping[str, LoraFactors], options: MergeOptions
+) -> dict[str, float]:
+    """lambda of every module."""
+    scaling = options.scaling
+    if scaling in INTERFERENCE:
+        return scalings(problem, updates, str(scaling), options.basis)
+    if is_lines(scaling):
+        modules = {site.module: site.layout.kind == "embedding" for site in problem.sites}
+        return layer_scalings(modules, problem.source.shapes if problem.source else (), str(scaling))
+    flat = outcome.flat or options.spectrum == "flat"
+    return {
+        module: scale_of(
+            update, {n: s.norm for n, s in outcome.layers[module].shares.items()}, problem.weights, scaling, flat
+        )
+        for module, update in updates.items()
+    }
 
 
 def _layer_record(
@@ -92,6 +108,7 @@ def _layer_record(
                 "norm": share.norm,
                 "energy": share.energy,
                 **({} if share.elements is None else {"elements": list(share.elements)}),
+                **({} if share.balance == 1.0 else {"balance": share.balance}),
             }
             for n, share in layer.shares.items()
         },
