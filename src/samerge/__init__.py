@@ -16,6 +16,7 @@ from samerge.errors import (
     OptionError,
     OutputExistsError,
     SamergeError,
+    TuningError,
 )
 from samerge.version import __version__
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from samerge.merged import MergedAdapter
     from samerge.methods import methods
     from samerge.report import Report
+    from samerge.tuning import TuneResult, TuneTrial, tune
 
 _LAZY = {
     "FlowGraph": "samerge.graph",
@@ -39,6 +41,8 @@ _LAZY = {
     "MergedAdapter": "samerge.merged",
     "MergedModel": "samerge.full.model",
     "Report": "samerge.report",
+    "TuneResult": "samerge.tuning.result",
+    "TuneTrial": "samerge.tuning.result",
     "Weight": "samerge.graph",
     "add_weighted_adapter": "samerge.live",
     "compress_adapter": "samerge.conversion.compressing",
@@ -46,6 +50,7 @@ _LAZY = {
     "merge": "samerge.api",
     "merge_full": "samerge.full.api",
     "methods": "samerge.methods",
+    "tune": "samerge.tuning.search",
 }
 
 __all__ = [
@@ -62,6 +67,9 @@ __all__ = [
     "OutputExistsError",
     "Report",
     "SamergeError",
+    "TuneResult",
+    "TuneTrial",
+    "TuningError",
     "Weight",
     "__version__",
     "add_weighted_adapter",
@@ -70,6 +78,7 @@ __all__ = [
     "merge",
     "merge_full",
     "methods",
+    "tune",
 ]
 
 

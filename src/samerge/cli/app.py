@@ -15,6 +15,7 @@ from samerge.cli.inspect import inspect
 from samerge.cli.merge import merge
 from samerge.cli.methods import methods
 from samerge.cli.run import run_recipe
+from samerge.cli.tune import tune
 
 HELP = """Merge several PEFT LoRA adapters of one base model into one, from the weights alone: no data, no training.
 
@@ -62,6 +63,7 @@ def _main(
 
 
 app.command("merge")(guarded(merge))
+app.command("tune")(guarded(tune))
 app.command("full")(guarded(full))
 app.command("run")(guarded(run_recipe))
 app.command("inspect")(guarded(inspect))
