@@ -10,6 +10,7 @@ import samerge
 from methods.dense import close, regauged, svd, updates
 from methods.streams import election
 from samerge.core import core_space
+from samerge.factors import LoraFactors
 from samerge.methods import entry
 from samerge.methods.aligned import by_cores, by_knots
 from samerge.methods.ctm import balanced, by_tucker, tucker
@@ -69,15 +70,17 @@ def test_knots(case, density, over):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("density", [0.1, 0.3, 1.0])
-def test_core_ties(case, density):
+@pytest.mark.parametrize("over", ["adapter", "layer"])
+def test_core_ties(case, density, over):
     bases, representations = [], []
     for parts in case:
         u = svd(torch.cat([p.delta() for p in parts], dim=1))[0]
         v = svd(torch.cat([p.delta() for p in parts]))[2]
         bases.append((u, v))
         representations.append([u.T @ p.delta() @ v for p in parts])
-    merged = trimmed_and_elected(representations, density)
-    for ours, (u, v), core in zip(run("core-ties", by_cores, case, density), bases, merged, strict=True):
+    merged = trimmed_and_elected(representations, density, over)
+    own = {} if over == "layer" else {"trim": over}  # by layer as it is
+    for ours, (u, v), core in zip(run("core-ties", by_cores, case, density, **own), bases, merged, strict=True):
         close(ours, u @ core @ v.T)
 
 
@@ -113,20 +116,33 @@ def test_tucker_is_the_best_common_space(case, rank):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("density", [0.25, 1.0])
 def test_ctm(case, density):
-    """Given the common spaces, by the formulas on dense updates."""
+    """Given the common spaces, by the formulas on dense updates: their own, not those of balanced norms."""
     representations, bases = [], []
     for parts in case:
-        deltas = [p.delta() for p in parts]
-        mean = sum(d.norm() for d in deltas) / len(deltas)
-        deltas = [d / d.norm() * (0.25 * d.norm() + 0.75 * mean) for d in deltas]
         space = core_space(parts)
         u, v = tucker(balanced(space.cores, 0.25), 3)
         u, v = space.left @ u, space.right @ v
         bases.append((u, v))
-        representations.append([u.T @ d @ v for d in deltas])
-    merged = trimmed_and_elected(representations, density)
+        representations.append([u.T @ p.delta() @ v for p in parts])
+    merged = trimmed_and_elected(representations, density, "layer")
     for ours, (u, v), core in zip(run("ctm", by_tucker, case, density), bases, merged, strict=True):
         close(ours, u @ core @ v.T)
+
+
+def test_balanced_norms():
+    """A quarter of its own norm and three quarters of the mean, in which a zero update has no part."""
+    deltas = [part.delta() for part in CASES[0][0]]
+    mean = sum(d.norm() for d in deltas) / len(deltas)
+    for delta, found in zip([*deltas, deltas[0] * 0], balanced([*deltas, deltas[0] * 0], 0.25), strict=True):
+        close(found, delta * (0.25 + 0.75 * mean / delta.norm()) if delta.any() else delta)
+
+
+@pytest.mark.parametrize(("method", "align"), [("knots-ties", by_knots), ("core-ties", by_cores), ("ctm", by_tucker)])
+def test_a_zero_adapter_beside_others_changes_nothing(method, align):
+    others = [parts[:2] for parts in CASES[0]]
+    zero = [[*parts[:2], LoraFactors(parts[2].A, parts[2].B * 0)] for parts in CASES[0]]
+    for a, b in zip(run(method, align, others, 0.3), run(method, align, zero, 0.3), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize(("method", "align"), [("knots-ties", by_knots), ("core-ties", by_cores), ("ctm", by_tucker)])

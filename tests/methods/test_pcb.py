@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from methods.dense import close
-from methods.streams import dense, layers, run
+from methods.streams import dense, layers, run, top
+from samerge.factors import LoraFactors
 from samerge.methods import rows
 from samerge.methods.pcb import prepare_pcb
+from samerge.methods.rows import Layer
 
 
 def naive(vectors, density, quantile):
@@ -49,3 +51,15 @@ def test_pcb(density, quantile, monkeypatch):
     expected = naive(vectors, density, quantile)
     found = run("pcb", prepare_pcb, made, density, quantile=quantile)
     close(torch.cat([merged.flatten() for merged in found]), expected)
+
+
+def test_a_zero_adapter_has_no_share():
+    """All its scores are 0, and so equal; it counts as one of the N, and no more."""
+    (layer,) = layers()[:1]
+    part = layer.parts[1]
+    zero = LoraFactors(part.A, part.B * 0)
+    made = [Layer(layer.module, layer.shape, layer.names, {0: layer.parts[0], 1: zero})]
+    (found,) = run("pcb", prepare_pcb, made, 0.3)
+    own = layer.parts[0].delta()
+    kept = top(own.abs(), max(1, round(0.3 * own.numel())) - 1)  # the least one that is kept has share 0
+    close(found, own * kept)

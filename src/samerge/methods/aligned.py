@@ -3,7 +3,8 @@
     M = U ties(w_1 X_1, ..., w_N X_N) V^T
 
 What U, V and X_i are is the method's. TIES trims to the top `density` of each expert over all layers (trim="adapter")
-or in each; it is blind to the signs of the columns of U and V. M has as many components as X_i has rows or columns, and
+or in each; which of them is the method's as published, and an option. It is blind to the signs of the columns of U and
+V. M has as many components as X_i has rows or columns, and
 is not truncated unless `svd_rank` asks for it.
 """
 
@@ -20,7 +21,7 @@ from samerge.factors import LoraFactors, norm
 from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Method, Outcome, Problem, Share, Site, iterate
 from samerge.methods.rows import Layer, merged_with_shares
-from samerge.methods.ties import prepare_ties
+from samerge.methods.ties import TiesParameters, prepare_ties
 from samerge.options import MergeOptions
 
 
@@ -43,6 +44,13 @@ class Aligned:
         if self.right is None:
             return LoraFactors(A=merged.float(), B=self.left.float())
         return LoraFactors(A=(merged @ self.right).float(), B=self.left.float())
+
+
+@dataclass(frozen=True)
+class CoreTiesParameters(TiesParameters):
+    """Options of `core-ties`: those of `ties`, trimmed by layer."""
+
+    trim: str = "layer"
 
 
 #: From the updates of a layer and the output rank, their alignment.
@@ -88,7 +96,8 @@ def by_knots(space: CoreSpace, rank: int, options: MergeOptions) -> Aligned:
 def by_cores(space: CoreSpace, rank: int, options: MergeOptions) -> Aligned:
     """`core-ties`: U as `knots-ties` has it, V the right singular vectors of [tau_1; ...; tau_N], X_i = U^T tau_i V.
 
-    So the cores depend on nothing but the updates. TIES in the core space is another method than `ties`.
+    So the cores depend on nothing but the updates. TIES in the core space is another method than `ties`. It trims each
+    layer by itself, as the core space's authors do.
     """
     canonical = space.canonical()
     return Aligned(canonical.left, tuple(held(core) for core in canonical.cores), canonical.right.T)

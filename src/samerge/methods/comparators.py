@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from samerge.methods.aligned import aligned_ties, by_cores, by_knots
+from samerge.methods.aligned import CoreTiesParameters, aligned_ties, by_cores, by_knots
 from samerge.methods.breadcrumbs import BreadcrumbsParameters, prepare_breadcrumbs
 from samerge.methods.chance import SeedParameters
 from samerge.methods.ctm import CtmParameters, by_tucker
@@ -126,7 +126,7 @@ _OTHERS = {
         "TIES on the adapters' small cores between common singular vectors",
         uses=_DENSITY,
         defaults={"scaling": 1.0, "density": 0.2},
-        parameters=TiesParameters,
+        parameters=CoreTiesParameters,
     ),
     "ctm": Entry(
         aligned_ties(by_tucker),

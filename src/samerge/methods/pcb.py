@@ -6,7 +6,7 @@ With v_i = w_i tau_i over the whole flattened adapter, N experts, a_i = |v_i| cl
     intra_i = exp(N n_i^2)
     inter_i = sum_j tanh(sign(v_i) n_i sign(v_j) n_j)
     score_i = intra_i inter_i; its top `density` over the flattened adapter brought to [0, 1]: s_i, 0 below
-    M = sum_i s_i v_i / sum_i s_i
+    M = sum_i s_i v_i / sum_i s_i          an adapter that is 0 everywhere has no score, and no share in M
 
 Published: quantile 1 %, density 0.05 to 0.1, lambda 1.2. Quantiles and thresholds are exact values of the data (the
 nearest rank), found by histograms over tiles. Streamed, then truncated to `svd_rank`. Cost: six more passes.
@@ -75,7 +75,8 @@ def prepare_pcb(layers: Sequence[Layer], options: MergeOptions) -> Combine:
         high, low = (column([ranges[n][end] for n in layer.parts], tiles) for end in (0, 1))
         found = scores(layer, tiles)
         spread = torch.where(high > low, high - low, torch.ones_like(high))
-        share = torch.where(high > low, ((found - low) / spread).clamp_min(0), (found >= low).to(found.dtype))
+        alone = ((found >= low) & (tiles != 0)).to(found.dtype)  # all that are kept have one score
+        share = torch.where(high > low, ((found - low) / spread).clamp_min(0), alone)
         total = share.sum(dim=0)
         merged = (share * tiles).sum(dim=0) / torch.where(total > 0, total, torch.ones_like(total))
         return tiles * (share > 0), merged
