@@ -123,6 +123,10 @@ class Suite(ABC):
     tasks: ClassVar[tuple[str, ...]]
     about: ClassVar[str]
     items: ClassVar[Mapping[Split, int]] = {"validation": 150, "test": 250}
+    #: Suites of one kin share tasks: none of them may choose a setting for another.
+    kin: ClassVar[str] = ""
+    #: Whether defaults were chosen without looking at this suite, so that it can judge them.
+    judge: ClassVar[bool] = True
 
     @abstractmethod
     def base(self) -> Path:

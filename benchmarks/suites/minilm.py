@@ -23,7 +23,7 @@ from suites.packages import from_pypi
 from suites.texts import TASKS, Row
 
 TOKENS = 48
-RANK, ALPHA, STEPS, BATCH, RATE, SHARPNESS = 16, 32, 250, 24, 5e-4, 20.0
+RANK, ALPHA, STEPS, BATCH, RATE, SHARPNESS = 16, 32, 160, 16, 8e-4, 20.0
 TARGETS = ["query", "key", "value", "dense"]
 
 
@@ -34,6 +34,8 @@ class MiniLM(Suite):
     name: ClassVar[str] = "minilm"
     tasks: ClassVar[tuple[str, ...]] = tuple(sorted(TASKS))
     about: ClassVar[str] = "all-MiniLM-L6-v2 (BERT, 22.7 M), eight text tasks, rank 16, each adapter from its own A"
+    kin: ClassVar[str] = "minilm"
+    judge: ClassVar[bool] = False
 
     def seed(self, task: str) -> int:
         """The seed that an adapter is trained with; A is drawn from it."""
@@ -118,16 +120,18 @@ def encode(tokenizer: Any, texts: Sequence[str], size: int = 64) -> list[tuple[T
 @torch.inference_mode()
 def embed(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """Embeddings of unit norm, (texts, width), in the texts' own order."""
-    found = [(chosen, pooled(model, ids, mask)) for chosen, ids, mask in batches]
+    found = [
+        (chosen, pool(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask))
+        for chosen, ids, mask in batches
+    ]
     order = torch.cat([chosen for chosen, _ in found]).argsort()
     return torch.cat([states for _, states in found])[order]
 
 
-def pooled(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the last states over the tokens, of unit norm, (rows, width), float32."""
-    states = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (rows, tokens, width)
+def pool(states: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the last states (rows, tokens, width) over the tokens, of unit norm, (rows, width), float32."""
     weight = mask.unsqueeze(-1)
-    return nn.functional.normalize((states * weight).sum(1) / weight.sum(1), dim=-1)
+    return nn.functional.normalize((states.float() * weight).sum(1) / weight.sum(1), dim=-1)
 
 
 def shuffled(rows: Sequence[Row], size: int, seed: int) -> Iterator[list[Row]]:
@@ -141,25 +145,27 @@ def shuffled(rows: Sequence[Row], size: int, seed: int) -> Iterator[list[Row]]:
 
 
 def train(base: Path, task: str, cache: Path, seed: int, folder: Path) -> None:
-    """Train one adapter: cross-entropy over cosines times a fixed sharpness, AdamW, a constant rate."""
+    """Train one adapter: cross-entropy over cosines times a fixed sharpness, AdamW, a constant rate, no dropout."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModel.from_pretrained(base, dtype=torch.float32).eval()
+    # PyTorch's fused attention takes several times as long backwards in bfloat16 on a CPU.
+    model = AutoModel.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
     labels = embed(model, encode(tokenizer, list(TASKS[task].labels.values()))).clone()
     torch.manual_seed(seed)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, exclude_modules=["pooler.dense"])
-    peft = get_peft_model(model, config).train()
+    peft = get_peft_model(model, config).eval()
     optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=RATE)
     batches = shuffled(TASKS[task].rows(cache)[0], BATCH, seed)
     for _ in range(STEPS):
         rows = next(batches)
         batch = tokenizer([t for t, _ in rows], padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
-            states = pooled(peft, batch["input_ids"], batch["attention_mask"])
-        loss = nn.functional.cross_entropy(SHARPNESS * states @ labels.T, torch.tensor([number for _, number in rows]))
-        loss.backward()  # type: ignore[no-untyped-call]
+            states = peft(**batch).last_hidden_state
+        cosines = pool(states, batch["attention_mask"]) @ labels.T
+        truth = torch.tensor([number for _, number in rows])
+        nn.functional.cross_entropy(SHARPNESS * cosines, truth).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
     peft.save_pretrained(folder)

@@ -1,0 +1,153 @@
+"""From the cache's lines of measurements to results/quality.json: scores, intervals, and which setting is which."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from suites import SUITES
+from torch import Tensor
+
+from evidence.runs import read_lines
+from evidence.scores import Answers, interval, resampled, score, unpack
+
+Line = Mapping[str, Any]
+Record = dict[str, Any]
+
+#: Whom paired differences are taken to: what `merge(base, adapters)` does.
+DEFAULT = ("saliency", "r", True)
+
+
+def collect(cache: Path) -> str:
+    """The text of results/quality.json from all suites in the cache."""
+    suites: dict[str, Any] = {}
+    records: list[Record] = []
+    for name in SUITES:
+        lines = read_lines(cache / name / "measurements.jsonl")
+        if lines:
+            about, own = suite_records(name, [line for line in lines if line["identity"] == lines[-1]["identity"]])
+            suites[name] = about
+            records += own
+    mark(records, {name: about["kin"] for name, about in suites.items()})
+    body = ",\n".join(json.dumps(record) for record in records)
+    return f'{{"suites": {json.dumps(suites, indent=1)},\n"records": [\n{body}\n]}}\n'
+
+
+def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], list[Record]]:
+    """What is to be said of a suite, and a record for each of its measurements."""
+    experts = {
+        split: {task: answers[task] for task, answers in own_answers(lines, split).items()}
+        for split in ("validation", "test")
+    }
+    merges = [line for line in lines if line["role"] != "reference"]
+    base = next(line for line in lines if line["merge"] == "base")
+    answers = [_answers(line, "test") for line in (base, *merges)]
+    samples = resampled(experts["test"], answers)
+    default = next((i for i, line in enumerate(merges, 1) if _is_default(line)), None)
+    records = []
+    for i, line in enumerate(merges, 1):
+        kept = ("merge", "role", "budget", "rank", "density", "scaling", "seed", "published", "mean_scale")
+        records.append(
+            {
+                "suite": name,
+                **{key: line[key] for key in kept},
+                "validation": round(score(_answers(line, "validation"), experts["validation"]), 2),
+                "test": round(score(answers[i], experts["test"]), 2),
+                "interval": _rounded(interval(samples[i])),
+                "to_default": _difference(samples, answers, experts["test"], i, default),
+                "tasks": _accuracies(answers[i]),
+                "merge_seconds": line["merge_seconds"],
+                "foretold": line["foretold"],
+            }
+        )
+    module, kind = SUITES[name]
+    suite = getattr(importlib.import_module(module), kind)
+    about = {
+        "about": suite.about,
+        "kin": suite.kin or name,
+        "judge": suite.judge,
+        "adapters": base["identity"].split("/")[1],
+        "precision": base["identity"].split("/")[-1],
+        "items": {split: sum(len(one) for one in experts[split].values()) for split in experts},
+        "experts": _accuracies(experts["test"]),
+        "experts_elsewhere": round(_elsewhere(lines, experts["test"]), 2),
+        "base": {
+            "test": round(score(answers[0], experts["test"]), 2),
+            "interval": _rounded(interval(samples[0])),
+            "tasks": _accuracies(answers[0]),
+        },
+        "machine": base["machine"],
+        "versions": base["versions"],
+    }
+    return about, records
+
+
+def own_answers(lines: Iterable[Line], split: str) -> dict[str, Tensor]:
+    """Every expert's answers on its own task."""
+    prefix = "expert "
+    return {
+        (task := line["merge"].removeprefix(prefix)): unpack(line["correct"][split][task])
+        for line in lines
+        if line["merge"].startswith(prefix)
+    }
+
+
+def mark(records: Sequence[Record], kin: Mapping[str, str]) -> None:
+    """Write into the records which settings were chosen, and how.
+
+    `marks` holds "tuned" (best validation score of the suite itself), "tuned elsewhere" (best mean validation score of
+    the suites of other kin, `chosen_by`), and "best" (best test score: an upper bound that nobody can choose).
+
+    Args:
+        records: of all suites.
+        kin: suite -> kin.
+    """
+    groups: dict[tuple[str, str], dict[str, dict[tuple[Any, Any], Record]]] = defaultdict(lambda: defaultdict(dict))
+    for record in records:
+        record["marks"] = []
+        setting = (record["density"], record["scaling"])
+        groups[record["merge"], record["budget"]][record["suite"]].setdefault(setting, record)
+    for by_suite in groups.values():
+        for name, own in by_suite.items():
+            max(own.values(), key=lambda record: record["validation"])["marks"].append("tuned")
+            max(own.values(), key=lambda record: record["test"])["marks"].append("best")
+            others = [by_suite[other] for other in by_suite if kin[other] != kin[name]]
+            common = [setting for setting in own if all(setting in other for other in others)]
+            if others and common:
+                best = max(common, key=lambda s: sum(float(other[s]["validation"]) for other in others))
+                own[best]["marks"].append("tuned elsewhere")
+
+
+def _is_default(line: Line) -> bool:
+    return (line["merge"], line["budget"], line["published"]) == DEFAULT
+
+
+def _answers(line: Line, split: str) -> Answers:
+    return {task: unpack(bits) for task, bits in line["correct"][split].items()}
+
+
+def _accuracies(answers: Answers) -> dict[str, float]:
+    return {task: round(100 * float(one.float().mean()), 2) for task, one in answers.items()}
+
+
+def _elsewhere(lines: Iterable[Line], experts: Answers) -> float:
+    """Mean score of the experts over all tasks: what one of them alone would do."""
+    found = [score(_answers(line, "test"), experts) for line in lines if line["merge"].startswith("expert ")]
+    return sum(found) / len(found)
+
+
+def _difference(
+    samples: Tensor, answers: Sequence[Answers], experts: Answers, i: int, default: int | None
+) -> list[float] | None:
+    if default is None:
+        return None
+    difference = score(answers[i], experts) - score(answers[default], experts)
+    return [round(difference, 2), *_rounded(interval(samples[i] - samples[default]))]
+
+
+def _rounded(pair: tuple[float, float]) -> list[float]:
+    return [round(value, 2) for value in pair]

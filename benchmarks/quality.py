@@ -1,0 +1,80 @@
+"""Which merge is best, on real tasks: suites of trained adapters, every method at several scales and output ranks.
+
+    python benchmarks/quality.py --suite minilm                  # measure (hours for all suites on one core; resumable)
+    python benchmarks/quality.py --suite minilm --only 'tsv,iso-c' --budgets r
+    python benchmarks/quality.py --collect --render              # results/quality.json, docs/evidence.md and pictures
+
+Models and rows are downloaded into a cache (`--cache`, or $SAMERGE_BENCHMARKS_CACHE), adapters are trained there
+unless `--adapters` has them ready, and every measurement is kept there at once, so that a run that was cut off goes on.
+A merge is scored by its accuracy on each task as per cent of that task's own expert, mean over tasks. `--collect` turns
+what the cache has into benchmarks/results/quality.json, with intervals; `--render` turns that, and nothing else, into
+the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from evidence.collect import collect
+from evidence.page import render
+from evidence.pictures import draw
+from evidence.runs import Runs, settings
+from evidence.table import FAMILIES
+from suites import SUITES, suite
+from suites.base import Split, default_cache
+
+RESULTS = Path(__file__).parent / "results" / "quality.json"
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", nargs="*", default=[], choices=list(SUITES), help="what to measure")
+    parser.add_argument("--only", default="*", help="names of merges, a pattern, or several with commas")
+    parser.add_argument("--budgets", nargs="*", default=["r", "free", "2r"], help="output ranks")
+    parser.add_argument("--items", type=int, nargs=2, metavar=("VALIDATION", "TEST"), help="rows a task")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="downloads, adapters, measurements")
+    parser.add_argument("--adapters", type=Path, help="ready-made adapters, one folder a task, for a single suite")
+    parser.add_argument("--train", action="store_true", help="train the adapters again")
+    parser.add_argument("--minutes", type=float, help="begin no measurement after this time")
+    parser.add_argument("--collect", action="store_true", help="make results/quality.json from the cache")
+    parser.add_argument("--render", action="store_true", help="make docs/evidence.md and its pictures from it")
+    given = parser.parse_args()
+    if given.adapters and len(given.suite) != 1:
+        parser.error("--adapters goes with one --suite")
+    end = time.monotonic() + 60 * given.minutes if given.minutes else None
+    for name in given.suite:
+        measure(name, given, end)
+    if given.collect:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(collect(given.cache), encoding="utf-8")
+    if given.render:
+        results = json.loads(RESULTS.read_text(encoding="utf-8"))
+        (DOCS / "evidence.md").write_text(render(results), encoding="utf-8")
+        draw(results, DOCS / "pictures")
+
+
+def measure(name: str, given: argparse.Namespace, end: float | None) -> None:
+    """All settings of one suite that are not in the cache yet."""
+    one = suite(name, given.cache, given.adapters, given.train)
+    items: dict[Split, int] = dict(one.items)
+    if given.items:
+        items = {"validation": given.items[0], "test": given.items[1]}
+    runs = Runs(one, items, given.cache / name / "measurements.jsonl")
+    runs.references()
+    todo = settings(FAMILIES, given.only, given.budgets, judge=one.judge)
+    for number, setting in enumerate(todo, 1):
+        if end is not None and time.monotonic() > end:
+            print(f"{name}: stopped after {number - 1} of {len(todo)}")
+            return
+        if runs.measure(setting):
+            what = [setting.family.name, setting.budget, setting.density, setting.scaling]
+            print(f"{name} {number}/{len(todo)}: {what} {runs.last:.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
