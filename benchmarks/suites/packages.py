@@ -27,6 +27,11 @@ def from_npm(requirement: str, cache: Path) -> Path:
     return _unpacked(requirement, cache, ["npm", "pack", "--silent", requirement])
 
 
+def from_debian(package: str, cache: Path) -> Path:
+    """The unpacked files of one Debian package, without its dependencies. Nothing is installed."""
+    return _unpacked(package, cache, ["apt-get", "download", "-qq", package])
+
+
 def _unpacked(requirement: str, cache: Path, command: list[str]) -> Path:
     target = cache / "packages" / requirement.replace("/", "_")
     if target.is_dir():
@@ -39,6 +44,8 @@ def _unpacked(requirement: str, cache: Path, command: list[str]) -> Path:
         if archive.suffix in (".whl", ".zip"):
             with zipfile.ZipFile(archive) as file:
                 file.extractall(inside)
+        elif archive.suffix == ".deb":
+            subprocess.run(["dpkg-deb", "--extract", str(archive), str(inside)], check=True)
         else:
             with tarfile.open(archive) as file:
                 file.extractall(inside, filter="data")
