@@ -23,7 +23,7 @@ def diagnose(problem: Problem, factors: Mapping[str, LoraFactors]) -> dict[str, 
 
     Returns:
         For each module `effective_rank`, `sign_conflict` (among the experts), `sampled` (elements looked at for signs,
-        and of how many), and `experts`: for each of them, by name, `retention`, `cosine`, `interference`,
+        and of how many), and `experts`: for each of them, by name, `retention`, `cosine`, `interference`, `spill`,
         `weighted_interference` (see `overlap`) and `sign_conflict` (with the merged update). None is what does not
         exist, such as the sign conflicts of a single expert with others, or the retention of a zero update.
     """

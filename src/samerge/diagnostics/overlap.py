@@ -7,6 +7,8 @@ of V. What the merge makes of these inputs is M V = B_M (A_M V), a thin matrix, 
     ||(M - tau) V V^T||_F = ||M V - C||_F
     ||(M - tau) tau^T||_F = ||(M V - C) C^T||_F
 
+    ||M (I - V V^T)||_F^2 = ||M||_F^2 - ||M V||_F^2
+
 are exact, without a dense update and without the cancellation that norms by Gram matrices have. Triplets are the same
 for all factors (B Q, Q^-1 A) of one update, so the figures are, too. Cost O((d_in + d_out) r (r + r_M)).
 """
@@ -33,6 +35,8 @@ class Overlap:
         merged: ||M||_F^2.
         inner: <M, tau>.
         error: ||(M - tau) V V^T||_F^2, over the inputs that tau reacts to, all alike.
+        beside: ||M (I - V V^T)||_F^2, over all other inputs, to which tau does nothing.
+        share: r / (d_in - r), how many directions tau reacts to for one that it does not; 0 where it reacts to all.
         weighted_error: ||(M - tau) tau^T||_F^2, over the same inputs, in proportion to how strongly tau reacts.
         weighted_own: ||tau tau^T||_F^2.
     """
@@ -41,6 +45,8 @@ class Overlap:
     merged: float
     inner: float
     error: float
+    beside: float
+    share: float
     weighted_error: float
     weighted_own: float
 
@@ -62,16 +68,25 @@ class Overlap:
         return _root(_ratio(self.error, self.own))
 
     @property
+    def spill(self) -> float | None:
+        """sqrt(r / (d_in - r)) ||M (I - V V^T)|| / ||tau||: what M does to the inputs that tau leaves alone.
+
+        Taken as if these, together, were as strong as the expert's own inputs, which are r directions of d_in.
+        """
+        return _root(_ratio(self.share * self.beside, self.own))
+
+    @property
     def weighted_interference(self) -> float | None:
         """||(M - tau) tau^T|| / ||tau tau^T||: the same with the expert's strongest inputs in front (as WUDI aims)."""
         return _root(_ratio(self.weighted_error, self.weighted_own))
 
     def figures(self) -> dict[str, float | None]:
-        """The four figures by name; None for a tau of zero."""
+        """The figures by name; None for a tau of zero."""
         return {
             "retention": self.retention,
             "cosine": self.cosine,
             "interference": self.interference,
+            "spill": self.spill,
             "weighted_interference": self.weighted_interference,
         }
 
@@ -88,8 +103,9 @@ def overlaps(merged: LoraFactors, experts: Sequence[LoraFactors]) -> list[Overla
 
     Example:
         >>> tau = LoraFactors(torch.eye(1, 5), torch.eye(4, 1))
-        >>> overlaps(LoraFactors(tau.A, tau.B / 2), [tau])[0].figures()
-        {'retention': 0.5, 'cosine': 1.0, 'interference': 0.5, 'weighted_interference': 0.5}
+        >>> [found] = overlaps(LoraFactors(tau.A, tau.B / 2), [tau])
+        >>> found.retention, found.cosine, found.interference, found.spill
+        (0.5, 1.0, 0.5, 0.0)
     """
     size = float(norm(merged)) ** 2
     return [_overlap(merged, size, expert) for expert in experts]
@@ -100,11 +116,14 @@ def _overlap(merged: LoraFactors, size: float, expert: LoraFactors) -> Overlap:
     whole = merged.to(own.A.device, own.A.dtype).folded()
     image = whole.B @ (whole.A @ own.A.T)  # M V, (d_out, r)
     error = image - own.B
+    others = expert.shape[1] - own.rank
     return Overlap(
         own=_square(own.B),
         merged=size,
         inner=float((image.double() * own.B.double()).sum()),
         error=_square(error),
+        beside=max(0.0, size - _square(image)),
+        share=own.rank / others if others else 0.0,
         weighted_error=_product_square(error, own.B),
         weighted_own=_product_square(own.B, own.B),
     )

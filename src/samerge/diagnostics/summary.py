@@ -18,8 +18,8 @@ def summary(layers: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         names: the experts that take part, in order.
 
     Returns:
-        `experts`: for each `expected_retention`, `retention`, `cosine`, `interference`, `weighted_interference`,
-        `sign_conflict` (with the merged update), `budget` (its share of the components that were kept, None where
+        `experts`: for each `expected_retention`, `retention`, `cosine`, `interference`, `spill`,
+        `weighted_interference`, `sign_conflict` (with the merged update), `budget` (its share of the components that were kept, None where
         none are chosen), `norm`. For the merge: `expected_retention` (the mean), `least` (the expert with the least),
         `interference` (the mean), `sign_conflict` (among the experts before the merge), `norm`, `effective_rank` (mean
         over the layers), `sampled` (elements of the signs' sample, and of how many).
@@ -48,7 +48,7 @@ def _expert(layers: Mapping[str, Any], name: str, merged: float) -> dict[str, fl
     every = _kept([share for layer, _ in found for share in layer["experts"].values()])
     squares = {
         key: _weighted((None if share[key] is None else share[key] ** 2, share["norm"] ** 2) for _, share in found)
-        for key in ("interference", "weighted_interference")
+        for key in ("interference", "spill", "weighted_interference")
     }
     size = math.sqrt(own)
     figures: dict[str, float | None] = {
@@ -63,17 +63,20 @@ def _expert(layers: Mapping[str, Any], name: str, merged: float) -> dict[str, fl
 
 
 def expected_retention(figures: Mapping[str, float | None]) -> float | None:
-    """What share of an expert is expected to be left, 0 to 1: 1 - interference^2, at least 0.
+    """What share of an expert's work is expected to be left: 1 - interference^2 - spill^2, at least 0.
+
+    The squared error of the merge in place of the expert, relative to what the expert does, over inputs of which one
+    half of the energy lies in the directions that the expert reacts to. 1 for the expert itself, 0 for no update.
 
     Args:
-        figures: `interference` of the expert over all its layers.
+        figures: `interference` and `spill` of the expert over all its layers.
 
     Example:
-        >>> expected_retention({"interference": 0.6})
+        >>> expected_retention({"interference": 0.6, "spill": 0.0})
         0.64
     """
-    interference = figures["interference"]
-    return None if interference is None else max(0.0, 1 - interference**2)
+    interference, spill = figures["interference"], figures["spill"]
+    return None if interference is None or spill is None else max(0.0, 1 - interference**2 - spill**2)
 
 
 def _kept(shares: Sequence[Mapping[str, Any]]) -> int | None:
