@@ -6,9 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import chain, chain_factors, write_adapter
 
+import samerge
+from samerge.errors import OptionError
 from samerge.factors import LoraFactors, concatenate, norm
-from samerge.scaling import NORM_FACTOR, scale_of
+from samerge.options import check_scaling
+from samerge.scaling import FLAT_NORM_FACTOR, NORM_FACTOR, scale_of
 
 
 def factors(seed: int, size: float = 1.0) -> LoraFactors:
@@ -71,3 +75,41 @@ def test_what_cancels_is_not_blown_up(seed):
     g = LoraFactors(Q.T @ f.A, f.B @ Q)
     merged = concatenate([f, g], [1.0, -1.0])
     assert scale_of(merged, norms_of([f, g]), [1.0, -1.0], "auto") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("scaling", "flat", "factor"),
+    [("auto", False, NORM_FACTOR), ("auto", True, FLAT_NORM_FACTOR), ("auto:0.7", False, 0.7), ("auto:2", True, 2.0)],
+)
+def test_the_factor_is_that_of_the_spectrum_or_a_given_one(scaling, flat, factor):
+    parts = [factors(1), factors(2, 3.0)]
+    merged = concatenate(parts)
+    scale = scale_of(merged, norms_of(parts), [1.0, 1.0], scaling, flat)
+    assert scale * float(norm(merged)) == pytest.approx(factor * sum(norms_of(parts).values()) / 2)
+
+
+def test_which_merges_have_a_flat_spectrum(tmp_path):
+    """Those that are made flat, and iso-c, also when it is truncated."""
+    tables = [chain_factors(chain([9, 8]), rank, seed) for seed, rank in enumerate([3, 2])]
+    adapters = [write_adapter(tmp_path / f"e{n}", table) for n, table in enumerate(tables)]
+    mean = sum(float((B @ A).norm()) for A, B in (table["layers.0"] for table in tables)) / 2
+    expected = [
+        ({"method": "linear"}, 1.3),
+        ({"method": "linear", "spectrum": "flat"}, 1.6),
+        ({"method": "iso-c"}, 1.6),
+        ({"method": "iso-c", "svd_rank": 2}, 1.6),
+        ({"method": "tsv", "spectrum": "flat", "balance": "norm"}, 1.6),
+        ({"selection": "norm", "aggregation": "iso-c"}, 1.6),
+        ({"selection": "norm"}, 1.3),
+    ]
+    for options, factor in expected:
+        merged = samerge.merge(None, adapters, scaling="auto", **options)
+        assert float(merged.delta("layers.0").norm()) == pytest.approx(factor * mean, rel=1e-4), options
+        named = samerge.merge(None, adapters, scaling="auto:0.5", **options)
+        assert float(named.delta("layers.0").norm()) == pytest.approx(0.5 * mean, rel=1e-4), options
+
+
+@pytest.mark.parametrize("scaling", ["auto:", "auto:x", "auto:0", "auto:-1", "auto:inf", "auto:nan", "auto:1:2"])
+def test_wrong_factors_are_refused(scaling):
+    with pytest.raises(OptionError, match="must be 'auto:<c>' with a positive number, as in auto:1.3"):
+        check_scaling(scaling)

@@ -154,7 +154,7 @@ def merge(
         "modules_to_save": modules_to_save,
         "dora": dora,
     }
-    options = links.options(given, method_options)
+    options = links.options(given, method_options, measured=isinstance(weights, str) and weights == "auto")
     bars = Progress(progress)
     with bars.task("reading", 1):
         experts = open_adapters(base, adapters)
@@ -169,7 +169,7 @@ def merge(
         check_extras(active, options.modules_to_save, source)
     problem, lost = _problem(experts, values, source, options, links.needs_base, device_, bars)
     if rule is not None:
-        problem = replace(problem, weights=rule(problem))
+        problem = replace(problem, weights=rule(problem, options))
     outcome = links.run(problem, options)
     with bars.task("finishing", 1):
         return finish(problem, experts, outcome, options, links.svd_rank(options, problem.rank), lost)

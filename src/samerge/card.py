@@ -113,7 +113,7 @@ def _recipe(record: Mapping[str, Any]) -> str:
     method = record.get("method")
     if not method:
         return ""
-    words = _IN_WORDS.get(method, f"The method {_code(method)} of samerge.")
+    words = _IN_WORDS.get(method) or _chain_in_words(str(method))
     recipe = f" The settings start from the recipe {_code(record['recipe'])}." if record.get("recipe") else ""
     output = record.get("output") or {}
     facts = [
@@ -125,6 +125,14 @@ def _recipe(record: Mapping[str, Any]) -> str:
     ]
     result = f"\n\nThe result: {', '.join(fact for fact in facts if fact)}." if any(facts) else ""
     return f"## Method\n\n{words}{recipe}{result}"
+
+
+def _chain_in_words(method: str) -> str:
+    """A method without words of its own, or a selection and an aggregation."""
+    selection, plus, aggregation = method.partition("+")
+    if not plus:
+        return f"The method {_code(method)} of samerge."
+    return f"Rank-1 components of every adapter, selected by {_code(selection)}, combined by {_code(aggregation)}."
 
 
 def _usage(record: Mapping[str, Any], repo_id: str | None) -> str:

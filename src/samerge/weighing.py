@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from samerge.factors import norm
 from samerge.interference import auto_weights
 from samerge.methods.problem import Problem
+from samerge.options import MergeOptions
 
 
 def nan_weights(problem: Problem) -> tuple[float, ...]:
@@ -40,4 +41,7 @@ def inverse(norms: Sequence[float]) -> tuple[float, ...]:
 
 
 #: The rules by which `weights` may be found.
-WEIGHT_RULES: Mapping[str, Callable[[Problem], tuple[float, ...]]] = {"nan": nan_weights, "auto": auto_weights}
+WEIGHT_RULES: Mapping[str, Callable[[Problem, MergeOptions], tuple[float, ...]]] = {
+    "nan": lambda problem, options: nan_weights(problem),
+    "auto": lambda problem, options: auto_weights(problem, options.basis),
+}

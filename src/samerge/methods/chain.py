@@ -31,7 +31,7 @@ from samerge.methods.criteria import AGREE, READ_BASE, kind_of
 from samerge.methods.parameters import parameters_of
 from samerge.methods.problem import Entry, MergedLayer, Outcome, Problem, Share
 from samerge.methods.saliency import select
-from samerge.options import RECIPES, MergeOptions, choice, resolve
+from samerge.options import INTERFERENCE, RECIPES, MergeOptions, choice, resolve
 
 #: Share of its components that every expert keeps before another aggregation than the sum, by default.
 LIGHT_DENSITY = 0.75
@@ -94,14 +94,21 @@ class Chain:
                 used |= {"agreement"}
         return used | ({"rank", "recipe"} if RECIPES.get(self.recipe or "", {}).get("fit") else set())
 
-    def options(self, given: Mapping[str, Any], method_options: Mapping[str, Any] | None) -> MergeOptions:
+    def options(
+        self, given: Mapping[str, Any], method_options: Mapping[str, Any] | None, measured: bool = False
+    ) -> MergeOptions:
         """The options, checked and filled in.
+
+        Args:
+            given: the caller's, by name; None means not given.
+            method_options: the aggregation's own.
+            measured: whether the weights are found from the experts' inputs, which have a basis.
 
         Raises:
             OptionError: one means nothing here, is out of its range, or does not go with another.
         """
         own, density = self._own(method_options)
-        used = self.uses()
+        used = self.uses() | ({"basis"} if measured or given.get("scaling") in INTERFERENCE else set())
         for name, value in {**given, "recipe": self.recipe}.items():
             if value is not None and name not in used:
                 raise OptionError(f"method={self.name!r} has no option {name!r} (given {name}={value!r}); leave it out")

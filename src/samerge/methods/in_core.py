@@ -25,8 +25,9 @@ def in_core(combine: Combine, flat: bool = False) -> Method:
         layers = {}
         for site in iterate(problem, "merging"):
             parts = problem.factors(site)
-            if not parts:
-                layers[site.module] = MergedLayer(empty(site.shape), {})
+            if not any(part.rank for part in parts.values()):
+                none = {n: Share(0, None, 0.0, 1.0) for n in parts}
+                layers[site.module] = MergedLayer(empty(site.shape), none)
                 continue
             space = core_space(list(parts.values()))
             merged, energies = combine(space.cores, [problem.weights[n] for n in parts], experts, options)
