@@ -36,6 +36,16 @@ def test_the_best_partition_is_found(seed, count):
     assert cost(points, labels) == pytest.approx(best, rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_order_of_the_points_does_not_matter(seed):
+    """Also where the starts do not find the best partition."""
+    points = torch.randn(24, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    turned = torch.randperm(24, generator=torch.Generator().manual_seed(seed + 9))
+    labels = cluster(points @ points.T, 8, seed=0, restarts=2)[turned]
+    other = cluster(points[turned] @ points[turned].T, 8, seed=0, restarts=2)
+    assert torch.equal(labels[:, None] == labels, other[:, None] == other)
+
+
 def test_centroids():
     units = concatenate(updates(5, 4, (3, 3)))
     labels = torch.tensor([0, 1, 0, 2, 1, 0])

@@ -89,9 +89,10 @@ def cluster(gram: Tensor, count: int, seed: int, restarts: int) -> Tensor:
         (R,) labels, numbered by the first point of each cluster; every cluster has a point.
     """
     generator = torch.Generator().manual_seed(seed)
+    by_length = gram.diagonal().argsort(stable=True).cpu()  # the starts must not depend on the points' order
+    gram = gram.cpu()[by_length][:, by_length]
     points = gram.diagonal()
-    apart = (points[:, None] + points - 2 * gram).clamp_min(0).cpu()
-    gram = gram.cpu()
+    apart = (points[:, None] + points - 2 * gram).clamp_min(0)
     best, least = torch.zeros(len(gram), dtype=torch.long), math.inf
     for _ in range(restarts):
         labels = apart[:, _start(apart, count, generator)].argmin(dim=1)
@@ -106,6 +107,7 @@ def cluster(gram: Tensor, count: int, seed: int, restarts: int) -> Tensor:
         cost = float(_distances(gram, labels, count).gather(1, labels[:, None]).sum())
         if cost < least * (1 - 1e-12):
             best, least = labels, cost
+    best = best[by_length.argsort()]
     order = {int(label): place for place, label in reversed(list(enumerate(dict.fromkeys(best.tolist()))))}
     return torch.tensor([order[label] for label in best.tolist()])
 
