@@ -8,9 +8,8 @@ the text's: one merged adapter serves all tasks, no head is trained. `MiniLM` dr
 from __future__ import annotations
 
 import os
-import random
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,11 +19,13 @@ from torch import Tensor, nn
 
 from suites.base import LiveWeights, Split, Suite, Update, divide
 from suites.packages import from_pypi
-from suites.texts import TASKS, Row
+from suites.texts import TASKS
+from suites.training import shuffled, train_lora
 
 TOKENS = 48
-RANK, ALPHA, STEPS, BATCH, RATE, SHARPNESS = 16, 32, 160, 16, 8e-4, 20.0
-TARGETS = ["query", "key", "value", "dense"]
+NAME = "sentence-transformers/all-MiniLM-L6-v2"
+RANK, STEPS, BATCH, RATE, SHARPNESS = 16, 160, 16, 1e-3, 20.0
+TARGETS = ("query", "key", "value", "intermediate.dense", "output.dense")  # all but the pooler's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,38 +135,22 @@ def pool(states: Tensor, mask: Tensor) -> Tensor:
     return nn.functional.normalize((states.float() * weight).sum(1) / weight.sum(1), dim=-1)
 
 
-def shuffled(rows: Sequence[Row], size: int, seed: int) -> Iterator[list[Row]]:
-    """Batches of rows without end: every pass over them in another order."""
-    random_ = random.Random(seed)
-    while True:
-        order = list(rows)
-        random_.shuffle(order)
-        for start in range(0, len(order) - size + 1, size):
-            yield order[start : start + size]
-
-
 def train(base: Path, task: str, cache: Path, seed: int, folder: Path) -> None:
-    """Train one adapter: cross-entropy over cosines times a fixed sharpness, AdamW, a constant rate, no dropout."""
-    from peft import LoraConfig, get_peft_model
+    """Train one adapter: cross-entropy over cosines times a fixed sharpness."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     # PyTorch's fused attention takes several times as long backwards in bfloat16 on a CPU.
     model = AutoModel.from_pretrained(base, dtype=torch.float32, attn_implementation="eager").eval()
     labels = embed(model, encode(tokenizer, list(TASKS[task].labels.values()))).clone()
-    torch.manual_seed(seed)
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, exclude_modules=["pooler.dense"])
-    peft = get_peft_model(model, config).eval()
-    optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=RATE)
     batches = shuffled(TASKS[task].rows(cache)[0], BATCH, seed)
-    for _ in range(STEPS):
+
+    def loss(step: int) -> Tensor:
         rows = next(batches)
         batch = tokenizer([t for t, _ in rows], padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
         with torch.autocast("cpu", torch.bfloat16):
-            states = peft(**batch).last_hidden_state
+            states = model(**batch).last_hidden_state
         cosines = pool(states, batch["attention_mask"]) @ labels.T
-        truth = torch.tensor([number for _, number in rows])
-        nn.functional.cross_entropy(SHARPNESS * cosines, truth).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-    peft.save_pretrained(folder)
+        return nn.functional.cross_entropy(SHARPNESS * cosines, torch.tensor([number for _, number in rows]))
+
+    train_lora(model, loss, folder, name=NAME, targets=TARGETS, seed=seed, steps=STEPS, rate=RATE, rank=RANK)
