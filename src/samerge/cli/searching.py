@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from samerge.cli.options import number_or_word
 from samerge.errors import OptionError
 
 _WORDS = {"true": True, "false": False, "none": None}
@@ -66,12 +68,11 @@ def read(text: str) -> Any:
     text = text.strip()
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        return int(text)
+    except ValueError:
+        number = number_or_word(text)
+    return number if isinstance(number, float) and math.isfinite(number) else text  # weights=nan is a word
 
 
 def _pair(text: str, option: str, form: str, found: dict[str, Any]) -> tuple[str, str]:

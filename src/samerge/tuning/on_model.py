@@ -63,8 +63,9 @@ def lent(model: Any, merged: MergedAdapter) -> Iterator[None]:
                 module.train(model.training)
         yield
     finally:
-        take_off(model, CANDIDATE, active)
+        model.base_model.set_adapter(active)  # first: PEFT is loud about an active adapter that goes
         model.active_adapter = shown
+        take_off(model, CANDIDATE, active)
         _unwrap(model, wrapped)
         restore_trained(model, trained)
         for module, mode in modes.items():

@@ -229,7 +229,10 @@ def _check_fixed(fixed: Mapping[str, Any], methods: Sequence[str]) -> None:
             raise OptionError(f"samerge.tune: {_unknown(name, known)}")
         if not any(_applies(method, name) for method in (*methods, str(fixed["method"]))):
             raise OptionError(f"method={methods[0]!r} has no option {name!r} (given {name}={fixed[name]!r})")
-    for name in fixed.get("method_options") or {}:
+    own = fixed.get("method_options", {})
+    if not isinstance(own, Mapping):
+        raise OptionError(f"method_options={own!r} must be a mapping of names to values")
+    for name in own:
         if not any(name in _own(method) for method in (*methods, str(fixed["method"]))):
             raise OptionError(f"method_options: {', '.join(methods)} has no option {name!r} of its own")
 

@@ -56,12 +56,11 @@ def open_study(storage: str | Path | None, direction: str, identity: Mapping[str
         OptionError: the file is no study, or that of another search.
     """
     package = optuna()
-    study = package.create_study(
-        storage=None if storage is None else _storage(storage, package),
-        study_name=_NAME,
-        direction=direction,
-        load_if_exists=True,
-    )
+    place = None if storage is None else _storage(storage, package)
+    if place is None or _NAME not in package.get_all_study_names(place):
+        study = package.create_study(storage=place, study_name=_NAME, direction=direction)
+    else:  # not by load_if_exists, which appends to a journal that may be another search's
+        study = package.load_study(study_name=_NAME, storage=place)
     then = study.user_attrs.get(_IDENTITY)
     if then is None:
         if study.trials:
@@ -122,7 +121,7 @@ def _storage(given: str | Path, package: Any) -> Any:
     if path.is_dir():
         raise OptionError(f"the study {given} is a folder; give a file")
     if path.suffix.lower() in _SQLITE:
-        if path.exists() and path.stat().st_size and path.open("rb").read(15) != b"SQLite format 3":
+        if path.exists() and path.stat().st_size and _first_bytes(path) != b"SQLite format 3":
             raise OptionError(f"the study {given} is no SQLite file; choose another name")
         return package.storages.RDBStorage(f"sqlite:///{path}")
     _mend(path, str(given))
@@ -131,6 +130,11 @@ def _storage(given: str | Path, package: Any) -> Any:
     # A link cannot be made everywhere on Windows; an exclusively opened file can.
     lock = JournalFileOpenLock(str(path)) if os.name == "nt" else None
     return package.storages.JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(15)
 
 
 def _mend(path: Path, given: str) -> None:
