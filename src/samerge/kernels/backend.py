@@ -1,8 +1,9 @@
 """Which kernel works the tiles.
 
-On the CPU in float32 that is `native`, the fused kernel in C, where the system has a C compiler; everywhere else
-`torch`. The environment variable SAMERGE_KERNEL forces one of them: native, torch, or auto. The choice is in the record
-of a merge, and a fall to torch for want of a compiler is logged as a warning.
+In float32 that is `native` on the CPU, the fused kernel in C, where the system has a C compiler, and `triton` on a CUDA
+device, where Triton is installed; everywhere else `torch`. The environment variable SAMERGE_KERNEL forces one of them:
+native, triton (triton-tf32x3, triton-bf16x3: see `triton_tiles.Products`), torch, or auto. The choice is in the record
+of a merge, and a fall to torch for want of a compiler or of Triton is logged as a warning.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -20,6 +22,9 @@ from samerge.errors import KernelError
 from samerge.factors import LoraFactors
 
 VARIABLE = "SAMERGE_KERNEL"
+
+#: The kernels for devices of one type, the one that is chosen by itself first. `torch` is for all.
+_DEVICES = {"native": "cpu", "triton": "cuda", "triton-tf32x3": "cuda", "triton-bf16x3": "cuda"}
 
 #: The flows on the row side and on the column side of a stored matrix, one row for each expert; None for one that is
 #: not needed.
@@ -82,31 +87,50 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
     from samerge.kernels.tiles import TorchKernel
 
     wanted = os.environ.get(VARIABLE) or "auto"
-    if wanted not in ("auto", "native", "torch"):
-        raise KernelError(f"{VARIABLE}={wanted!r} is not known; choose one of native, torch, auto")
-    fits = device.type == "cpu" and dtype == torch.float32
-    if wanted == "native" and not fits:
-        raise KernelError(
-            f"{VARIABLE}=native computes in float32 on the CPU, not in {str(dtype).removeprefix('torch.')} on "
-            f"{device.type}; leave the variable out, or set it to auto"
-        )
-    if wanted == "torch" or not fits:
+    if wanted not in ("auto", "torch", *_DEVICES):
+        raise KernelError(f"{VARIABLE}={wanted!r} is not known; choose one of {', '.join(_DEVICES)}, torch, auto")
+    name = next((name for name in _DEVICES if _runs(name, device)), "torch") if wanted == "auto" else wanted
+    if name == "torch" or (wanted == "auto" and dtype != torch.float32):
         return TorchKernel(device, dtype)
+    if dtype != torch.float32 or not _runs(name, device):
+        raise KernelError(
+            f"{VARIABLE}={wanted} computes in float32 on {_DEVICES[wanted]}, not in "
+            f"{str(dtype).removeprefix('torch.')} on {device.type}; leave the variable out, or set it to auto"
+        )
+    try:
+        return _native() if name == "native" else _triton(name)
+    except KernelError as error:
+        if wanted != "auto":
+            raise KernelError(
+                f"{VARIABLE}={wanted}, and the kernel cannot be had: {error}. "
+                f"Or set {VARIABLE}=auto to go on without it"
+            ) from error
+        _warn(name, str(error))
+        return TorchKernel(device, dtype)
+
+
+def _runs(name: str, device: torch.device) -> bool:
+    """Whether a kernel is for a device; in Triton's interpreter, for debugging, its kernels run on any."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1" and os.environ.get(VARIABLE) == name != "native"
+    return _DEVICES[name] == device.type or interpreted
+
+
+def _native() -> Kernel:
     from samerge.kernels.native import NativeKernel
 
-    try:
-        return NativeKernel()
-    except KernelError as error:
-        if wanted == "native":
-            raise KernelError(
-                f"{VARIABLE}=native, and the kernel cannot be had: {error}. Or set {VARIABLE}=auto to go on without it"
-            ) from error
-        _warn(str(error))
-        return TorchKernel(device, dtype)
+    return NativeKernel()
+
+
+def _triton(name: str) -> Kernel:
+    if find_spec("triton") is None:
+        raise KernelError("Triton is not installed; pip install triton")
+    from samerge.kernels.triton_tiles import TritonKernel, products_of
+
+    return TritonKernel(products_of(name))
 
 
 @cache
-def _warn(reason: str) -> None:
+def _warn(name: str, reason: str) -> None:
     """Once for each reason."""
-    message = "scoring runs in plain torch, several times slower, without the native kernel: %s (%s=torch chooses it)"
-    logging.getLogger("samerge").warning(message, reason, VARIABLE)
+    message = "scoring runs in plain torch, several times slower, without the %s kernel: %s (%s=torch chooses it)"
+    logging.getLogger("samerge").warning(message, name, reason, VARIABLE)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from samerge.adaptive import adaptive_densities, evenness
+from samerge.checkpoints.resident import on_device
 from samerge.compress import svd_basis
 from samerge.connectivity import Connectivity, connectivity
 from samerge.distributed import group
@@ -96,8 +97,9 @@ def select(problem: Problem, options: MergeOptions) -> Selected:
     found: Connectivity | None = None
     if any(budget.prunes for budget in budgets):  # at density 1 nothing needs a score
         with problem.progress.task("scoring", options.iterations * 2 * _graph_size(problem)) as advance:
+            near = _near(problem)
             for step in range(1, options.iterations + 1):
-                found = _connectivity(problem, layers, advance)
+                found = _connectivity(near, layers, advance)
                 scores = _agreed([_scores(layer, found, problem, options) for layer in layers])
                 chosen = _choose(layers, budgets, scores, step, options)
                 layers = [layer.prune(pick) for layer, pick in zip(layers, chosen, strict=True)]
@@ -167,6 +169,13 @@ def _graph_size(problem: Problem) -> int:
     if problem.graph is None or problem.source is None:
         return 0
     return sum(math.prod(problem.source.shapes[tensor]) for tensor in problem.graph.tensors)
+
+
+def _near(problem: Problem) -> Problem:
+    """The problem with the graph's weights where they are computed with, for as long as iterations read them."""
+    if problem.graph is None or problem.source is None:
+        return problem
+    return replace(problem, source=on_device(problem.source, problem.graph.tensors, problem.device))
 
 
 def _connectivity(problem: Problem, layers: Sequence[_Layer], advance: Advance) -> Connectivity:
