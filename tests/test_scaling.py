@@ -111,5 +111,5 @@ def test_which_merges_have_a_flat_spectrum(tmp_path):
 
 @pytest.mark.parametrize("scaling", ["auto:", "auto:x", "auto:0", "auto:-1", "auto:inf", "auto:nan", "auto:1:2"])
 def test_wrong_factors_are_refused(scaling):
-    with pytest.raises(OptionError, match="must be 'auto:<c>' with a positive number, as in auto:1.3"):
+    with pytest.raises(OptionError, match=r"must be 'auto:<c>' with a positive number, as in auto:1\.3"):
         check_scaling(scaling)

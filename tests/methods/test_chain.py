@@ -93,7 +93,7 @@ def test_contradictions_are_errors(names, message):
 @pytest.mark.parametrize("name", ["svd", "size", "random:x", "random:-1"])
 def test_unknown_selections_are_errors(case, name):
     _, adapters, _ = case
-    with pytest.raises(samerge.OptionError, match="selection=.* is not known; choose one of none, saliency"):
+    with pytest.raises(samerge.OptionError, match=r"selection=.* is not known; choose one of none, saliency"):
         samerge.merge(None, adapters, selection=name)
 
 
@@ -171,7 +171,7 @@ def test_density_one_selects_everything(case, selection, aggregation):
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_zero_adapters_take_no_part(case, aggregation, tmp_path):
     """Also where a whole layer has nothing but zeros."""
-    _, adapters, tables = case
+    _, _adapters, tables = case
     zero = {m: (A, torch.zeros_like(B)) for m, (A, B) in tables["e1"].items()}
     half = {"layers.0": zero["layers.0"], "layers.1": tables["e2"]["layers.1"]}
     folders = {
@@ -219,7 +219,7 @@ def test_rank_twice_is_an_error(case):
     _, adapters, _ = case
     with pytest.raises(samerge.OptionError, match="rank=4 and svd_rank=3 together: with method='tsv' both are the"):
         samerge.merge(None, adapters, method="tsv", rank=4, svd_rank=3)
-    with pytest.raises(samerge.OptionError, match="rank=4 and density=0.5 together"):
+    with pytest.raises(samerge.OptionError, match=r"rank=4 and density=0\.5 together"):
         samerge.merge(None, adapters, selection="norm", rank=4, density=0.5)
 
 
@@ -364,7 +364,7 @@ def test_a_recipe_with_links_on_a_live_model(llama):
 
 
 def test_the_card_names_the_links(case, tmp_path):
-    base, adapters, _ = case
+    _base, adapters, _ = case
     samerge.merge(None, adapters, selection="norm", aggregation="tsv").save(tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "selected by `norm`, combined by `tsv`" in card

@@ -132,7 +132,7 @@ def test_the_agreement_is_taken_anew_in_every_iteration(case):
 
 
 def test_signed_agreement_alone(case):
-    _, adapters, base, experts, _ = case
+    _, adapters, _base, experts, _ = case
     options = {"weights": WEIGHTS, "selection": "agreement", "basis": "native", "density": 0.3, "iterations": 1}
     merged = samerge.merge(None, adapters, agreement="signed", **options)
     for n, (expert, weight) in enumerate(zip(experts, WEIGHTS, strict=True)):
