@@ -6,8 +6,8 @@
        gamma_k    sum_j (right_kj v_j) sum_i (left_ik u_i) sign(W)_ij        (where it is wanted)
 
    A block of W lives in registers from theta to its signs and is never written. Operands are packed so that the inner
-   loops read them in order: a strip of COLUMNS columns of theta, in float32; of `right` and `right v`, for as many
-   experts as fit the first cache; of `left` and `left u`, for the whole tile. Packing pads with zeros to whole blocks:
+   loops read them in order: a strip of COLUMNS columns of theta, in float32; of `right` and `right v`, for one
+   expert after the other; of `left` and `left u`, for the whole tile. Packing pads with zeros to whole blocks:
    there W = 0, which adds nothing to any sum, so the inner loops know no edges.
 
    Vectors are GCC's and Clang's extension, as wide as the target has them. Every sum has one order, whatever the
@@ -34,7 +34,6 @@
 #define LANES (VECTOR_BYTES / 4)
 #define WIDTH (2 * LANES)  /* columns of a register block */
 #define COLUMNS 256        /* of a strip; a multiple of every WIDTH */
-#define GROUP_RANK 16      /* ranks of the experts that share a strip: 32 KiB of `right` and `right v` */
 
 typedef float vec __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t ivec __attribute__((vector_size(VECTOR_BYTES)));
@@ -239,7 +238,6 @@ static layout plan(const expert *experts, int64_t count, int64_t rows, int64_t a
         ranks += experts[n].rank;
         if (experts[n].rank > most) most = experts[n].rank;
     }
-    if (most < GROUP_RANK) most = GROUP_RANK;
     layout found;
     found.theta = put(&end, padded * COLUMNS);
     found.left = put(&end, padded * ranks);
@@ -292,9 +290,7 @@ void samerge_sweep(
         int64_t before = 0; /* ranks of the experts that came before */
         for (int64_t n = 0; n < count; n++) {
             const expert *own = experts + n;
-            pack_right(
-                scratch + at.right, gamma ? scratch + at.weighted : NULL, own, width, first, columns
-            );
+            pack_right(scratch + at.right, gamma ? scratch + at.weighted : NULL, own, width, first, columns);
             float *flow = scratch + at.flow;
             vec *product = (vec *)(scratch + at.product);
             if (along_rows) {
