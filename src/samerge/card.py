@@ -68,6 +68,7 @@ def model_card(record: Mapping[str, Any], repo_id: str | None = None) -> str:
         _inputs(record),
         _options(record),
         _kept(record),
+        _diagnostics(record),
         _warnings(record),
         _provenance(record),
     ]
@@ -226,6 +227,24 @@ def _kept(record: Mapping[str, Any]) -> str:
     if outside:
         notes.append(f"Outside the flow graph, ranked by agreement alone: {outside:,} of {len(layers):,} modules.")
     return "\n\n".join(["## What was kept", _table(header, rows), *notes])
+
+
+def _diagnostics(record: Mapping[str, Any]) -> str:
+    """For each expert, how the merged update compares with its own."""
+    found = record.get("diagnostics") or {}
+    if not found.get("experts"):
+        return ""
+    keys = ("expected_retention", "cosine", "interference", "sign_conflict")
+    rows = [
+        [_code(name), *("" if row.get(key) is None else f"{row[key]:.2f}" for key in keys)]
+        for name, row in found["experts"].items()
+    ]
+    header = ["adapter", "expected to be left", "cosine", "interference", "sign conflicts"]
+    note = (
+        "How the merged update compares with each adapter's own, from the weights alone. What is expected to be left "
+        "is 1 for the adapter itself and 0 for the base model: an estimate, and no measurement on any task."
+    )
+    return "\n\n".join(["## Compared with the adapters", _table(header, rows), note])
 
 
 def _warnings(record: Mapping[str, Any]) -> str:

@@ -16,14 +16,23 @@ if TYPE_CHECKING:
 RECORD_NAME = "samerge.json"
 
 
+#: Diagnostics that the table shows, and what they are called there.
+_FIGURES = {
+    "expected_retention": "expected to be left",
+    "cosine": "cosine",
+    "interference": "interference",
+    "sign_conflict": "sign conflicts",
+}
+
+
 @dataclass(frozen=True)
 class Report:
     """What a merge did.
 
     Args:
         record: plain JSON values: `inputs` (with sha256), `options`, `versions`, `output`, `layers` (for each module
-            and expert the kept components and the energy kept, the scale, the energy lost by truncation),
-            `log_connectivity`, `timings` in seconds, `warnings`.
+            and expert the kept components and the energy kept, the scale, the energy lost by truncation, the figures
+            of docs/diagnostics.md), `diagnostics` of the whole, `log_connectivity`, `timings` in seconds, `warnings`.
     """
 
     record: Mapping[str, Any]
@@ -33,12 +42,31 @@ class Report:
         """What the user should know."""
         return list(self.record["warnings"])
 
+    @property
+    def diagnostics(self) -> Mapping[str, Any] | None:
+        """How the merge compares with each expert, from the weights alone; None where there is nothing to compare.
+
+        `expected_retention` (the mean), `least`, `interference`, `sign_conflict`, `norm`, `effective_rank`, and
+        `experts`; what they mean is in docs/diagnostics.md. Records of older versions have none, and those that say why
+        they have none hold `diagnostics.absent`.
+        """
+        found = self.record.get("diagnostics") or {}
+        return None if not found or "absent" in found else found
+
+    @property
+    def expected_retention(self) -> float | None:
+        """What share of the experts' work is expected to be left, 0 to 1, on the mean; None without diagnostics."""
+        return None if self.diagnostics is None else self.diagnostics["expected_retention"]
+
     def experts(self) -> list[dict[str, Any]]:
         """For each expert: name, weight, modules, components, kept, mean energy kept (weighted by its energy).
+
+        With diagnostics also these of the expert.
 
         `elements` is how many elements were kept and of how many, None for methods that keep components.
         """
         rows = []
+        diagnosed = self.diagnostics["experts"] if self.diagnostics else {}
         for item in self.record["inputs"]:
             shares = [
                 layer["experts"][item["name"]]
@@ -59,6 +87,7 @@ class Report:
                     "elements": [sum(pair) for pair in zip(*elements, strict=True)] if elements else None,
                     "energy": kept / total if total else 1.0,
                     "log_connectivity": self.record["log_connectivity"].get(item["name"]),
+                    **(diagnosed.get(item["name"]) or {}),
                 }
             )
         return rows
@@ -72,7 +101,15 @@ class Report:
         table = Table(title=f"{self.record['method']}: {size}, {output['modules']} modules, {output['dtype']}")
         rows = self.experts()
         what = "elements kept" if any(row["elements"] for row in rows) else "components kept"
-        for column in ("adapter", "weight", "modules", what, "energy kept", "log R"):
+        for column in (
+            "adapter",
+            "weight",
+            "modules",
+            what,
+            "energy kept",
+            "log R",
+            *(_FIGURES.values() if self.diagnostics else ()),
+        ):
             table.add_column(column, justify="left" if column == "adapter" else "right")
         for row in rows:
             kept = "all" if row["kept"] is None else str(row["kept"])
@@ -87,6 +124,7 @@ class Report:
                 share,
                 f"{row['energy']:.1%}",
                 "" if flow is None else f"{flow:.2f}",
+                *((_two(row.get(key)) for key in _FIGURES) if self.diagnostics else ()),
             )
         return table
 
@@ -108,6 +146,10 @@ class Report:
         console = Console(record=True, width=110, file=StringIO())
         console.print(self.table())
         return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def _two(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def read_report(folder: str | Path) -> Report:

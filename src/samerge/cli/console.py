@@ -31,6 +31,16 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def two(value: float | None) -> str:
+    """Two decimals; a dash for what does not exist."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in whole per cent; a dash for what does not exist."""
+    return "-" if value is None else f"{value:.0%}"
+
+
 def show_json(value: Any) -> None:
     """Print one JSON document on stdout. Numbers that are not finite become null."""
     typer.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samerge.cli.console import show_json, show_warnings, stdout
+from samerge.cli.console import percent, show_json, show_warnings, stdout, two
 from samerge.cli.options import Json
 
 if TYPE_CHECKING:
@@ -60,8 +60,24 @@ def _heading(folder: str, record: Mapping[str, Any]) -> str:
             f"method:  {record['method']}{recipe}; "
             + ", ".join(f"{key}={value}" for key, value in options.items() if value is not None),
             f"result:  {size}, {output['modules']} modules, {output['parameters']:,} parameters, {output['dtype']}",
+            *_reading(record),
         ]
     )
+
+
+def _reading(record: Mapping[str, Any]) -> list[str]:
+    """The diagnostics of the whole in one line, or why there are none; nothing for records of older versions."""
+    found = record.get("diagnostics") or {}
+    if not found or "absent" in found:
+        return [f"expected to be left: not known; {found['absent']}"] if found else []
+    least = f"{found['least']} least" if found["least"] else "no adapter with an update"
+    parts = [
+        f"expected to be left: {percent(found['expected_retention'])} on the mean, {least}",
+        f"interference {two(found['interference'])}",
+        f"effective rank {two(found['effective_rank'])}",
+        f"sign conflicts among the adapters {percent(found['sign_conflict'])}",
+    ]
+    return ["; ".join(parts)]
 
 
 def _sources(record: Mapping[str, Any]) -> Table:

@@ -19,10 +19,10 @@ def summary(layers: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         `experts`: for each `expected_retention`, `retention`, `cosine`, `interference`, `spill`,
-        `weighted_interference`, `sign_conflict` (with the merged update), `budget` (its share of the components that were kept, None where
-        none are chosen), `norm`. For the merge: `expected_retention` (the mean), `least` (the expert with the least),
-        `interference` (the mean), `sign_conflict` (among the experts before the merge), `norm`, `effective_rank` (mean
-        over the layers), `sampled` (elements of the signs' sample, and of how many).
+        `weighted_interference`, `sign_conflict` (with the merged update), `budget` (its share of the components that
+        were kept, None where none are chosen), `norm`. For the merge: `expected_retention` (the mean), `least` (the
+        expert with the least), `interference` (the mean), `sign_conflict` (among the experts before the merge), `norm`,
+        `effective_rank` (mean over the layers), `sampled` (elements of the signs' sample, and of how many).
     """
     merged = math.sqrt(sum(layer["norm"] ** 2 for layer in layers.values()))
     experts = {name: _expert(layers, name, merged) for name in names}
