@@ -1,7 +1,7 @@
 """Labelled pictures out of packages: five classification tasks, with pictures to train on and held-out ones.
 
-Pictures keep the split that they are shipped with, where there is one; elsewhere a quarter is held out at random. Only the
-first ten thousand pictures of a large training set are read: the adapters see fewer than that.
+Pictures keep the split that they are shipped with, where there is one; elsewhere a quarter is held out at random. Only
+the first ten thousand pictures of a large training set are read: the adapters see fewer than that.
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ def from_idx(images: bytes, labels: bytes) -> Pictures:
 def turned(pictures: Pictures) -> Pictures:
     """Every picture turned by a quarter of a circle as often as its place in the list says, which is its class."""
     quarters = torch.arange(len(pictures)) % 4
-    pixels = torch.stack(
-        [torch.rot90(p, int(q), dims=(1, 2)) for p, q in zip(pictures.pixels, quarters, strict=True)]
-    )
+    pixels = torch.stack([torch.rot90(p, int(q), dims=(1, 2)) for p, q in zip(pictures.pixels, quarters, strict=True)])
     return Pictures(pixels, quarters)
 
 

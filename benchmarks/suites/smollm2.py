@@ -1,7 +1,7 @@
 """Six text tasks on SmolLM2-135M-Instruct (Llama, 30 x 576), one LoRA adapter of rank 16 on every projection each.
 
-The base comes out of a GGUF file, so its weights are rounded to 4 bits (Q4_1), then stored as bfloat16. A prompt holds the
-first words of a text and a cue; the answer is the class whose word begins with the likeliest token after the cue. No
+The base comes out of a GGUF file, so its weights are rounded to 4 bits (Q4_1), then stored as bfloat16. A prompt holds
+the first words of a text and a cue; the answer is the class whose word begins with the likeliest token after the cue. No
 head is trained, so one merged adapter serves all tasks.
 """
 
@@ -190,9 +190,7 @@ class SmolLM2Evaluator:
         kind = torch.bfloat16 if half else torch.float32
         self._model = AutoModelForCausalLM.from_pretrained(base, dtype=kind).eval()
         self._live = LiveWeights(self._model)  # stored as bfloat16, so the model's own weights are the exact ones
-        self._words = {
-            task: first_tokens(self._tokenizer, PROMPTS[task], list(TASKS[task].labels)) for task in PROMPTS
-        }
+        self._words = {task: first_tokens(self._tokenizer, PROMPTS[task], list(TASKS[task].labels)) for task in PROMPTS}
         self._rows: dict[tuple[str, Split, int], tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]] = {}
         self.precision = f"{'bfloat16' if half else 'float32'} weights and activations"
 
