@@ -1,8 +1,8 @@
 """Six text tasks on SmolLM2-135M-Instruct (Llama, 30 x 576), one LoRA adapter of rank 16 on every projection each.
 
 The base comes out of a GGUF file, so its weights are rounded to 4 bits (Q4_1), then stored as bfloat16. A prompt holds
-the first words of a text and a cue; the answer is the class whose word begins with the likeliest token after the cue. No
-head is trained, so one merged adapter serves all tasks.
+the first words of a text and a cue; the answer is the class whose word begins with the likeliest token after the cue.
+No head is trained, so one merged adapter serves all tasks.
 """
 
 from __future__ import annotations
