@@ -40,12 +40,14 @@ def merge(
     rank: int | None = None,
     density: float | str | None = None,
     iterations: int | None = None,
+    refresh: int | None = None,
     basis: Literal["svd", "native"] | None = None,
     scaling: float | str | None = None,
     agreement: Literal["absolute", "signed", "paper", "task"] | None = None,
     scope: Literal["layer", "global"] | None = None,
     connectivity: Literal["flow", "local"] | FlowGraph | None = None,
     residual: bool | None = None,
+    precision: Literal["float32", "float64"] | None = None,
     svd_rank: int | None = None,
     spectrum: Literal["kept", "flat"] | None = None,
     dtype: torch.dtype | str | None = None,
@@ -86,6 +88,8 @@ def merge(
             0.1 on the mean or another with "adaptive:0.2". With a selection and `rank` before the sum it is an error;
             before another aggregation it is 0.75 by default. Without a selection it is the method's own.
         iterations: scoring and pruning steps, 10 by default.
+        refresh: how often gamma, which takes two sweeps over the base, is computed anew: 1 (default), in every
+            iteration; k, in every k-th; 0, in the first alone, and restricted to the survivors after that.
         basis: "svd" (default), the singular triplets of each update, which do not depend on how B and A were trained;
             or "native", the columns of B and rows of A as they are.
         scaling: lambda, or "auto" (default of every merge with a selection, and of `elementwise`): each layer's merged
@@ -100,6 +104,7 @@ def merge(
         connectivity: "flow" (default), through the model family's graph; "local", every layer by itself; or a
             `samerge.graph.FlowGraph` of one's own.
         residual: whether the flow graph has the residual edges, True by default.
+        precision: what flows and gamma are computed in: "float32" (default), or "float64", for checks.
         svd_rank: truncate every merged layer to this rank afterwards (exact, through the factors; `elementwise`: by a
             randomised SVD, to the largest source rank by default).
         spectrum: "flat" makes the singular values of every merged layer equal, after the truncation; "kept" by default.
@@ -141,6 +146,8 @@ def merge(
         "rank": rank,
         "density": density,
         "iterations": iterations,
+        "refresh": refresh,
+        "precision": precision,
         "basis": basis,
         "spectrum": spectrum,
         "scaling": scaling,

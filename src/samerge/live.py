@@ -156,12 +156,14 @@ def add_weighted_adapter(
     selection: str | None = None,
     aggregation: str | None = None,
     iterations: int | None = None,
+    refresh: int | None = None,
     basis: Literal["svd", "native"] | None = None,
     scaling: float | str | None = None,
     agreement: Literal["absolute", "signed", "paper", "task"] | None = None,
     scope: Literal["layer", "global"] | None = None,
     connectivity: Literal["flow", "local"] | FlowGraph | None = None,
     residual: bool | None = None,
+    precision: Literal["float32", "float64"] | None = None,
     spectrum: Literal["kept", "flat"] | None = None,
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
@@ -202,12 +204,14 @@ def add_weighted_adapter(
         selection: which rank-1 components take part: "saliency", another criterion, or "none".
         aggregation: how what was selected is combined: "sum", or a method's name.
         iterations: scoring and pruning steps.
+        refresh: gamma is computed anew every so many iterations, 1 by default; 0 for the first one alone.
         basis: what the rank-1 components are.
         scaling: lambda, "auto", "auto:<c>", "lines:<alpha>:<beta>", "interference", or "interference:layer".
         agreement: "absolute", |gamma eta|, or "signed", |gamma| w eta; "paper" or "task" for `elementwise`.
         scope: rank components in each layer apart, or over all layers.
         connectivity: "flow", "local", or a flow graph of one's own.
         residual: whether the flow graph has residual edges.
+        precision: what flows and gamma are computed in, "float32" or, for checks, "float64".
         spectrum: "flat" makes the singular values of every merged layer equal.
         dtype: of the new adapter; the adapters' own by default.
         device: where to compute; where the model is by default.
@@ -268,12 +272,14 @@ def add_weighted_adapter(
         rank=rank,
         density=density,
         iterations=iterations,
+        refresh=refresh,
         basis=basis,
         scaling=scaling,
         agreement=agreement,
         scope=scope,
         connectivity=connectivity,
         residual=residual,
+        precision=precision,
         svd_rank=svd_rank,
         spectrum=spectrum,
         dtype=dtype,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Basis = Literal["svd", "native"]
 Agreement = Literal["absolute", "signed", "paper", "task"]
 Scope = Literal["layer", "global"]
+Precision = Literal["float32", "float64"]
 Balance = Literal["none", "norm", "global"]
 Spectrum = Literal["kept", "flat"]
 
@@ -29,6 +30,8 @@ _AGREEMENTS = ("absolute", "signed")
 #: What every option is unless a recipe or the caller says otherwise. `scaling` depends on the method.
 DEFAULTS: Mapping[str, Any] = {
     "iterations": 10,
+    "refresh": 1,
+    "precision": "float32",
     "basis": "svd",
     "scope": "layer",
     "connectivity": "flow",
@@ -103,6 +106,8 @@ class MergeOptions:
         balance: whether the experts are brought to one norm first: "norm", in each layer; "global", as a whole.
         spectrum: "flat" makes the singular values of every merged layer equal.
         fit: whether the result has the largest source rank where `svd_rank` says no other.
+        refresh: gamma is computed anew every so many iterations; 0 for the first one alone.
+        precision: what the flows and gamma are computed in.
     """
 
     method: str
@@ -129,11 +134,19 @@ class MergeOptions:
     balance: Balance = "none"
     spectrum: Spectrum = "kept"
     fit: bool = False
+    refresh: int = 1
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         whole("rank", self.rank)
         whole("iterations", self.iterations)
         whole("svd_rank", self.svd_rank)
+        whole("refresh", self.refresh, least=0)
+        choice("precision", self.precision, get_args(Precision))
+        if self.precision == "float64" and str(self.device).startswith("mps"):
+            raise OptionError(
+                f"precision='float64' on device={self.device!r}, which has none; leave it out, or use device='cpu'"
+            )
         density_mean(self.density)
         if self.rank is not None and self.density is not None:
             raise OptionError(
@@ -276,14 +289,14 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
-def whole(name: str, value: Any) -> None:
-    """A whole number of at least 1, or None.
+def whole(name: str, value: Any, least: int = 1) -> None:
+    """A whole number of at least 1 (or `least`), or None.
 
     Raises:
         OptionError: it is neither.
     """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
-        raise OptionError(f"{name}={value!r} must be a whole number of at least 1")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < least):
+        raise OptionError(f"{name}={value!r} must be a whole number of at least {least}")
 
 
 def fraction(name: str, value: Any) -> None:

@@ -62,6 +62,7 @@ def record(
         },
         "diagnostics": dict(diagnostics),
         "layers": dict(layers),
+        "kernel": outcome.kernel,
         "log_connectivity": {problem.names[n]: value for n, value in outcome.log_connectivity.items()},
         "timings": {stage: round(seconds, 4) for stage, seconds in problem.progress.seconds.items()},
         "warnings": warnings,

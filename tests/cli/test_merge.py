@@ -20,7 +20,8 @@ def test_merge_equals_the_api(invoke, tiny_base, loras, tmp_path) -> None:
         *("merge", "--base", tiny_base, "--adapter", f"m={loras / 'math'}", "--adapter", f"{loras / 'code'}:-0.5"),
         *("--out", "merged", "--density", "0.5", "--iterations", 3, "--basis", "native", "--agreement", "signed"),
         *("--connectivity", "flow", "--no-residual", "--scaling", "0.7", "--dtype", "bfloat16", "--svd-rank", 3),
-        *("--scope", "global", "--device", "cpu", "--method", "saliency", "--recipe", "paper"),
+        *("--scope", "global", "--device", "cpu", "--method", "saliency", "--recipe", "paper", "--refresh", 2),
+        *("--precision", "float64"),
     )
     assert result.exit_code == 0, result.output
     assert "2 adapters merged" in result.stdout
@@ -41,6 +42,8 @@ def test_merge_equals_the_api(invoke, tiny_base, loras, tmp_path) -> None:
             dtype="bfloat16",
             svd_rank=3,
             scope="global",
+            refresh=2,
+            precision="float64",
             device="cpu",
             recipe="paper",
             progress=False,

@@ -85,6 +85,15 @@ def merge(
         int | None,
         typer.Option(metavar="N", help="Scoring and pruning steps. Default: 10.", rich_help_panel=_SELECTION),
     ] = None,
+    refresh: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Read the base for the sensitivities in every N-th step (default: 1), or in the first alone (0), "
+            "which is faster and near the same.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
     basis: Annotated[
         str | None,
         typer.Option(
@@ -123,6 +132,14 @@ def merge(
         typer.Option(
             "--residual/--no-residual",
             help="Whether the graph has the residual edges. Default: yes.",
+            rich_help_panel=_SELECTION,
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="float32|float64",
+            help="What the sensitivities are computed in. Default: float32; float64 is for checks.",
             rich_help_panel=_SELECTION,
         ),
     ] = None,
@@ -229,12 +246,14 @@ def merge(
         "rank": rank,
         "density": None if density is None else number_or_word(density),
         "iterations": iterations,
+        "refresh": refresh,
         "basis": basis,
         "scaling": None if scaling is None else number_or_word(scaling),
         "agreement": agreement,
         "scope": scope,
         "connectivity": connectivity,
         "residual": residual,
+        "precision": precision,
         "svd_rank": svd_rank,
         "spectrum": spectrum,
         "dtype": dtype,

@@ -14,6 +14,7 @@ from samerge.methods.problem import Entry
 
 _SELECTION = frozenset(
     {"recipe", "rank", "density", "iterations", "basis", "agreement", "scope", "connectivity", "residual"}
+    | {"refresh", "precision"}
 )
 
 REGISTRY: dict[str, Entry] = {
@@ -29,7 +30,7 @@ REGISTRY: dict[str, Entry] = {
     "elementwise": Entry(
         merge_elementwise,
         "keep each adapter's most salient elements, then truncate to svd_rank (SA-Merging of full weights)",
-        uses=_SELECTION - {"rank", "basis", "scope"},
+        uses=_SELECTION - {"rank", "basis", "scope", "refresh", "precision"},
         defaults={"scaling": "auto", "density": 0.1},
         needs_base=True,
         adaptive=True,

@@ -89,7 +89,7 @@ class Chain:
         if self.selects:
             used |= _SELECTING
             if kind_of(self.selection) in READ_BASE:
-                used |= {"connectivity", "residual", "recipe"}
+                used |= {"connectivity", "residual", "recipe", "refresh", "precision"}
             if kind_of(self.selection) in AGREE:
                 used |= {"agreement"}
         return used | ({"rank", "recipe"} if RECIPES.get(self.recipe or "", {}).get("fit") else set())
@@ -162,6 +162,7 @@ class Chain:
                 outcome,
                 layers={m: _joined(layer, selected.shares[m]) for m, layer in outcome.layers.items()},
                 log_connectivity=selected.log_connectivity,
+                kernel=selected.kernel,
             )
         if balanced is not None:
             outcome = replace(

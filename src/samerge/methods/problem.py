@@ -118,11 +118,13 @@ class Outcome:
         layers: a merged layer for each site by module name.
         log_connectivity: log R by expert number, where it was computed.
         flat: whether all singular values of a merged layer are equal.
+        kernel: the kernel that swept over the base, where one did (`samerge.kernels`).
     """
 
     layers: Mapping[str, MergedLayer]
     log_connectivity: Mapping[int, float] = field(default_factory=dict)
     flat: bool = False
+    kernel: str | None = None
 
 
 class Method(Protocol):

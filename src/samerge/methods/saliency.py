@@ -82,12 +82,14 @@ class Selected:
     Args:
         problem: the problem with the surviving components as the experts' factors.
         shares: what became of the experts, by module and number.
-        log_connectivity: log R by expert number, where it was computed.
+        log_connectivity: log R by expert number, where it was computed: when gamma was for the last time.
+        kernel: the kernel that swept over the base, likewise.
     """
 
     problem: Problem
     shares: Mapping[str, Mapping[int, Share]]
     log_connectivity: Mapping[int, float]
+    kernel: str | None = None
 
 
 def select(problem: Problem, options: MergeOptions) -> Selected:
@@ -96,18 +98,38 @@ def select(problem: Problem, options: MergeOptions) -> Selected:
     budgets = _budgets(layers, problem, options)
     found: Connectivity | None = None
     if any(budget.prunes for budget in budgets):  # at density 1 nothing needs a score
-        with problem.progress.task("scoring", options.iterations * 2 * _graph_size(problem)) as advance:
+        fresh = {step for step in range(1, options.iterations + 1) if _is_fresh(step, options.refresh)}
+        with problem.progress.task("scoring", len(fresh) * 2 * _graph_size(problem)) as advance:
             near = _near(problem)
             for step in range(1, options.iterations + 1):
-                found = _connectivity(near, layers, advance)
+                if found is None or step in fresh:
+                    found = _connectivity(near, layers, options, advance)
                 scores = _agreed([_scores(layer, found, problem, options) for layer in layers])
                 chosen = _choose(layers, budgets, scores, step, options)
+                found = _restricted(found, layers, chosen)
                 layers = [layer.prune(pick) for layer, pick in zip(layers, chosen, strict=True)]
     return Selected(
         replace(problem, sites=tuple(_left(layer) for layer in layers)),
         {layer.site.module: _shares(layer) for layer in layers},
         dict(enumerate(found.log_connectivity)) if found is not None else {},
+        found.kernel if found is not None else None,
     )
+
+
+def _is_fresh(step: int, refresh: int) -> bool:
+    """Whether gamma is computed anew in a step, from 1: in every `refresh`-th, or in the first alone."""
+    return step == 1 or (refresh > 0 and (step - 1) % refresh == 0)
+
+
+def _restricted(found: Connectivity, layers: Sequence[_Layer], chosen: Sequence[Sequence[Tensor]]) -> Connectivity:
+    """What was found, for the chosen components alone."""
+    gamma = tuple(dict(one) for one in found.gamma)
+    for layer, picks in zip(layers, chosen, strict=True):
+        for n, pick in zip(layer.experts, picks, strict=True):
+            known = gamma[n].get(layer.site.key or "") if layer.site.inside else None
+            if known is not None:
+                gamma[n][layer.site.key or ""] = replace(known, values=known.values[pick])
+    return replace(found, gamma=gamma)
 
 
 def _prepare(problem: Problem, site: Site, options: MergeOptions) -> _Layer:
@@ -178,7 +200,7 @@ def _near(problem: Problem) -> Problem:
     return replace(problem, source=on_device(problem.source, problem.graph.tensors, problem.device))
 
 
-def _connectivity(problem: Problem, layers: Sequence[_Layer], advance: Advance) -> Connectivity:
+def _connectivity(problem: Problem, layers: Sequence[_Layer], options: MergeOptions, advance: Advance) -> Connectivity:
     experts: list[dict[str, LoraFactors]] = [{} for _ in problem.names]
     for layer in layers:
         if layer.site.inside and layer.site.key is not None:
@@ -186,7 +208,8 @@ def _connectivity(problem: Problem, layers: Sequence[_Layer], advance: Advance) 
                 experts[n][layer.site.key] = factors
     if problem.graph is None or problem.source is None or not any(experts):
         return Connectivity(tuple({} for _ in experts), ())
-    found = connectivity(problem.graph, problem.source, experts, device=problem.device, advance=advance)
+    dtype = {"float32": torch.float32, "float64": torch.float64}[options.precision]
+    found = connectivity(problem.graph, problem.source, experts, device=problem.device, dtype=dtype, advance=advance)
     for name, log in zip(problem.names, found.log_connectivity, strict=True):
         if math.isnan(log) or log == math.inf:
             raise BaseModelError(
