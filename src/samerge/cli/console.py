@@ -33,7 +33,7 @@ def stderr() -> Console:
 
 def two(value: float | None) -> str:
     """Two decimals; a dash for what does not exist."""
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"  # no minus before zero
 
 
 def percent(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""`samerge inspect`: what a merge kept, where, from whom, and what it lost."""
+"""`samerge inspect`: what a merge kept, where, from whom, and what it lost; or how several adapters agree."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from samerge.cli.agreement import compared
 from samerge.cli.console import percent, show_json, show_warnings, stdout, two
 from samerge.cli.options import Json
+from samerge.errors import OptionError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,14 +21,46 @@ _MOST_COLUMNS = 6
 
 
 def inspect(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A merged adapter, as `samerge merge` wrote it.")],
-    worst: Annotated[int, typer.Option(min=0, metavar="N", help="How many of the layers that lost most to show.")] = 5,
+    folder: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FOLDER...",
+            help="A merged adapter, as `samerge merge` wrote it; or two adapters or more, [NAME=]SOURCE each, to "
+            "compare with each other.",
+        ),
+    ],
+    worst: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="How many of the worst layers to show: lost most, or most in conflict."),
+    ] = 5,
+    picture: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Draw the cosines between several adapters (png, svg, pdf)."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what a merged adapter holds: from which adapters, which share of each, in which layers, and what was lost.
+    """Show what a merged adapter holds, or how several adapters agree before they are merged.
 
-    It reads `samerge.json` alone; no model and no weights are loaded.
+    From which adapters, which share of each, in which layers, what was lost, what is expected to be left; it reads
+    `samerge.json` alone, no model and no weights:
+
+        samerge inspect merged/
+
+    Who cancels whom, who reacts to the same inputs, who is far larger than the others; it reads the adapters and no
+    base model:
+
+        samerge inspect math=ada/math-lora code=./code-lora ./talk --picture conflicts.png
     """
+    if len(folder) > 1:
+        compared(folder, worst, picture, as_json)
+        return
+    if picture:
+        raise OptionError("--picture draws how several adapters agree; name two or more")
+    merged(folder[0], worst, as_json)
+
+
+def merged(folder: str, worst: int, as_json: bool) -> None:
+    """Show what a merged adapter holds."""
     from samerge.report import read_report
     from samerge.summary import layer_types, worst_layers
 

@@ -1,0 +1,116 @@
+"""Pictures of figures: a heat map, bars. Drawn by matplotlib (`samerge[report]`), without its global state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from samerge.errors import OptionError
+
+#: The most cells of a heat map that still have room for their numbers.
+_NUMBERED = 16
+
+
+def heat_map(path: str | Path, values: Sequence[Sequence[float | None]], names: Sequence[str], title: str) -> Path:
+    """Draw a square table of numbers from -1 to 1 as colours.
+
+    Args:
+        path: the file to write.
+        values: a row for each name; None stays white.
+        names: of rows and columns.
+        title: over the picture.
+
+    Returns:
+        The file.
+
+    Raises:
+        OptionError: matplotlib is not installed, or the file's ending is none that it knows.
+    """
+    size = max(4.0, 0.6 * len(names) + 2.0)
+    figure = _figure(size + 1.0, size, path)
+    axes = figure.add_subplot()
+    cells = [[float("nan") if value is None else value for value in row] for row in values]
+    image = axes.imshow(cells, vmin=-1, vmax=1, cmap="RdBu")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    if len(names) <= _NUMBERED:
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                if value is not None:
+                    colour = "white" if abs(value) > 0.6 else "black"
+                    axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_title(title)
+    figure.colorbar(image)
+    return _write(figure, path)
+
+
+def grouped_bars(
+    path: str | Path, values: Mapping[str, Mapping[str, float | None]], names: Sequence[str], title: str, label: str
+) -> Path:
+    """Draw numbers as bars, one group for each name and one colour for each series.
+
+    Args:
+        path: the file to write.
+        values: for each series, a number for each name; None has no bar.
+        names: the groups.
+        title: over the picture.
+        label: of the numbers' axis.
+
+    Returns:
+        The file.
+
+    Raises:
+        OptionError: matplotlib is not installed, or the file's ending is none that it knows.
+    """
+    figure = _figure(max(6.0, 0.28 * len(names) * len(values) + 3.0), 4.5, path)
+    axes = figure.add_subplot()
+    width = 0.8 / max(1, len(values))
+    for place, (series, row) in enumerate(values.items()):
+        known = [(n, value) for n, name in enumerate(names) if (value := row.get(name)) is not None]
+        offset = (place - (len(values) - 1) / 2) * width
+        axes.bar([n + offset for n, _ in known], [value for _, value in known], width, label=series)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_ylabel(label)
+    axes.set_title(title)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return _write(figure, path)
+
+
+def check_picture(path: str | Path) -> None:
+    """Refuse, before any long work, a picture that could not be drawn.
+
+    Raises:
+        OptionError: matplotlib is not installed, or the file's ending is none that it knows.
+    """
+    _figure(1.0, 1.0, path)
+
+
+def _figure(width: float, height: float, path: str | Path) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise OptionError(
+            f"drawing {path}: pictures need matplotlib, which is not installed; pip install 'samerge[report]'"
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    kinds = figure.canvas.get_supported_filetypes()
+    if Path(path).suffix.removeprefix(".").lower() not in kinds:
+        raise OptionError(
+            f"drawing {path}: the file's ending says what to draw; give one of {', '.join(sorted(kinds))}"
+        )
+    return figure
+
+
+def _write(figure: Any, path: str | Path) -> Path:
+    """Draw in memory, then put the file in its place in one step, so that none is left half written."""
+    target = Path(path)
+    drawn = BytesIO()
+    figure.savefig(drawn, format=target.suffix.removeprefix(".").lower(), dpi=150)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.part")
+    beside.write_bytes(drawn.getvalue())
+    os.replace(beside, target)
+    return target
