@@ -165,6 +165,46 @@ def test_another_scaling_is_the_same_merge_times_a_number(llama: Beast, method: 
             assert fast.report.record["layers"][module]["norm"] == pytest.approx(layer["norm"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"recipe": "even"},
+        {"selection": "norm", "aggregation": "tsv", "weights": {"math": 1.0, "code": -0.5, "talk": 0.3}},
+        {"balance": "global", "method": "ties"},
+    ],
+)
+def test_another_factor_of_the_norm_rule_likewise(llama: Beast, options) -> None:
+    candidates = Candidates(llama.base, llama.adapters)
+    for scaling in ("auto:0.4", "auto:2.5", 0.8):
+        fast = candidates.merged({**options, "scaling": scaling})
+        slow = samerge.merge(llama.base, llama.adapters, scaling=scaling, **options)
+        tensors = slow.tensors()
+        for name, tensor in fast.tensors().items():
+            torch.testing.assert_close(tensor, tensors[name], rtol=1e-5, atol=1e-7)
+        for module, layer in slow.report.record["layers"].items():
+            assert fast.report.record["layers"][module]["scale"] == pytest.approx(layer["scale"], rel=1e-5)
+    assert len(candidates._kept) == 1
+
+
+def test_chain_is_searched_link_by_link(llama: Beast) -> None:
+    search = {
+        "aggregation": ["sum", "tsv"],
+        "selection": ["none", "norm"],
+        "spectrum": ["kept", "flat"],
+        "scaling": ("auto:0.5", "auto:3"),
+        "density": (0.3, 1.0),
+        "iterations": (1, 3),
+    }
+    result = tune(llama, size, search=search, trials=10, method=None, recipe="even")
+    assert result.trials[0].options == {}
+    for trial in result.trials:
+        assert trial.state == "complete", trial.error
+        assert ("iterations" in trial.options) == (trial.options.get("selection") == "norm")
+    assert result.best["scaling"].startswith("auto:")
+    assert size(samerge.merge(llama.base, llama.adapters, **result.best)) == pytest.approx(result.score, rel=1e-5)
+
+
 def test_trials_that_differ_in_scaling_only_merge_once(llama: Beast, monkeypatch) -> None:
     import samerge.tuning.candidates as module
 

@@ -13,7 +13,9 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 def search_space(texts: Sequence[str] | None) -> dict[str, Any] | None:
-    """`NAME=LOW:HIGH`, `NAME=LOW:HIGH:log` or `NAME=A,B,C` as `samerge.tune` takes them; None for none.
+    """`NAME=LOW:HIGH`, `NAME=LOW:HIGH:log`, `scaling=auto:LOW:HIGH` or `NAME=A,B,C` as `samerge.tune` takes them.
+
+    None for none.
 
     Raises:
         OptionError: one of them is neither, or a name stands there twice.
@@ -28,7 +30,9 @@ def search_space(texts: Sequence[str] | None) -> dict[str, Any] | None:
     for text in texts:
         name, given = _pair(text, "--search", "NAME=LOW:HIGH or NAME=A,B,C", found)
         parts = given.split(":")
-        if "," not in given and len(parts) > 1:
+        if parts[0] == "auto" and len(parts) == 3:
+            found[name] = (f"auto:{parts[1]}", f"auto:{parts[2]}")
+        elif "," not in given and len(parts) > 1:
             found[name] = tuple(read(part) for part in parts)
         else:
             found[name] = [read(part) for part in given.split(",")]

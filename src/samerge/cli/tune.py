@@ -57,7 +57,9 @@ def tune(
             "scaling=0.1:2.0, density=0.05:1.0 where the method has it, weights=0.0:2.0.",
         ),
     ] = None,
-    method: Annotated[str, typer.Option(metavar="NAME", help="A method from `samerge methods`.")] = "saliency",
+    method: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A method from `samerge methods`. Default: saliency.")
+    ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", metavar="NAME=VALUE", help="Any other option of `samerge merge`, fixed; repeatable."),

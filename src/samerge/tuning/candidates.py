@@ -18,7 +18,9 @@ from samerge.api import merge
 from samerge.factors import LoraFactors, balanced
 from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base
 from samerge.merged import MergedAdapter
+from samerge.options import auto_factor
 from samerge.report import Report
+from samerge.scaling import norm_rule
 
 #: How many merges are kept for trials that differ from them in nothing but the scaling.
 _KEPT = 4
@@ -27,9 +29,9 @@ _KEPT = 4
 class Candidates:
     """Merges of one set of adapters.
 
-    A numeric scaling multiplies the merged update after everything else, so that trials which differ in it alone are
-    one merge, at scaling 1 and in float32, times a number. Adapters that train biases are merged anew every time: a
-    base's bias is not in proportion.
+    A numeric scaling multiplies the merged update after everything else, and so does "auto:<c>", layer by layer. Trials
+    which differ in these alone are one merge, at scaling 1 and in float32, times numbers. Adapters that train biases
+    are merged anew every time: a base's bias is not in proportion.
 
     Args:
         base: as for `merge`.
@@ -54,19 +56,19 @@ class Candidates:
         return tuple(adapter.name for adapter in self.adapters)
 
     def merged(self, options: Mapping[str, Any]) -> MergedAdapter:
-        """The merge with some options, from a kept one where that is the same to the bit.
+        """The merge with some options, from a kept one where that is the same.
 
         Args:
             options: keyword arguments of `merge`.
         """
         scaling = options.get("scaling")
-        if not isinstance(scaling, Real):
+        if not isinstance(scaling, Real) and not auto_factor(str(scaling)):  # "auto" alone depends on the spectrum
             return self._remember(options)
         unit = self._remember({**options, "scaling": 1.0, "dtype": torch.float32})
         if unit.extras:
             return self._remember(options)
         dtype = dtype_of(options.get("dtype"))
-        return scaled(unit, float(scaling), dtype, dtype or widest(adapter.dtype for adapter in self.adapters))
+        return scaled(unit, scaling, dtype, dtype or widest(adapter.dtype for adapter in self.adapters))
 
     def exactly(self, options: Mapping[str, Any]) -> MergedAdapter:
         """The merge with some options, made anew, with its warnings."""
@@ -84,24 +86,39 @@ class Candidates:
         return self._kept[key]
 
 
-def scaled(unit: MergedAdapter, scaling: float, asked: torch.dtype | None, dtype: torch.dtype) -> MergedAdapter:
-    """A merge at another scaling: the same factors times a number.
+def scaled(unit: MergedAdapter, scaling: Any, asked: torch.dtype | None, dtype: torch.dtype) -> MergedAdapter:
+    """A merge at another scaling: the same factors times a number, one for each layer under "auto:<c>".
 
     Args:
         unit: the merge at scaling 1.0, in float32, without extras.
-        scaling: lambda.
+        scaling: lambda, or "auto:<c>".
         asked: the dtype that the caller asked for, for the record.
         dtype: the dtype to write.
     """
     record = unit.report.record
     name = str(dtype).removeprefix("torch.")
-    factors = {module: balanced(LoraFactors(f.A, f.B * scaling)).to(dtype=dtype) for module, f in unit.factors.items()}
+    scales = {module: _scale(layer, record["inputs"], scaling) for module, layer in record["layers"].items()}
+    factors = {
+        module: balanced(LoraFactors(f.A, f.B * scales.get(module, 1.0))).to(dtype=dtype)  # layers added have no scale
+        for module, f in unit.factors.items()
+    }
     changed = {
         "options": {**record["options"], "scaling": scaling, "dtype": None if asked is None else name},
         "output": {**record["output"], "dtype": name},
         "layers": {
-            module: {**layer, "scale": layer["scale"] * scaling, "norm": layer["norm"] * abs(scaling)}
+            module: {**layer, "scale": layer["scale"] * scales[module], "norm": layer["norm"] * abs(scales[module])}
             for module, layer in record["layers"].items()
         },
     }
     return replace(unit, factors=factors, report=Report({**record, **changed}))
+
+
+def _scale(layer: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], scaling: Any) -> float:
+    """What a layer at scaling 1.0 is multiplied with."""
+    factor = auto_factor(scaling)
+    if factor is None:
+        return float(scaling)
+    norms = {
+        n: layer["experts"][one["name"]]["norm"] for n, one in enumerate(inputs) if one["name"] in layer["experts"]
+    }
+    return norm_rule(layer["norm"], norms, [one["weight"] for one in inputs], factor)

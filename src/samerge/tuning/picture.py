@@ -64,4 +64,4 @@ def _over_option(axis: Any, result: TuneResult, name: str, dimension: Any) -> No
     axis.plot([value for value, _ in points], [score for _, score in points], "o", color="0.6")
     if result.default_score is not None:
         axis.axhline(result.default_score, color="tab:orange", linestyle="--")
-    axis.set(xlabel=name, ylabel="score")
+    axis.set(xlabel=name if isinstance(dimension, list) else f"{name} {dimension.get('prefix', '')}", ylabel="score")

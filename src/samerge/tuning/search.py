@@ -35,7 +35,7 @@ def tune(
     adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike],
     score: Callable[[Any], Any],
     *,
-    method: str = "saliency",
+    method: str | None = None,
     trials: int = 30,
     search: Mapping[str, Any] | None = None,
     model: nn.Module | None = None,
@@ -59,7 +59,7 @@ def tune(
         adapters: as for `merge`.
         score: called with the `MergedAdapter` of a candidate; or, with `model`, with the model, on which the candidate
             is the active adapter. Returns a finite number; anything else is a failed trial.
-        method: as for `merge`; the untuned one where methods are searched.
+        method: as for `merge`; where methods are searched, that of the untuned merge.
         trials: how many in all, the untuned one and those that `storage` holds already among them.
         search: what is searched, by option: bounds (low, high), or (low, high, "log"), or a list of values. Any option
             of `merge`, any of the method's own, "weights" for the weight of every adapter, "weights.<name>" for one.

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from samerge.errors import OptionError
-from samerge.methods import REGISTRY, entry
+from samerge.methods import entry
+from samerge.methods.chain import Chain, chain
 from samerge.methods.parameters import defaults
+from samerge.options import auto_factor
 
 #: What is searched unless the caller says otherwise; density only where the method has one.
 DEFAULT_SEARCH: Mapping[str, Any] = {"scaling": (0.1, 2.0), "density": (0.05, 1.0), "weights": (0.0, 2.0)}
+
+#: Options that name the links of the chain; they decide which others there are.
+_LINKS = ("method", "selection", "aggregation", "recipe")
+
+#: Options that no chain lists: every merge has weights; `basis` depends on how weights and scaling are found.
+_ALWAYS = frozenset({"weights", "basis", "method_options", *_LINKS})
 
 #: Arguments of `merge` that do not change what comes out of it, or are no options.
 _NOT_SEARCHED = frozenset({"base", "adapters", "method_options", "device", "progress"})
@@ -50,6 +60,7 @@ class Dimension:
         whole: only whole numbers.
         log: on a log scale.
         choices: instead of bounds, the values.
+        prefix: what stands before the number in the option: "auto:" of "auto:1.3".
     """
 
     name: str
@@ -59,6 +70,11 @@ class Dimension:
     whole: bool = False
     log: bool = False
     choices: tuple[Value, ...] | None = None
+    prefix: str = ""
+
+    def option(self, value: Value) -> Value:
+        """The option's value from the optimiser's."""
+        return f"{self.prefix}{value!r}" if self.prefix else value
 
     def suggest(self, trial: Suggests) -> Value:
         """A value, from the optimiser."""
@@ -73,7 +89,8 @@ class Dimension:
         """As plain JSON: a list of values, or the bounds and the scale."""
         if self.choices is not None:
             return list(self.choices)
-        return {"low": self.low, "high": self.high, "whole": self.whole, "log": self.log}
+        bounds = {"low": self.low, "high": self.high, "whole": self.whole, "log": self.log}
+        return bounds | ({"prefix": self.prefix} if self.prefix else {})
 
 
 @dataclass(frozen=True)
@@ -81,9 +98,8 @@ class Space:
     """What is searched and what is fixed.
 
     Args:
-        dimensions: the searched options, `method` first where it is one of them.
-        fixed: options of `merge` that were given, `method` among them; where one is searched, too, it is the untuned
-            value.
+        dimensions: the searched options, those first that name links of the chain.
+        fixed: options of `merge` that were given; where one is searched, too, it is the untuned value.
         names: the adapters.
     """
 
@@ -91,37 +107,29 @@ class Space:
     fixed: Mapping[str, Any] = field(repr=False)
     names: tuple[str, ...]
 
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The methods that a trial may have."""
-        found = next((d.choices for d in self.dimensions if d.name == "method" and d.choices), (self.fixed["method"],))
-        return tuple(str(method) for method in found)
-
     def suggest(self, trial: Suggests) -> dict[str, Value]:
-        """A point: a value for every dimension that means something to the method of the point."""
+        """A point: a value for every dimension that means something to the chain of the point."""
         values: dict[str, Value] = {}
         for dimension in self.dimensions:
-            method = str(values.get("method", self.fixed["method"]))
-            if has(method, dimension):
+            if dimension.name in _LINKS or has(_chain(self.fixed, values), dimension):
                 values[dimension.name] = dimension.suggest(trial)
         return values
 
     def options(self, values: Mapping[str, Value]) -> dict[str, Any]:
         """The keyword arguments of `merge` at a point; {} is the untuned merge."""
-        method = str(values.get("method", self.fixed["method"]))
-        kinds = {dimension.name: dimension.kind for dimension in self.dimensions}
-        options = {name: value for name, value in self.fixed.items() if _applies(method, name)}
-        own = {k: v for k, v in (self.fixed.get("method_options") or {}).items() if k in _own(method)}
-        own |= {name: value for name, value in values.items() if kinds[name] == "own"}
-        options |= {name: value for name, value in values.items() if kinds[name] == "option"}
-        weights = {name.partition(".")[2]: v for name, v in values.items() if kinds[name] == "weight"}
+        links = _chain(self.fixed, values)
+        given = {d.name: (d, d.option(values[d.name])) for d in self.dimensions if d.name in values}
+        options = {name: value for name, value in self.fixed.items() if _applies(links, name)}
+        own = {name: value for name, value in options.pop("method_options", {}).items() if name in _own(links)}
+        own |= {name: value for name, (dimension, value) in given.items() if dimension.kind == "own"}
+        options |= {name: value for name, (dimension, value) in given.items() if dimension.kind == "option"}
+        weights = {name.partition(".")[2]: value for name, (d, value) in given.items() if d.kind == "weight"}
         if weights:
             fixed = self.fixed.get("weights", {})
             options["weights"] = (
                 dict.fromkeys(self.names, 1.0) | ({} if isinstance(fixed, str) else dict(fixed)) | weights
             )
-        options.pop("method_options", None)
-        return options | ({"method_options": own} if own else {}) | {"method": method}
+        return options | ({"method_options": own} if own else {})
 
     def record(self) -> dict[str, Any]:
         """The searched options as plain JSON."""
@@ -132,9 +140,10 @@ def space_of(search: Mapping[str, Any] | None, fixed: Mapping[str, Any], names: 
     """The search space, checked.
 
     Args:
-        search: by option: bounds (low, high), or (low, high, "log" or "linear"); or a list of values. "weights" stands
-            for the weight of every adapter, "weights.<name>" for that of one. None for `DEFAULT_SEARCH`.
-        fixed: options of `merge` by name, `method` among them.
+        search: by option: bounds (low, high), or (low, high, "log" or "linear"); or a list of values. Bounds of scaling
+            may be ("auto:0.5", "auto:3"). "weights" stands for the weight of every adapter, "weights.<name>" for that
+            of one. None for `DEFAULT_SEARCH`.
+        fixed: options of `merge` by name; None means not given.
         names: the adapters.
 
     Raises:
@@ -150,18 +159,19 @@ def space_of(search: Mapping[str, Any] | None, fixed: Mapping[str, Any], names: 
     fixed = {name: value for name, value in fixed.items() if value is not None}
     if isinstance(fixed.get("weights"), Sequence) and not isinstance(fixed["weights"], str):
         fixed["weights"] = _by_name(fixed["weights"], names)
-    given = dict(_default_search(fixed) if search is None else search)
-    methods = _methods(given, str(fixed["method"]))
-    _check_fixed(fixed, methods)
+    links = _chains(search or {}, fixed)
+    given = dict(_default_search(fixed, links[0]) if search is None else search)
+    _check_fixed(fixed, links)
     dimensions = [
         dimension
-        for name in sorted(given, key=lambda name: name != "method")
-        for dimension in _dimensions(name, given[name], given, methods, names)
+        for name in sorted(given, key=lambda name: _LINKS.index(name) if name in _LINKS else len(_LINKS))
+        for dimension in _dimensions(name, given[name], given, links, names)
     ]
     if not dimensions:
         raise OptionError("search is empty; name at least one option to search, such as scaling=(0.1, 2.0)")
     searched = {dimension.name for dimension in dimensions}
-    if {"rank", "density"} <= searched | (set(fixed) & {"rank", "density"}) and searched & {"rank", "density"}:
+    together = {"rank", "density"} <= searched | set(fixed) and searched & {"rank", "density"}
+    if together and all(one.counts for one in links):
         raise OptionError(
             "rank and density together, one of them searched: both set how many components are kept; leave one out"
         )
@@ -175,9 +185,9 @@ def space_of(search: Mapping[str, Any] | None, fixed: Mapping[str, Any], names: 
     return Space(tuple(dimensions), fixed, tuple(names))
 
 
-def has(method: str, dimension: Dimension) -> bool:
-    """Whether a dimension means something to a method."""
-    return dimension.name in _own(method) if dimension.kind == "own" else _applies(method, _option_of(dimension))
+def has(links: Chain, dimension: Dimension) -> bool:
+    """Whether a dimension means something to a chain."""
+    return dimension.name in _own(links) if dimension.kind == "own" else _applies(links, _option_of(dimension))
 
 
 def kinds() -> dict[str, str]:
@@ -192,28 +202,46 @@ def _option_of(dimension: Dimension) -> str:
     return "weights" if dimension.kind == "weight" else dimension.name
 
 
-def _applies(method: str, option: str) -> bool:
-    """Options that no line of the registry names mean something to every method."""
-    return option in entry(method).uses or not any(option in line.uses for line in REGISTRY.values())
+def _applies(links: Chain, option: str) -> bool:
+    return option in _ALWAYS or option in links.uses()
 
 
-def _own(method: str) -> dict[str, Any]:
-    parameters = entry(method).parameters
-    return {} if parameters is None else defaults(parameters)
+def _own(links: Chain) -> dict[str, Any]:
+    """The aggregation's own options; after a selection its density is one of them."""
+    parameters = {} if links.entry.parameters is None else defaults(links.entry.parameters)
+    return parameters | ({"density": 1.0} if links.selects and "density" in links.entry.uses else {})
 
 
-def _default_search(fixed: Mapping[str, Any]) -> dict[str, Any]:
-    without = {"density"} if "rank" in fixed or not _applies(str(fixed["method"]), "density") else set()
+def _chain(fixed: Mapping[str, Any], values: Mapping[str, Any]) -> Chain:
+    """The chain of a point."""
+    return chain(*(values.get(name, fixed.get(name)) for name in _LINKS))
+
+
+def _chains(search: Mapping[str, Any], fixed: Mapping[str, Any]) -> list[Chain]:
+    """The untuned chain, then all others that a trial may have. Names that do not go together are left to fail there.
+
+    Raises:
+        OptionError: a link is no list of names, or a name is not known.
+    """
+    choices: list[list[Any]] = []
+    for link in _LINKS:
+        names = search.get(link, [fixed.get(link)])
+        if not isinstance(names, list) or not names:
+            raise OptionError(f"search {link}={names!r}: give a list of names, such as ['saliency', 'tsv']")
+        choices.append(names)
+    for method in choices[0]:
+        if method is not None:
+            entry(method)
+    found = [_chain(fixed, {})]
+    for names in itertools.product(*choices):
+        with suppress(OptionError):
+            found.append(chain(*names))
+    return found
+
+
+def _default_search(fixed: Mapping[str, Any], links: Chain) -> dict[str, Any]:
+    without = {"density"} if not _applies(links, "density") or ("rank" in fixed and links.counts) else set()
     return {name: bounds for name, bounds in DEFAULT_SEARCH.items() if name not in without}
-
-
-def _methods(given: Mapping[str, Any], fixed: str) -> tuple[str, ...]:
-    methods = given.get("method", [fixed])
-    if not isinstance(methods, list) or not methods:
-        raise OptionError(f"search method={methods!r}: give a list of names, such as ['saliency', 'tsv']")
-    for method in (*methods, fixed):
-        entry(method)
-    return tuple(methods)
 
 
 def _by_name(weights: Sequence[float], names: Sequence[str]) -> dict[str, float]:
@@ -222,23 +250,27 @@ def _by_name(weights: Sequence[float], names: Sequence[str]) -> dict[str, float]
     return dict(zip(names, weights_of(weights, names), strict=True))
 
 
-def _check_fixed(fixed: Mapping[str, Any], methods: Sequence[str]) -> None:
+def _check_fixed(fixed: Mapping[str, Any], links: Sequence[Chain]) -> None:
     known = kinds()
     for name in fixed:
         if name not in known:
             raise OptionError(f"samerge.tune: {_unknown(name, known)}")
-        if not any(_applies(method, name) for method in (*methods, str(fixed["method"]))):
-            raise OptionError(f"method={methods[0]!r} has no option {name!r} (given {name}={fixed[name]!r})")
+        if not any(_applies(one, name) for one in links):
+            raise OptionError(f"method={links[0].name!r} has no option {name!r} (given {name}={fixed[name]!r})")
     own = fixed.get("method_options", {})
     if not isinstance(own, Mapping):
         raise OptionError(f"method_options={own!r} must be a mapping of names to values")
     for name in own:
-        if not any(name in _own(method) for method in (*methods, str(fixed["method"]))):
-            raise OptionError(f"method_options: {', '.join(methods)} has no option {name!r} of its own")
+        if not any(name in _own(one) for one in links):
+            raise OptionError(f"method_options: {_names(links)} has no option {name!r} of its own")
+
+
+def _names(links: Sequence[Chain]) -> str:
+    return ", ".join(dict.fromkeys(one.name for one in links))
 
 
 def _dimensions(
-    name: str, given: Any, search: Mapping[str, Any], methods: Sequence[str], names: Sequence[str]
+    name: str, given: Any, search: Mapping[str, Any], links: Sequence[Chain], names: Sequence[str]
 ) -> list[Dimension]:
     """The dimensions that one entry of `search` stands for."""
     words = isinstance(given, list) and not all(_is_number(value) for value in given)
@@ -253,13 +285,13 @@ def _dimensions(
     if name in known:
         dimension = _dimension(name, "option", given, whole=known[name].startswith("int"), log=True)
     else:
-        types = [type(_own(method)[name]) for method in methods if name in _own(method)]
+        types = [type(_own(one)[name]) for one in links if name in _own(one)]
         if not types:
-            others = [option for method in methods for option in _own(method)]
+            others = [option for one in links for option in _own(one)]
             raise OptionError(f"search: {_unknown(name, [*known, *others])}")
         dimension = _dimension(name, "own", given, whole=types[0] is int, log=True)
-    if not any(has(method, dimension) for method in methods):
-        raise OptionError(f"search {name!r}: method={', '.join(methods)} has no such option; leave it out")
+    if not any(has(one, dimension) for one in links):
+        raise OptionError(f"search {name!r}: method={_names(links)} has no such option; leave it out")
     return [dimension]
 
 
@@ -270,6 +302,9 @@ def _dimension(name: str, kind: Literal["option", "weight", "own"], given: Any, 
             raise OptionError(f"search {name}={given!r}: a list must hold words, numbers, True, False or None")
         return Dimension(name, kind, choices=tuple(dict.fromkeys(given)))
     bounds = tuple(given) if isinstance(given, tuple) else ()
+    prefix = ""
+    if name == "scaling" and len(bounds) >= 2 and all(str(bound).startswith("auto:") for bound in bounds[:2]):
+        prefix, bounds = "auto:", (*(auto_factor(bound) for bound in bounds[:2]), *bounds[2:])
     scale = bounds[2] if len(bounds) == 3 else None
     if len(bounds) not in (2, 3) or not all(_is_number(value) for value in bounds[:2]) or not bounds[0] < bounds[1]:
         raise OptionError(
@@ -284,7 +319,9 @@ def _dimension(name: str, kind: Literal["option", "weight", "own"], given: Any, 
     if scale == "log" and low <= 0:
         raise OptionError(f"search {name}={given!r}: a log scale needs bounds above 0")
     wide = log and low > 0 and high / low >= _LOG_RATIO
-    return Dimension(name, kind, float(low), float(high), whole, scale == "log" or (wide and scale is None))
+    return Dimension(
+        name, kind, float(low), float(high), whole, scale == "log" or (wide and scale is None), prefix=prefix
+    )
 
 
 def _is_number(value: Any) -> bool:
