@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import platform
 import time
 import warnings
@@ -26,7 +25,7 @@ from evidence.scores import pack, unpack
 from evidence.table import Budget, Family
 from samerge.compress import truncate
 from samerge.diagnostics.overlap import overlaps
-from samerge.diagnostics.summary import expected_retention
+from samerge.diagnostics.summary import summary
 from samerge.factors import LoraFactors, norm
 from samerge.record import versions
 from samerge.scaling import norm_rule
@@ -222,31 +221,26 @@ def norm_scales(factors: Mapping[str, Any], layers: Mapping[str, Any], c: float)
 def foretold(update: Update, experts: Mapping[str, Update]) -> dict[str, float]:
     """What the library's diagnostics say of an update without data, mean over the experts.
 
-    Squares add up over the layers: an expert's interference is sqrt(sum ||(M - tau) V V^T||^2 / sum ||tau||^2), as a
-    merge's own record has it. Computed here because scale and rank come after the merge.
+    The figures of a merge's own record; computed here because scale and rank come after the merge.
     """
-    sums = {task: [0.0] * 5 for task in experts}
-    merged = 0.0
+    layers: dict[str, Any] = {}
     for module, factors in update.factors.items():
         by = update.scale if isinstance(update.scale, float | int) else update.scale[module]
-        scaled = LoraFactors(factors.A, factors.B * by)
-        merged += float(norm(scaled)) ** 2
+        merged = LoraFactors(factors.A, factors.B * by)
         own = {task: expert.factors[module] for task, expert in experts.items() if module in expert.factors}
-        for task, one in zip(own, overlaps(scaled, list(own.values())), strict=True):
-            parts = (one.own, one.inner, one.error, one.weighted_error, one.weighted_own)
-            sums[task] = [total + part for total, part in zip(sums[task], parts, strict=True)]
-    figures: dict[str, list[float]] = {}
-    for own_, inner, error, weighted_error, weighted_own in sums.values():
-        interference = math.sqrt(error / own_)
-        for name, value in (
-            ("expected retention", expected_retention({"interference": interference}) or 0.0),
-            ("retention", inner / own_),
-            ("cosine", inner / math.sqrt(own_ * merged) if merged else 0.0),
-            ("interference", interference),
-            ("weighted interference", math.sqrt(weighted_error / weighted_own)),
-        ):
-            figures.setdefault(name, []).append(value)
-    return {name: round(sum(values) / len(values), 4) for name, values in figures.items()}
+        found = zip(own.items(), overlaps(merged, list(own.values())), strict=True)
+        layers[module] = {
+            "norm": float(norm(merged)),
+            # These do not tell merges apart that differ in scale alone, and are not looked at here.
+            **{"effective_rank": 0.0, "sign_conflict": None, "sampled": (0, 0)},
+            "experts": {
+                task: {"norm": float(norm(tau)), "kept": None, "sign_conflict": None, **overlap.figures()}
+                for (task, tau), overlap in found
+            },
+        }
+    rows = list(summary(layers, list(experts))["experts"].values())
+    names = [name for name, value in rows[0].items() if value is not None and name != "norm"]
+    return {name: round(sum(row[name] or 0.0 for row in rows) / len(rows), 4) for name in names}
 
 
 def read_lines(store: Path) -> list[dict[str, Any]]:

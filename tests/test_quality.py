@@ -1,0 +1,152 @@
+"""The benchmark of quality: its arithmetic against slow and obvious ways, and the page against its results."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+import samerge
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from evidence.collect import mark  # noqa: E402
+from evidence.runs import foretold, norm_scales, settings  # noqa: E402
+from evidence.scores import interval, pack, resampled, score, spearman, unpack  # noqa: E402
+from evidence.table import FAMILIES, Family  # noqa: E402
+from suites.base import LiveWeights, Update, divide, single  # noqa: E402
+
+from samerge.compress import truncate  # noqa: E402
+from samerge.methods.chain import chain  # noqa: E402
+
+
+def answers(seed: int, sizes=(11, 30), rate: float = 0.6) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {f"task {i}": torch.rand(size, generator=generator) < rate for i, size in enumerate(sizes)}
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 250])
+def test_answers_survive_their_packing(count):
+    own = answers(count, (count,))["task 0"]
+    assert torch.equal(unpack(pack(own)), own)
+
+
+def test_bootstrap_is_what_drawing_items_one_by_one_gives():
+    experts, merged = answers(1, rate=0.9), [answers(2), answers(3)]
+    found = resampled(experts, merged, times=5, seed=4)
+    generator = torch.Generator().manual_seed(4)
+    expected = torch.zeros(2, 5)
+    for task in sorted(experts):
+        draws = torch.randint(len(experts[task]), (5, len(experts[task])), generator=generator)
+        for i, one in enumerate(merged):
+            for t, draw in enumerate(draws.tolist()):
+                right = sum(bool(one[task][j]) for j in draw)
+                expected[i, t] += 100 * right / sum(bool(experts[task][j]) for j in draw) / len(experts)
+    torch.testing.assert_close(found.float(), expected)
+
+
+def test_bootstrap_scatters_around_the_score_and_an_expert_is_certain_of_itself():
+    experts, merged = answers(1, (400, 300), 0.9), answers(2, (400, 300))
+    samples = resampled(experts, [merged, experts], times=500)
+    low, high = interval(samples[0])
+    assert low < score(merged, experts) < high
+    assert interval(samples[1]) == pytest.approx((100.0, 100.0))
+
+
+def test_rank_correlation():
+    random_ = random.Random(0)
+    a = [random_.random() for _ in range(20)]
+    assert spearman(a, [x**3 for x in a]) == pytest.approx(1.0)
+    assert spearman(a, [-x for x in a]) == pytest.approx(-1.0)
+    assert spearman([1, 1, 2], [1, 2, 3]) == pytest.approx(3**0.5 / 2)  # the tie has rank 1.5
+
+
+def record(suite: str, scaling: float, validation: float, test: float) -> dict:
+    return {
+        **{"suite": suite, "merge": "m", "budget": "r", "density": None, "scaling": scaling},
+        **{"validation": validation, "test": test},
+    }
+
+
+def test_a_setting_is_chosen_by_suites_of_other_kin_only():
+    table = {"a": (90, 80, 70), "b": (60, 90, 50), "c": (10, 20, 99)}
+    records = [
+        record(suite, scaling, validation, 100 - validation)
+        for suite, row in table.items()
+        for scaling, validation in zip((0.5, 1.0, 2.0), row, strict=True)
+    ]
+    mark(records, {"a": "x", "b": "x", "c": "y"})
+    marks = {(r["suite"], r["scaling"]): set(r["marks"]) for r in records}
+    assert marks["a", 2.0] == {"best", "tuned elsewhere"}  # c alone chose, as b is of a's kin
+    assert marks["b", 2.0] == {"best", "tuned elsewhere"}
+    assert marks["c", 1.0] == {"tuned elsewhere"}  # 80 + 90 is the most of a and b together
+    assert (marks["a", 0.5], marks["b", 1.0], marks["c", 2.0]) == ({"tuned"}, {"tuned"}, {"tuned"})
+
+
+def test_splits_are_disjoint_and_whole():
+    splits = divide(range(100))
+    assert sorted(splits["validation"] + splits["test"]) == list(range(100))
+    assert len(splits["validation"]) == 33
+    assert divide(range(100)) == splits
+    assert len(divide(range(9000))["validation"]) == 1000
+
+
+def test_no_two_merges_have_one_name():
+    names = [family.name for family in FAMILIES]
+    assert len(set(names)) == len(names)
+    assert sum(family.role == "default" for family in FAMILIES) == 1
+    keys = [s.key() for s in settings(FAMILIES, "*", ["r", "2r", "free"], judge=False)]
+    assert len(set(keys)) == len(keys)
+    judged = settings(FAMILIES, "*", ["r"], judge=True)
+    assert not any(s.family.design for s in judged)
+    assert {s.family.name for s in settings(FAMILIES, "tsv,iso*", ["r"], judge=True)} == {"tsv", "iso-c"}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_library_knows_every_option_of_the_table(family: Family):
+    for budget in family.budgets:
+        for density in family.densities:
+            given = family.arguments(budget, 16, density, family.seeds[0])
+            links = chain(*(given.pop(name, None) for name in ("method", "selection", "aggregation", "recipe")))
+            own, weights = given.pop("method_options", None), given.pop("weights", None)
+            for scaling in family.all_scalings():
+                links.options({**given, "scaling": scaling}, own, measured=weights == "auto")
+
+
+@pytest.mark.parametrize("method", ["tsv", "linear"])
+def test_scale_and_rank_after_the_merge_are_the_merges_own(method, llama):
+    plain = samerge.merge(llama.folder, llama.adapters, method=method, scaling=1.0, progress=False)
+    cut = {module: truncate(update, 3)[0] for module, update in plain.factors.items()}
+    scales = norm_scales(cut, plain.report.record["layers"], 1.6)
+    update = Update(cut, plain.layouts, scales)
+    whole = samerge.merge(llama.folder, llama.adapters, method=method, scaling="auto:1.6", svd_rank=3, progress=False)
+    for module in whole.factors:
+        torch.testing.assert_close(update.delta(module), whole.delta(module), rtol=1e-3, atol=1e-5)
+    own = whole.report.record["diagnostics"]["experts"]
+    found = foretold(update, {name: single(folder) for name, folder in llama.adapters.items()})
+    assert {"expected_retention", "interference", "cosine"} <= set(found)
+    for key, value in found.items():
+        assert value == pytest.approx(sum(row[key] for row in own.values()) / len(own), abs=1e-3)
+
+
+@torch.no_grad()
+def test_live_weights_are_what_peft_makes_and_come_back(llama):
+    tokens = torch.arange(12).reshape(2, 6)
+    name, folder = next(iter(llama.adapters.items()))
+    expected = PeftModel.from_pretrained(llama.model(), folder, adapter_name=name)(tokens).logits
+    model = llama.model()
+    before = model(tokens).logits
+    live, update = LiveWeights(model), single(folder)
+    live.put(update)
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+    other = single(list(llama.adapters.values())[1])
+    live.put(other)
+    live.put(update)
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-5)
+    live.put(None)
+    assert torch.equal(model(tokens).logits, before)
