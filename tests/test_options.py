@@ -129,3 +129,31 @@ def test_residual_edges_are_for_the_graph_that_is_built_here():
     with pytest.raises(OptionError, match="residual=True is for connectivity='flow'"):
         resolve("saliency", None, {"residual": True, "connectivity": "local"}, {"scaling": 1.0})
     assert resolve("saliency", "paper", {"connectivity": "local"}, {}).residual is False  # a recipe's is no request
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("balance", "none, norm, global"),
+        ("spectrum", "kept, flat"),
+        ("selection", "none, saliency, sensitivity, agreement, norm, random, random:<seed>"),
+    ],
+)
+def test_the_links_have_choices(name, choices):
+    with pytest.raises(OptionError, match=f"{name}='wrong' is not known; choose one of {choices}"):
+        options(**{name: "wrong"})
+
+
+def test_the_even_recipe():
+    o = resolve("tsv", "even", {}, {"scaling": 1.0, "density": 1.0})
+    assert (o.balance, o.aggregation, o.spectrum, o.scaling, o.fit, o.selection) == (
+        *("norm", "tsv", "flat", "auto", True, "none"),
+    )
+    assert resolve("tsv", "even", {"spectrum": "kept"}, {"scaling": 1.0}).spectrum == "kept"
+    plain = options()
+    assert (plain.balance, plain.spectrum, plain.fit) == ("none", "kept", False)
+
+
+@pytest.mark.parametrize("scaling", ["auto", "auto:1.6", "lines:0.2:0.8", "interference", "interference:layer", 0.3])
+def test_scalings(scaling):
+    assert options(scaling=scaling).scaling == scaling

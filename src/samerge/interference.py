@@ -13,7 +13,8 @@ is a sum of squares in whatever M is linear in, and everything follows from smal
 
 A_i are the right singular vectors of tau_i by default (basis="svd"), so that nothing depends on how B and A were
 trained; with basis="native" the rows as trained. Experts whose tau_i A_i^T is zero take no part. The same quantity with
-tau_i^T in place of A_i^T is the loss of WUDI (Cheng et al. 2025). Cost O((d_in + d_out) R^2 + N R^3) a layer.
+tau_i^T in place of A_i^T is the loss of WUDI (Cheng et al. 2025). Cost of
+the weights O((d_in + d_out) R^2 + R^3) a layer, of the strength O((d_in + d_out + R) R k) with M' of rank k.
 """
 
 from __future__ import annotations
@@ -91,18 +92,18 @@ def weight_terms(experts: Mapping[int, LoraFactors], count: int) -> tuple[Tensor
     if not experts:
         return total, target
     parts = {n: _double(part) for n, part in experts.items()}
-    numbers = torch.tensor([n for n, (B, _) in parts.items() for _ in range(B.shape[1])])
+    numbers, ranks = list(parts), [B.shape[1] for B, _ in parts.values()]
     columns = torch.cat([B for B, _ in parts.values()], dim=1)
     rows = torch.cat([A for _, A in parts.values()])
     gram = columns.T @ columns  # (R, R)
-    place = torch.nn.functional.one_hot(numbers, count).double().to(gram.device)  # (R, N)
     for n, (B, A) in parts.items():
         size = _effect(B, A)
         if size > 0:
             on = rows @ A.T  # (R, r)
-            inner = (place.T @ (gram * (on @ on.T)) @ place).cpu() / size  # (N, N): <tau_j A^T, tau_k A^T>
-            total += inner
-            target += inner[:, n]
+            inner = _by_blocks(gram * (on @ on.T), ranks).cpu() / size  # <tau_j A^T, tau_k A^T> of those here
+            for place, j in enumerate(numbers):
+                total[j, numbers] += inner[place]
+            target[numbers] += inner[:, numbers.index(n)]
     return total, target
 
 
@@ -141,6 +142,12 @@ def experts_of(problem: Problem, site: Site, basis: str) -> dict[int, LoraFactor
     """The experts' updates at a site as B_i A_i with the rows A_i that the interference is measured on."""
     parts = problem.factors(site)
     return {n: svd_basis(part) for n, part in parts.items()} if basis == "svd" else parts
+
+
+def _by_blocks(matrix: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The sums of the blocks of a square matrix."""
+    rows = torch.stack([block.sum(dim=0) for block in torch.split(matrix, list(sizes))])
+    return torch.stack([block.sum(dim=1) for block in torch.split(rows, list(sizes), dim=1)], dim=1)
 
 
 def _double(factors: LoraFactors) -> tuple[Tensor, Tensor]:

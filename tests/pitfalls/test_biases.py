@@ -99,3 +99,7 @@ def test_lines_do_not_scale_biases(bench) -> None:
     folder = lab.train("a", change_biases, target_modules=["query"], bias="lora_only")
     with pytest.raises(samerge.OptionError, match=r"train biases .* which it does not scale by layer"):
         samerge.merge(lab.base, [folder], density=1.0, scaling="lines:0.5:0.5")
+    with pytest.raises(samerge.OptionError, match=r"train biases .* which it does not scale; give a number or 'auto'"):
+        samerge.merge(lab.base, [folder], density=1.0, scaling="interference")
+    one, other = (samerge.merge(lab.base, [folder], density=1.0, scaling=s).tensors() for s in ("auto", "auto:1.6"))
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())  # one expert keeps its own norm
