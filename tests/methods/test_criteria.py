@@ -159,6 +159,8 @@ def test_chance_depends_on_the_seed_and_the_names_alone(case):
         return [kept(merged, module, n) for module in MODULES for n in range(3)]
 
     assert picked("random") == picked("random:0") == picked("random", ("e2", "e0", "e1"))
+    steps = [samerge.merge(None, adapters, selection="random", density=0.5, iterations=t) for t in (1, 7)]
+    assert [[kept(m, module, n) for module in MODULES for n in range(3)] for m in steps] == [picked("random")] * 2
     assert picked("random:1") != picked("random:0")
     assert picked("random")[0] != picked("random")[3]  # another layer, other components
     assert torch.equal(before, torch.get_rng_state())
