@@ -252,6 +252,6 @@ def test_the_choice(monkeypatch):
     monkeypatch.setenv("SAMERGE_KERNEL", "fast")
     with pytest.raises(
         KernelError,
-        match="'fast' is not known; choose one of native, triton, .*, torch, auto",
+        match=r"'fast' is not known; choose one of native, triton, .*, torch, auto",
     ):
         backend.choose(CPU, torch.float32)

@@ -1,0 +1,89 @@
+"""The Triton kernel without a GPU: run in Triton's interpreter, and compiled to machine code for GPUs."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from samerge.errors import KernelError
+from samerge.kernels import backend
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton compiles nothing")
+
+
+@needs_triton
+def test_in_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    cases = [str(HERE / name) for name in ("triton_cases.py", "triton_merge_cases.py")]
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *cases]
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+    assert " passed" in run.stdout
+    assert "skipped" not in run.stdout
+
+
+@pytest.fixture(scope="module")
+def gpu_code():
+    spec = importlib.util.spec_from_file_location("gpu_code", ROOT / "benchmarks" / "gpu_code.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_code"] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+@needs_triton
+@interpreted
+@pytest.mark.parametrize(
+    ("arch", "products", "sweep", "options"),
+    [
+        (80, "ieee", "backward", {}),
+        (90, "ieee", "forward", {"theta": "fp32"}),
+        (90, "ieee", "backward, (in, out)", {"theta": "fp16"}),
+        (90, "tf32x3", "forward", {}),
+        (80, "bf16x3", "forward", {}),
+        (90, "bf16x3", "backward", {}),
+        (90, "bf16x3", "backward", {"rank": 64, "one_block": False}),
+    ],
+)
+def test_compiles_to_machine_code(gpu_code, tmp_path, monkeypatch, arch, products, sweep, options):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    code = gpu_code.build(arch, products, sweep, **options)
+    assert code.shared <= (163 if arch == 80 else 227) << 10  # what a program may have
+    assert code.instructions > 0
+    if options.get("rank", 16) == 16:
+        assert code.stack <= 512  # bytes spilled by a thread
+    if products != "ieee" or sweep != "forward":
+        assert code.tensor_cores > 0
+    else:
+        assert code.tensor_cores == 0  # signs are decided in float32
+
+
+def test_the_choice_on_a_gpu(monkeypatch, caplog):
+    gpu = torch.device("cuda")
+    if importlib.util.find_spec("triton"):
+        assert backend.choose(gpu, torch.float32).name == "triton"
+        monkeypatch.setenv("SAMERGE_KERNEL", "triton-bf16x3")
+        assert backend.choose(gpu, torch.float32).name == "triton-bf16x3"
+        with pytest.raises(KernelError, match="triton-bf16x3 computes in float32 on cuda, not in float32 on mps"):
+            backend.choose(torch.device("mps"), torch.float32)
+        monkeypatch.delenv("SAMERGE_KERNEL")
+    assert backend.choose(gpu, torch.float64).name == "torch"
+    assert backend.choose(torch.device("mps"), torch.float32).name == "torch"
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    with caplog.at_level(logging.WARNING, "samerge"):
+        assert backend.choose(gpu, torch.float32).name == "torch"
+    assert "without the triton kernel: Triton is not installed" in caplog.text
+    monkeypatch.setenv("SAMERGE_KERNEL", "triton")
+    with pytest.raises(KernelError, match="SAMERGE_KERNEL=triton, and the kernel cannot be had"):
+        backend.choose(gpu, torch.float32)
