@@ -39,10 +39,7 @@ def collect(cache: Path) -> str:
 
 def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], list[Record]]:
     """What is to be said of a suite, and a record for each of its measurements."""
-    experts = {
-        split: {task: answers[task] for task, answers in own_answers(lines, split).items()}
-        for split in ("validation", "test")
-    }
+    experts = {split: own_answers(lines, split) for split in ("validation", "test")}
     merges = [line for line in lines if line["role"] != "reference"]
     base = next(line for line in lines if line["merge"] == "base")
     answers = [_answers(line, "test") for line in (base, *merges)]
@@ -100,15 +97,21 @@ def mark(records: Sequence[Record], kin: Mapping[str, str]) -> None:
     """Write into the records which settings were chosen, and how.
 
     `marks` holds "tuned" (best validation score of the suite itself), "tuned elsewhere" (best mean validation score of
-    the suites of other kin, `chosen_by`), and "best" (best test score: an upper bound that nobody can choose).
+    the suites of other kin), and "best" (best test score: an upper bound that nobody can choose). Candidates are the
+    scales that all methods are tried at and the published one, so that none has more of them for its rules; where a
+    merge was tried at rules alone, all.
 
     Args:
         records: of all suites.
         kin: suite -> kin.
     """
     groups: dict[tuple[str, str], dict[str, dict[tuple[Any, Any], Record]]] = defaultdict(lambda: defaultdict(dict))
+    numbers = {(r["merge"], r["budget"]) for r in records if not isinstance(r["scaling"], str)}
     for record in records:
         record["marks"] = []
+        ruled = isinstance(record["scaling"], str) and not record["published"]
+        if ruled and (record["merge"], record["budget"]) in numbers:
+            continue
         setting = (record["density"], record["scaling"])
         groups[record["merge"], record["budget"]][record["suite"]].setdefault(setting, record)
     for by_suite in groups.values():

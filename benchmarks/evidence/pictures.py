@@ -25,11 +25,9 @@ def draw(results: dict[str, Any], folder: Path) -> None:
 
 def by_method(results: dict[str, Any]) -> Any:
     """Scores at the experts' rank: untuned with interval, tuned on validation rows as a ring."""
-    from matplotlib import pyplot
-
     suites = list(results["suites"])
-    figure, axes = pyplot.subplots(1, len(suites), figsize=(1.8 + 3.4 * len(suites), 6.5), sharey=False, squeeze=False)
-    for axis, suite in zip(axes[0], suites, strict=True):
+    figure, axes = _grid(len(suites), 4.6, 5.4)
+    for axis, suite in zip(axes, suites, strict=False):
         rows = [
             (record["test"], merge, record, marked(results, merge, suite, "r", "tuned"))
             for merge in merges(results)
@@ -55,13 +53,11 @@ def by_method(results: dict[str, Any]) -> Any:
 
 def against_scale(results: dict[str, Any]) -> Any:
     """Score against lambda; rules without data as stars at their mean scale."""
-    from matplotlib import pyplot
-
-    names = [m for m in merges(results) if any(isinstance(r["scaling"], str) for r in select(results, merge=m))]
+    names = [m for m in merges(results) if any(isinstance(r["scaling"], str) for r in select(results, merge=m))][:8]
     suites = list(results["suites"])
-    figure, axes = pyplot.subplots(1, len(suites), figsize=(0.5 + 4.2 * len(suites), 4), sharey=True, squeeze=False)
-    for axis, suite in zip(axes[0], suites, strict=True):
-        for colour, merge in zip(COLOURS * 4, names, strict=False):
+    figure, axes = _grid(len(suites), 4.6, 3.6)
+    for axis, suite in zip(axes, suites, strict=False):
+        for colour, merge in zip(COLOURS, names, strict=False):
             found = select(results, suite=suite, merge=merge, budget="r") or select(results, suite=suite, merge=merge)
             found = [record for record in found if record["density"] == found[0]["density"]]
             line = sorted((r["scaling"], r["test"]) for r in found if not isinstance(r["scaling"], str))
@@ -76,8 +72,8 @@ def against_scale(results: dict[str, Any]) -> Any:
         axis.set_title(f"{suite}, output rank {BUDGETS['r']}", fontsize=9)
         axis.set_xlabel("scale (stars: rules without data, at their mean scale)", fontsize=8)
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("% of the experts' accuracy")
-    axes[0][-1].legend(fontsize=7)
+        axis.set_ylabel("% of the experts' accuracy", fontsize=8)
+    axes[0].legend(fontsize=7)
     return figure
 
 
@@ -102,9 +98,22 @@ def by_ablation(results: dict[str, Any]) -> Any:
     return figure
 
 
+def _grid(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """A figure with room for so many panels, two in a row."""
+    from matplotlib import pyplot
+
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    panels = list(axes.flat)
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    return figure, panels
+
+
 def _save(figure: Any, file: Path) -> None:
     from matplotlib import pyplot
 
     figure.tight_layout()
-    figure.savefig(file, dpi=110, metadata={"Software": None})
+    figure.savefig(file, dpi=90, metadata={"Software": None})
     pyplot.close(figure)
