@@ -19,7 +19,7 @@ from samerge.extras import check_extras
 from samerge.graph import FlowGraph
 from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base, weights_of
 from samerge.merged import MergedAdapter
-from samerge.methods.chain import chain
+from samerge.methods.chain import Chain, Shared, chain
 from samerge.methods.problem import Problem
 from samerge.options import MergeOptions
 from samerge.output import finish
@@ -165,9 +165,35 @@ def merge(
     bars = Progress(progress)
     with bars.task("reading", 1):
         experts = open_adapters(base, adapters)
+        source = open_base(base, required=links.needs_base)
+    return merge_opened(experts, source, base, weights, links, options, bars)
+
+
+def merge_opened(
+    experts: Sequence[Adapter],
+    source: WeightSource | None,
+    base: object,
+    weights: Mapping[str, float] | Sequence[float] | str | None,
+    links: Chain,
+    options: MergeOptions,
+    bars: Progress,
+    shared: Shared | None = None,
+) -> MergedAdapter:
+    """`merge` of what is open already.
+
+    Args:
+        experts: the adapters.
+        source: the base's weights, None for merges that do not read them.
+        base: what the base was given as; a live model is looked into.
+        weights: as `merge` takes them.
+        links: the chain of links.
+        options: its options, filled in.
+        bars: where to report progress.
+        shared: selections of other merges of the same experts and base, to be used again and added to.
+    """
+    with bars.task("aligning", 1):
         rule = WEIGHT_RULES.get(weights) if isinstance(weights, str) else None
         values = weights_of(weights if rule is None else None, [expert.name for expert in experts])
-        source = open_base(base, required=links.needs_base)
         active = [expert for expert, weight in zip(experts, values, strict=True) if weight != 0]
         device_ = torch.device(options.device or str(getattr(source, "device", "cpu")))
         if source is not None:
@@ -177,7 +203,7 @@ def merge(
     problem, lost = _problem(experts, values, source, options, links.needs_base, device_, bars)
     if rule is not None:
         problem = replace(problem, weights=rule(problem, options))
-    outcome = links.run(problem, options)
+    outcome = links.run(problem, options, shared)
     with bars.task("finishing", 1):
         return finish(problem, experts, outcome, options, links.svd_rank(options, problem.rank), lost)
 

@@ -196,7 +196,7 @@ def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str,
     strangers = _strangers(problem, experts)
     if strangers:
         found.append(strangers)
-        python_warnings.warn(strangers, stacklevel=4)
+        python_warnings.warn(strangers, stacklevel=5)
     ignored = [name for name, weight in zip(problem.names, problem.weights, strict=True) if weight == 0]
     if ignored:
         found.append(f"weight 0 leaves these adapters out: {', '.join(ignored)}")

@@ -19,9 +19,9 @@ is the largest source rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from samerge.errors import OptionError
@@ -30,7 +30,7 @@ from samerge.methods.balance import balance
 from samerge.methods.criteria import AGREE, READ_BASE, kind_of
 from samerge.methods.parameters import parameters_of
 from samerge.methods.problem import Entry, MergedLayer, Outcome, Problem, Share
-from samerge.methods.saliency import select
+from samerge.methods.saliency import Selected, select
 from samerge.options import INTERFERENCE, RECIPES, MergeOptions, choice, resolve
 
 #: Share of its components that every expert keeps before another aggregation than the sum, by default.
@@ -44,6 +44,15 @@ _COMMON = frozenset(
     {"selection", "aggregation", "balance", "spectrum", "scaling", "svd_rank"}
     | {"dtype", "device", "modules_to_save", "dora"}
 )
+#: Options of what comes after a selection; selections that differ in these alone are the same.
+_AFTER = frozenset(
+    {"method", "recipe", "aggregation", "aggregation_density", "method_options", "spectrum", "scaling", "svd_rank"}
+    | {"dtype", "modules_to_save", "fit"}
+)
+
+#: Selections that several chains have in common.
+Shared = MutableMapping[Hashable, Selected]
+
 _SELECTING = frozenset({"rank", "density", "iterations", "basis", "scope"})
 
 
@@ -149,11 +158,19 @@ class Chain:
             return options.svd_rank
         return source_rank if options.fit else self.entry.svd_rank(source_rank)
 
-    def run(self, problem: Problem, options: MergeOptions) -> Outcome:
-        """Balance, select, aggregate."""
+    def run(self, problem: Problem, options: MergeOptions, shared: Shared | None = None) -> Outcome:
+        """Balance, select, aggregate.
+
+        Args:
+            problem: the experts, brought together.
+            options: filled in.
+            shared: selections of other chains for the same experts, base and weights. One that differs from this one
+                in nothing but what comes after the selection is taken from there instead of being scored anew, and a
+                new one is put there.
+        """
         balanced = balance(problem, options.balance) if options.balance != "none" else None
         current = problem if balanced is None else balanced.problem
-        selected = select(current, options) if self.selects else None
+        selected = self._selected(current, options, shared) if self.selects else None
         if selected is None:
             outcome = self.entry.run(current, options)
         else:
@@ -169,6 +186,15 @@ class Chain:
                 outcome, layers={m: _noted(layer, balanced.factors[m]) for m, layer in outcome.layers.items()}
             )
         return outcome
+
+    def _selected(self, problem: Problem, options: MergeOptions, shared: Shared | None) -> Selected:
+        if shared is None:
+            return select(problem, options)
+        names = (item.name for item in fields(options) if item.name not in _AFTER)
+        key = (problem.weights, *(getattr(options, name) for name in names))
+        if key not in shared:
+            shared[key] = select(problem, options)
+        return shared[key]
 
     def _own(self, given: Mapping[str, Any] | None) -> tuple[Mapping[str, Any] | None, float | str | None]:
         """`method_options` without the aggregation's density, and that."""
