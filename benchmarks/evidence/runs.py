@@ -153,7 +153,7 @@ class Runs:
         facts = {
             "rank": max(update.rank for update in factors.values()),
             "merge_seconds": round(seconds, 2),
-            "mean_scale": scale if isinstance(scale, float) else round(sum(scale.values()) / len(scale), 4),
+            "mean_scale": mean_scale(merged.report.record["layers"]) if not known else mean_scale(scale),
         }
         update = Update(factors, merged.layouts, scale)
         facts["foretold"] = foretold(update, self._experts)
@@ -241,6 +241,14 @@ def foretold(update: Update, experts: Mapping[str, Update]) -> dict[str, float]:
     rows = list(summary(layers, list(experts))["experts"].values())
     names = [name for name, value in rows[0].items() if value is not None and name != "norm"]
     return {name: round(sum(row[name] or 0.0 for row in rows) / len(rows), 4) for name in names}
+
+
+def mean_scale(scale: float | Mapping[str, Any]) -> float:
+    """The mean over modules of one number for each, or of the `layers` of a merge's record."""
+    if isinstance(scale, float | int):
+        return float(scale)
+    values = [float(value["scale"] if isinstance(value, Mapping) else value) for value in scale.values()]
+    return round(sum(values) / len(values), 4)
 
 
 def read_lines(store: Path) -> list[dict[str, Any]]:

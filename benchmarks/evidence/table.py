@@ -16,7 +16,10 @@ NORMS: tuple[str, ...] = ("auto:1.0", "auto:1.3", "auto:1.6", "auto:2.0")
 #: Rules that look at what the experts lose.
 INTERFERENCE: tuple[str, ...] = ("interference", "interference:layer")
 
-#: A rank no layer reaches: nothing is truncated.
+#: All output ranks.
+ALL: tuple[Budget, ...] = ("r", "free", "2r")
+
+#: A rank that no layer reaches: nothing is truncated.
 FULL = 1 << 20
 
 
@@ -46,7 +49,7 @@ class Family:
     scalings: tuple[float | str, ...] = SCALES
     published: float | str = 1.0
     densities: tuple[float | None, ...] = (None,)
-    budgets: tuple[Budget, ...] = ("r", "free", "2r")
+    budgets: tuple[Budget, ...] = ("r", "free")
     sizing: Literal["truncate", "rank", "svd_rank"] = "truncate"
     free: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int | None, ...] = (None,)
@@ -155,6 +158,7 @@ FAMILIES: tuple[Family, ...] = (
         "default",
         {"method": "saliency"},
         scalings=(*SCALES, *NORMS),
+        budgets=ALL,
         published="auto:1.3",
         sizing="rank",
         free={"density": 0.5},
@@ -173,14 +177,17 @@ FAMILIES: tuple[Family, ...] = (
         "recipe",
         {"recipe": "even"},
         scalings=(*SCALES, *NORMS, *INTERFERENCE),
+        budgets=ALL,
         published="auto:1.6",
         sizing="svd_rank",
         free={"svd_rank": FULL},
         first=0,
     ),
-    Family("linear", "comparator", {"method": "linear"}, scalings=(*SCALES, *NORMS, *INTERFERENCE), first=1),
-    Family("tsv", "comparator", {"method": "tsv"}, scalings=(*SCALES, *NORMS, *INTERFERENCE), first=1),
-    Family("iso-c", "comparator", {"method": "iso-c"}, scalings=(*SCALES, *NORMS, *INTERFERENCE), first=1),
+    Family(
+        "linear", "comparator", {"method": "linear"}, scalings=(*SCALES, *NORMS, *INTERFERENCE), budgets=ALL, first=1
+    ),
+    Family("tsv", "comparator", {"method": "tsv"}, scalings=(*SCALES, *NORMS, *INTERFERENCE), budgets=ALL, first=1),
+    Family("iso-c", "comparator", {"method": "iso-c"}, scalings=(*SCALES, *NORMS, *INTERFERENCE), budgets=ALL, first=1),
     _weighted("auto"),
     _weighted("nan"),
     Family("wudi", "comparator", {"method": "wudi"}, first=2),
@@ -188,21 +195,21 @@ FAMILIES: tuple[Family, ...] = (
     Family("knots-ties", "comparator", {"method": "knots-ties"}, densities=(0.2, 0.5), first=2),
     _rows("ties", (0.2, 0.5), 1.0, first=2),
     Family("star", "comparator", {"method": "star"}, first=3),
-    Family("core-ties", "comparator", {"method": "core-ties"}, densities=(0.2, 0.5), first=3),
-    _rows("dare", (0.1, 0.5), 1.0, first=3, random=True),
-    _rows("dare-ties", (0.1, 0.5), 1.0, first=3, random=True),
-    _rows("pcb", (0.1, 0.3), 1.2, first=3),
-    _rows("magnitude-prune", (0.2, 0.5), 1.0, first=3),
-    _rows("della", (0.3, 0.6), 1.0, first=3, random=True),
-    _rows("breadcrumbs", (0.14, 0.5), 0.3, first=3),
+    Family("core-ties", "comparator", {"method": "core-ties"}, densities=(0.2,), first=3),
+    _rows("dare", (0.1,), 1.0, first=3, random=True),
+    _rows("dare-ties", (0.1,), 1.0, first=3, random=True),
+    _rows("pcb", (0.1,), 1.2, first=3),
+    _rows("magnitude-prune", (0.2,), 1.0, first=3),
+    _rows("della", (0.3,), 1.0, first=3, random=True),
+    _rows("breadcrumbs", (0.14,), 0.3, first=3),
     Family("aswudi", "comparator", {"method": "aswudi"}, first=3),
     Family(
         "ctm",
         "comparator",
         {"method": "ctm"},
         published=0.75,
-        densities=(0.25, 0.5),
-        budgets=("r", "2r"),
+        densities=(0.25,),
+        budgets=("r",),
         sizing="svd_rank",
         first=3,
     ),
@@ -210,12 +217,12 @@ FAMILIES: tuple[Family, ...] = (
         "lora-lego",
         "comparator",
         {"method": "lora-lego"},
-        budgets=("r", "2r"),
+        budgets=("r",),
         sizing="rank",
         seeds=(0,),
         first=3,
     ),
-    Family("robustmerge", "comparator", {"method": "robustmerge"}, published=2.0, densities=(0.2, 0.5), first=3),
+    Family("robustmerge", "comparator", {"method": "robustmerge"}, published=2.0, densities=(0.2,), first=3),
     Family(
         "elementwise",
         "comparator",

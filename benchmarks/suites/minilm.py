@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,6 +37,7 @@ class MiniLM(Suite):
     about: ClassVar[str] = "all-MiniLM-L6-v2 (BERT, 22.7 M), eight text tasks, rank 16, each adapter from its own A"
     kin: ClassVar[str] = "minilm"
     judge: ClassVar[bool] = False
+    items: ClassVar[Mapping[Split, int]] = {"validation": 100, "test": 200}
 
     def seed(self, task: str) -> int:
         """The seed that an adapter is trained with; A is drawn from it."""
