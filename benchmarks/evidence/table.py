@@ -222,7 +222,7 @@ FAMILIES: tuple[Family, ...] = (
         seeds=(0,),
         first=3,
     ),
-    Family("robustmerge", "comparator", {"method": "robustmerge"}, published=2.0, densities=(0.2,), first=3),
+    Family("robustmerge", "comparator", {"method": "robustmerge"}, published=4.0, densities=(0.2,), first=3),
     Family(
         "elementwise",
         "comparator",
