@@ -22,6 +22,7 @@ from samerge.version import __version__
 
 if TYPE_CHECKING:
     from samerge.api import merge
+    from samerge.comparison import Comparison, compare
     from samerge.conversion.compressing import compress_adapter
     from samerge.conversion.extracting import extract_adapter
     from samerge.factors import LoraFactors
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from samerge.tuning import TuneResult, TuneTrial, tune
 
 _LAZY = {
+    "Comparison": "samerge.comparison",
     "FlowGraph": "samerge.graph",
     "Gather": "samerge.graph",
     "LoraFactors": "samerge.factors",
@@ -45,6 +47,7 @@ _LAZY = {
     "TuneTrial": "samerge.tuning.result",
     "Weight": "samerge.graph",
     "add_weighted_adapter": "samerge.live",
+    "compare": "samerge.comparison",
     "compress_adapter": "samerge.conversion.compressing",
     "extract_adapter": "samerge.conversion.extracting",
     "merge": "samerge.api",
@@ -56,6 +59,7 @@ _LAZY = {
 __all__ = [
     "AdapterError",
     "BaseModelError",
+    "Comparison",
     "FlowGraph",
     "Gather",
     "GraphError",
@@ -73,6 +77,7 @@ __all__ = [
     "Weight",
     "__version__",
     "add_weighted_adapter",
+    "compare",
     "compress_adapter",
     "extract_adapter",
     "merge",

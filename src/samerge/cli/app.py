@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from samerge.cli.check import check
+from samerge.cli.compare import compare
 from samerge.cli.compress import compress
 from samerge.cli.errors import guarded
 from samerge.cli.extract import extract
@@ -66,6 +67,7 @@ app.command("merge")(guarded(merge))
 app.command("tune")(guarded(tune))
 app.command("full")(guarded(full))
 app.command("run")(guarded(run_recipe))
+app.command("compare")(guarded(compare))
 app.command("inspect")(guarded(inspect))
 app.command("check")(guarded(check))
 app.command("compress")(guarded(compress))
