@@ -41,6 +41,11 @@ class Setting:
     seed: int | None
     scaling: float | str
 
+    @property
+    def published(self) -> bool:
+        """Whether scale and density are those that a user gets who tunes nothing."""
+        return self.scaling == self.family.published and self.density == self.family.densities[0]
+
     def key(self) -> tuple[Any, ...]:
         """What tells it from the others in the file."""
         options = json.dumps({k: str(v) for k, v in self.family.options.items()}, sort_keys=True)
@@ -59,17 +64,27 @@ def settings(families: Iterable[Family], only: str, budgets: Iterable[str], judg
     patterns = only.split(",")
     chosen = [f for f in families if any(fnmatch(f.name, p) for p in patterns) and not (judge and f.design)]
     found = [
-        # What every method gives by itself and at the experts' rank before other densities and larger ranks: so a run
-        # that is cut off has the breadth.
-        ((2 * (index > 0) + (budget == "2r"), family.first, place), Setting(family, budget, density, seed, scaling))
-        for place, family in enumerate(chosen)
-        for index, density in enumerate(family.densities)
+        Setting(family, budget, density, seed, scaling)
+        for family in chosen
+        for density in family.densities
         for seed in family.seeds
         for budget in family.budgets
         if budget in budgets
         for scaling in family.all_scalings()
     ]
-    return [setting for _, setting in sorted(found, key=lambda item: item[0])]
+    return sorted(found, key=_turn)
+
+
+def _turn(setting: Setting) -> tuple[int, int]:
+    """When a setting's turn is: a run that is cut off shall have the breadth.
+
+    What every method gives untuned comes first, then the scales at its published density, then other densities and
+    larger ranks.
+    """
+    family = setting.family
+    if setting.published and setting.budget == family.budgets[0]:
+        return 0, 2 * family.design
+    return 1 + 2 * (setting.density != family.densities[0]) + (setting.budget == "2r"), family.first
 
 
 class Runs:
@@ -122,7 +137,7 @@ class Runs:
             "density": setting.density,
             "seed": setting.seed,
             "scaling": setting.scaling,
-            "published": setting.scaling == setting.family.published and setting.density == setting.family.densities[0],
+            "published": setting.published,
             **facts,
             "correct": self._answers(update, self._suite.tasks),
         }

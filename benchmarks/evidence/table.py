@@ -138,12 +138,18 @@ def _chain(aggregation: str, balance: str, spectrum: str, density: float | None 
         },
         scalings=NORMS,
         published="auto:1.6" if spectrum == "flat" else "auto:1.3",
-        budgets=("r", "free"),
+        budgets=("r",),
         sizing="svd_rank",
         free={"svd_rank": FULL},
         first=5,
         design=True,
     )
+
+
+def _ruled(method: str) -> Family:
+    """A method that every rule of the scale is tried with."""
+    scalings = (*SCALES, *NORMS, *INTERFERENCE)
+    return Family(method, "comparator", {"method": method}, scalings=scalings, budgets=ALL, first=1)
 
 
 def _weighted(rule: str) -> Family:
@@ -183,11 +189,7 @@ FAMILIES: tuple[Family, ...] = (
         free={"svd_rank": FULL},
         first=0,
     ),
-    Family(
-        "linear", "comparator", {"method": "linear"}, scalings=(*SCALES, *NORMS, *INTERFERENCE), budgets=ALL, first=1
-    ),
-    Family("tsv", "comparator", {"method": "tsv"}, scalings=(*SCALES, *NORMS, *INTERFERENCE), budgets=ALL, first=1),
-    Family("iso-c", "comparator", {"method": "iso-c"}, scalings=(*SCALES, *NORMS, *INTERFERENCE), budgets=ALL, first=1),
+    *(_ruled(method) for method in ("linear", "tsv", "iso-c")),
     _weighted("auto"),
     _weighted("nan"),
     Family("wudi", "comparator", {"method": "wudi"}, first=2),
