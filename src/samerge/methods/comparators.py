@@ -13,7 +13,7 @@ from samerge.methods.isotropic import combine_iso_c
 from samerge.methods.lego import LegoParameters, merge_lego
 from samerge.methods.pcb import PcbParameters, prepare_pcb
 from samerge.methods.problem import Entry
-from samerge.methods.robust import merge_robust
+from samerge.methods.robust import RobustParameters, merge_robust
 from samerge.methods.rows import by_rows
 from samerge.methods.star import StarParameters, combine_star
 from samerge.methods.ties import TiesParameters, prepare_magnitude_prune, prepare_ties
@@ -146,7 +146,8 @@ _OTHERS = {
         merge_robust,
         "prune and add the factors apart, with cross terms (RobustMerge)",
         uses=_DENSITY,
-        defaults={"scaling": 2.0, "density": 0.2},
+        defaults={"scaling": 4.0, "density": 0.2},
+        parameters=RobustParameters,
     ),
 }
 

@@ -6,7 +6,8 @@ members; M = sum_c b_c a_c^T.
 
 The units are those of the factors as trained, so the result depends on the gauge, as published. k-means by Lloyd's
 algorithm from k-means++ starts, the best of `restarts`, seeded; in the Gram matrix of the units, O(R^2) a step. With as
-many clusters as units it is the weighted sum.
+many clusters as units it is the weighted sum. A later reimplementation multiplies M by sqrt(R / rank); here that is not
+applied, `scaling` can do it.
 """
 
 from __future__ import annotations

@@ -1,31 +1,51 @@
 """`robustmerge`: prune the factors and make up for it on the diagonal (Zeng et al. 2025).
 
     A_i', B_i': the `density` largest entries of A_i and of w_i s_i B_i, by magnitude, 0 elsewhere
-    S_i = diag(rowsum |A_i| / rowsum |A_i'|), divided by the sum of all experts' S for that component
-    M = lambda (sum_i B_i' S_i) (sum_i A_i')
+    S_i = diag(rowsum |A_i| / rowsum |A_i'|), over its r components; those below the one at the place floor(`floor` r)
+          of their ascending order, counted from 0, are raised to it
+    M = lambda (sum_i B_i' S_i (sum_j S_j)^-1) (sum_i A_i')
 
 Factors are added apart, so M has the cross terms B_i A_j of every two adapters, as published; it depends on the gauge.
-Published: density 0.2, lambda 2. Adapters of lower rank take part with the components that they have. Rank r. Cost:
-that of a selection among the factors' entries.
+Published: density 0.2, floor 0.8, and a factor of 2 on the merged A and on the merged B: lambda 4. Adapters of lower
+rank take part with the components that they have. A component whose row of A is pruned away whole, for which S would be
+infinite, has S = 0 and does not count in r. Rank r. Cost: that of a selection among the factors' entries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samerge.elements.select import keep_largest
+from samerge.errors import OptionError
 from samerge.factors import LoraFactors, norm, pad
 from samerge.methods.exact import empty
+from samerge.methods.parameters import own
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
-from samerge.options import MergeOptions
+from samerge.options import MergeOptions, number
+
+
+@dataclass(frozen=True)
+class RobustParameters:
+    """Options of `robustmerge`.
+
+    Args:
+        floor: quantile of an adapter's S that the smaller ones are raised to, in [0, 1]; 0 leaves S as it is.
+    """
+
+    floor: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 <= number("floor", self.floor) <= 1:
+            raise OptionError(f"method_options: floor={self.floor!r} must lie in [0, 1]")
 
 
 def merge_robust(problem: Problem, options: MergeOptions) -> Outcome:
     """Prune, scale and add the factors of every site."""
-    density = options.mean_density or 0.2
+    density, floor = options.mean_density or 0.2, own(options, RobustParameters).floor
     layers = {}
     for site in iterate(problem, "merging"):
         parts = problem.factors(site)
@@ -35,16 +55,16 @@ def merge_robust(problem: Problem, options: MergeOptions) -> Outcome:
             size = float(norm(part))
             left = LoraFactors(_pruned(part.A, density), _pruned(part.B, density))
             shares[n] = Share(part.rank, None, size, min(1.0, (float(norm(left)) / size) ** 2) if size else 1.0)
-        merged = robust(weighted, density) if weighted else empty(site.shape)
+        merged = robust(weighted, density, floor) if weighted else empty(site.shape)
         layers[site.module] = MergedLayer(merged, shares)
     return Outcome(layers)
 
 
-def robust(parts: Sequence[LoraFactors], density: float) -> LoraFactors:
+def robust(parts: Sequence[LoraFactors], density: float, floor: float) -> LoraFactors:
     """M at lambda 1, of the largest rank."""
     rank = max(part.rank for part in parts)
     pruned = [(_pruned(part.A, density), _pruned(part.B, density)) for part in parts]
-    scales = [_scale(part.A, A, rank) for part, (A, _) in zip(parts, pruned, strict=True)]
+    scales = [_scale(part.A, A, floor, rank) for part, (A, _) in zip(parts, pruned, strict=True)]
     total = torch.stack(scales).sum(dim=0)
     total = torch.where(total > 0, total, torch.ones_like(total))
     full = [pad(LoraFactors(A, B), rank) for A, B in pruned]
@@ -61,8 +81,13 @@ def _pruned(matrix: Tensor, density: float) -> Tensor:
     return matrix * keep_largest(matrix.abs(), max(1, round(density * matrix.numel())))
 
 
-def _scale(A: Tensor, pruned: Tensor, rank: int) -> Tensor:
-    """rowsum |A| / rowsum |A'|, (rank,); 0 where a component is missing or pruned away whole."""
+def _scale(A: Tensor, pruned: Tensor, floor: float, rank: int) -> Tensor:
+    """S, (rank,); 0 where a component is missing or pruned away whole."""
     before, after = A.abs().sum(dim=1), pruned.abs().sum(dim=1)
-    scale = torch.where(after > 0, before / torch.where(after > 0, after, torch.ones_like(after)), 0.0)
+    left = after > 0
+    scale = torch.zeros_like(before)
+    if left.any():
+        found = before[left] / after[left]
+        least = found.sort().values[min(int(floor * len(found)), len(found) - 1)]
+        scale[left] = found.clamp_min(least)
     return torch.cat([scale, scale.new_zeros(rank - len(scale))])
