@@ -141,16 +141,23 @@ class _LowRank:
             }
             for expert in experts
         ]
-        self.gamma: list[dict[str, Sensitivity]] = [{} for _ in experts]
+        self.found: list[tuple[str, dict[int, Tensor], Tensor]] = []  # a weight's key, its gammas, their logs
         self.group = group()
 
     def all_gammas(self) -> tuple[dict[str, Sensitivity], ...]:
         """The gammas over the rows of all processes."""
-        parts = [one.values for expert in self.gamma for one in expert.values()]
+        gamma: list[dict[str, Sensitivity]] = [{} for _ in range(self.count)]
+        # All logs at once: a number that is wanted earlier makes the host wait for the device.
+        logs = torch.stack([logs for _, _, logs in self.found]).tolist() if self.found else []
+        for (key, gammas, _), own in zip(self.found, logs, strict=True):
+            for n, values in gammas.items():
+                one, known = Sensitivity(values, own[n]), gamma[n].get(key)
+                gamma[n][key] = one if known is None else _add(known, one)
+        parts = [one.values for expert in gamma for one in expert.values()]
         if self.group.size > 1 and parts:
             summed = iter(torch.split(self.group.sum(torch.cat(parts)), [len(part) for part in parts]))
-            return tuple({k: Sensitivity(next(summed), one.log) for k, one in expert.items()} for expert in self.gamma)
-        return tuple(self.gamma)
+            return tuple({k: Sensitivity(next(summed), one.log) for k, one in expert.items()} for expert in gamma)
+        return tuple(gamma)
 
     def forward(self, edge: Weight, alpha: Stream) -> Tensor:
         """|W_n| alpha_n."""
@@ -160,10 +167,7 @@ class _LowRank:
         """|W_n|^T beta_n, and the gammas of this weight."""
         gammas: dict[int, Tensor] = {}  # in the order of the experts, with zeros where this process has no rows
         values = self._flow(edge, beta.values, backward=True, alpha=alpha.values, gammas=gammas)
-        logs = (alpha.logs + beta.logs).tolist()
-        for n, gamma in gammas.items():
-            one, known = Sensitivity(gamma, logs[n]), self.gamma[n].get(edge.key)
-            self.gamma[n][edge.key] = one if known is None else _add(known, one)
+        self.found.append((edge.key, gammas, alpha.logs + beta.logs))
         return values
 
     def _flow(

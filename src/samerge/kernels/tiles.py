@@ -27,6 +27,8 @@ BLOCK_COLUMNS = 2048
 #: Entries of a tile: 1 MiB in float32. Smaller ones stay in a core's own cache altogether, but then the operations are
 #: so short that two threads spend their time passing the interpreter's lock to each other.
 TILE_ELEMENTS = 1 << 18
+#: The same on a device that is given its work operation by operation: large enough that this costs little beside it.
+DEVICE_TILE_ELEMENTS = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ class TorchKernel:
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._dtype = dtype
+        self._elements = TILE_ELEMENTS if device.type == "cpu" else DEVICE_TILE_ELEMENTS
         self._scratch = Scratch()
 
     def tile_dtype(self, stored: torch.dtype) -> torch.dtype:
@@ -175,7 +178,7 @@ class TorchKernel:
 
     def tile_rows(self, height: int, width: int) -> int:
         """Rows of a tile, all tiles of like height."""
-        most = max(1, TILE_ELEMENTS // max(1, min(width, BLOCK_COLUMNS)))
+        most = max(1, self._elements // max(1, min(width, BLOCK_COLUMNS)))
         return -(-height // -(-height // most))
 
     def sweep(

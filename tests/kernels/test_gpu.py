@@ -1,0 +1,62 @@
+"""What only a GPU can show; and that its benchmark runs, or says what it needs, without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import samerge
+
+ROOT = Path(__file__).parent.parent.parent
+BENCHMARK = ROOT / "benchmarks" / "gpu.py"
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def test_the_benchmark_says_what_it_needs(tmp_path):
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, BENCHMARK, "--out", tmp_path / "x"], env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1
+    assert "needs a CUDA GPU" in run.stderr
+    assert not (tmp_path / "x").exists()
+
+
+@needs_gpu
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("cases", ["triton_cases.py", "triton_merge_cases.py"])
+def test_the_kernel_on_the_gpu(cases):
+    """The cases of the interpreter, compiled."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent / cases)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
+
+
+@needs_gpu
+@pytest.mark.parametrize("kernel", ["torch", "triton", "triton-tf32x3", "triton-bf16x3"])
+def test_a_merge_keeps_what_the_cpu_keeps(llama, monkeypatch, kernel):
+    def kept(device):
+        merged = samerge.merge(llama.base, llama.adapters, device=device, density=0.5, progress=False)
+        layers = merged.report.record["layers"]
+        return {name: json.dumps(layer["experts"], default=str, sort_keys=True) for name, layer in layers.items()}
+
+    expected = kept("cpu")
+    monkeypatch.setenv("SAMERGE_KERNEL", kernel)
+    assert set(kept("cuda")) == set(expected)
+
+
+@needs_gpu
+def test_the_benchmark_runs_on_the_gpu(tmp_path):
+    subprocess.run([sys.executable, BENCHMARK, "--small", "--out", tmp_path / "x"], check=True, cwd=ROOT)
+    kernels = json.loads((tmp_path / "x").read_text())["kernels"]
+    assert "triton" in kernels
+    assert all(one["largest_gamma_error"] < 1e-2 for one in kernels.values())
