@@ -30,49 +30,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from samerge.adaptive import adaptive_densities, evenness
 from samerge.checkpoints.resident import on_device
 from samerge.compress import svd_basis
 from samerge.connectivity import Connectivity, connectivity
 from samerge.distributed import group
 from samerge.errors import BaseModelError
-from samerge.factors import LoraFactors, component_norms, norm
+from samerge.factors import LoraFactors, norm
 from samerge.methods import criteria
+from samerge.methods.budgets import Layer, budgets, choose
 from samerge.methods.problem import Problem, Share, Site, iterate
 from samerge.options import MergeOptions
 from samerge.progress import Advance
-from samerge.saliency import agreement, kept_count, shares, top
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """The state of one site: surviving components of every expert, in the order of `experts`.
-
-    Args:
-        site: the site.
-        experts: numbers of the experts that take part.
-        factors: their surviving components.
-        kept: original numbers of those, one tensor for each expert.
-        before: for each expert, number of components and norm before any pruning.
-    """
-
-    site: Site
-    experts: tuple[int, ...]
-    factors: tuple[LoraFactors, ...]
-    kept: tuple[Tensor, ...]
-    before: tuple[tuple[int, float], ...]
-
-    def eta(self, weights: Sequence[float]) -> list[Tensor]:
-        """eta of every expert's components."""
-        return agreement(self.factors, [weights[n] for n in self.experts])
-
-    def prune(self, chosen: Sequence[Tensor]) -> _Layer:
-        """Keep the `chosen` ones among the survivors of each expert."""
-        return replace(
-            self,
-            factors=tuple(f.select(pick) for f, pick in zip(self.factors, chosen, strict=True)),
-            kept=tuple(k[pick] for k, pick in zip(self.kept, chosen, strict=True)),
-        )
 
 
 @dataclass(frozen=True)
@@ -95,9 +63,9 @@ class Selected:
 def select(problem: Problem, options: MergeOptions) -> Selected:
     """Score and prune T times."""
     layers = [_prepare(problem, site, options) for site in iterate(problem, "preparing")]
-    budgets = _budgets(layers, problem, options)
+    limits = budgets(layers, problem, options)
     found: Connectivity | None = None
-    if any(budget.prunes for budget in budgets):  # at density 1 nothing needs a score
+    if any(limit.prunes for limit in limits):  # at density 1 nothing needs a score
         fresh = {step for step in range(1, options.iterations + 1) if _is_fresh(step, options.refresh)}
         with problem.progress.task("scoring", len(fresh) * 2 * _graph_size(problem)) as advance:
             near = _near(problem)
@@ -105,7 +73,7 @@ def select(problem: Problem, options: MergeOptions) -> Selected:
                 if found is None or step in fresh:
                     found = _connectivity(near, layers, options, advance)
                 scores = _agreed([_scores(layer, found, problem, options) for layer in layers])
-                chosen = _choose(layers, budgets, scores, step, options)
+                chosen = choose(layers, limits, scores, step, options)
                 found = _restricted(found, layers, chosen)
                 layers = [layer.prune(pick) for layer, pick in zip(layers, chosen, strict=True)]
     return Selected(
@@ -121,7 +89,7 @@ def _is_fresh(step: int, refresh: int) -> bool:
     return step == 1 or (refresh > 0 and (step - 1) % refresh == 0)
 
 
-def _restricted(found: Connectivity, layers: Sequence[_Layer], chosen: Sequence[Sequence[Tensor]]) -> Connectivity:
+def _restricted(found: Connectivity, layers: Sequence[Layer], chosen: Sequence[Sequence[Tensor]]) -> Connectivity:
     """What was found, for the chosen components alone."""
     gamma = tuple(dict(one) for one in found.gamma)
     for layer, picks in zip(layers, chosen, strict=True):
@@ -132,59 +100,16 @@ def _restricted(found: Connectivity, layers: Sequence[_Layer], chosen: Sequence[
     return replace(found, gamma=gamma)
 
 
-def _prepare(problem: Problem, site: Site, options: MergeOptions) -> _Layer:
+def _prepare(problem: Problem, site: Site, options: MergeOptions) -> Layer:
     basis = svd_basis if options.basis == "svd" else LoraFactors.existing
     factors = {n: basis(f) for n, f in problem.factors(site).items()}
-    return _Layer(
+    return Layer(
         site,
         tuple(factors),
         tuple(factors.values()),
         tuple(torch.arange(f.rank, device=problem.device) for f in factors.values()),
         tuple((f.rank, float(norm(f))) for f in factors.values()),
     )
-
-
-@dataclass(frozen=True)
-class _Budget:
-    """How far a layer is pruned: the share that each expert keeps at the end, and perhaps a pooled number."""
-
-    fractions: tuple[float, ...]
-    pooled: int | None = None
-
-    @property
-    def prunes(self) -> bool:
-        return self.pooled is not None or any(fraction < 1 for fraction in self.fractions)
-
-
-def _budgets(layers: Sequence[_Layer], problem: Problem, options: MergeOptions) -> list[_Budget]:
-    """The budget of every layer."""
-    free = [options.prune_outside or _within(layer.site, options) for layer in layers]
-    if not isinstance(options.density, str):
-        return [_budget(layer, problem, options, free=pruned) for layer, pruned in zip(layers, free, strict=True)]
-    fractions = [[1.0] * len(layer.factors) for layer in layers]
-    for n in range(len(problem.names)):
-        places = [(i, layer.experts.index(n)) for i, layer in enumerate(layers) if free[i] and n in layer.experts]
-        sizes = [layers[i].factors[j].rank for i, j in places]
-        norms = [component_norms(layers[i].factors[j]) for i, j in places]
-        evennesses = [
-            evenness(float(own.sum()), float(own.square().sum()), size) for own, size in zip(norms, sizes, strict=True)
-        ]
-        found = adaptive_densities(evennesses, sizes, options.mean_density or 1.0)
-        for (i, j), density in zip(places, found, strict=True):
-            fractions[i][j] = density
-    return [_Budget(tuple(own)) for own in fractions]
-
-
-def _budget(layer: _Layer, problem: Problem, options: MergeOptions, free: bool) -> _Budget:
-    ranks = [f.rank for f in layer.factors]
-    if not free:
-        return _Budget((1.0,) * len(ranks))
-    if options.mean_density is not None:
-        return _Budget((options.mean_density,) * len(ranks))
-    rank = options.rank or problem.rank
-    if sum(ranks) > rank and sum(r > 0 for r in ranks) > rank:
-        return _Budget((rank / sum(ranks),) * len(ranks), pooled=rank)
-    return _Budget(tuple(k / r if r else 1.0 for k, r in zip(shares(ranks, rank), ranks, strict=True)))
 
 
 def _graph_size(problem: Problem) -> int:
@@ -200,7 +125,7 @@ def _near(problem: Problem) -> Problem:
     return replace(problem, source=on_device(problem.source, problem.graph.tensors, problem.device))
 
 
-def _connectivity(problem: Problem, layers: Sequence[_Layer], options: MergeOptions, advance: Advance) -> Connectivity:
+def _connectivity(problem: Problem, layers: Sequence[Layer], options: MergeOptions, advance: Advance) -> Connectivity:
     experts: list[dict[str, LoraFactors]] = [{} for _ in problem.names]
     for layer in layers:
         if layer.site.inside and layer.site.key is not None:
@@ -220,7 +145,7 @@ def _connectivity(problem: Problem, layers: Sequence[_Layer], options: MergeOpti
     return found
 
 
-def _scores(layer: _Layer, found: Connectivity, problem: Problem, options: MergeOptions) -> list[Tensor]:
+def _scores(layer: Layer, found: Connectivity, problem: Problem, options: MergeOptions) -> list[Tensor]:
     """The scores of the survivors of every expert."""
     criterion = criteria.kind_of(options.selection)
     if criterion == "random":
@@ -242,85 +167,13 @@ def _scores(layer: _Layer, found: Connectivity, problem: Problem, options: Merge
     return result
 
 
-def _choose(
-    layers: Sequence[_Layer],
-    budgets: Sequence[_Budget],
-    scores: Sequence[list[Tensor]],
-    step: int,
-    options: MergeOptions,
-) -> list[list[Tensor]]:
-    """For every layer and expert, which survivors stay after this step."""
-    chosen = [
-        _choose_pooled(own, budget.pooled)
-        if budget.pooled is not None and step == options.iterations
-        else [
-            top(one, kept_count(count, fraction, step, options.iterations))
-            for one, fraction, (count, _) in zip(own, budget.fractions, layer.before, strict=True)
-        ]
-        for layer, budget, own in zip(layers, budgets, scores, strict=True)
-    ]
-    if options.scope == "global" and options.mean_density is not None:
-        for n in sorted({n for layer in layers for n in layer.experts}):
-            places = [
-                (i, layer.experts.index(n))
-                for i, layer in enumerate(layers)
-                if n in layer.experts and _within(layer.site, options)
-            ]
-            _choose_over_layers(places, layers, scores, chosen, (options.mean_density, step, options.iterations))
-    return chosen
-
-
 def _agreed(scores: list[list[Tensor]]) -> list[list[Tensor]]:
     """The first process's scores, where several merge together: all then choose alike."""
     agreed = iter(group().agreed([one for layer in scores for one in layer]))
     return [[next(agreed) for _ in layer] for layer in scores]
 
 
-def _choose_pooled(scores: Sequence[Tensor], budget: int) -> list[Tensor]:
-    """The components of all experts ranked together."""
-    return _split(top(torch.cat(list(scores)), budget), [len(one) for one in scores])
-
-
-def _within(site: Site, options: MergeOptions) -> bool:
-    """Whether a site is ranked with the others: those of the graph, or all where the criterion asks for no graph."""
-    return site.inside or criteria.kind_of(options.selection) not in criteria.READ_BASE
-
-
-def _choose_over_layers(
-    places: Sequence[tuple[int, int]],
-    layers: Sequence[_Layer],
-    scores: Sequence[list[Tensor]],
-    chosen: list[list[Tensor]],
-    kept_share: tuple[float, int, int],
-) -> None:
-    """One expert's components in several layers ranked together; fills `chosen`.
-
-    Args:
-        places: number of the layer, and of the expert in it.
-        layers: all layers.
-        scores: of the survivors.
-        chosen: by layer and expert.
-        kept_share: the share of the expert's components kept in the end, the step, and the number of steps.
-    """
-    if not places:
-        return
-    pool = [scores[i][j] for i, j in places]
-    total = sum(layers[i].before[j][0] for i, j in places)
-    picks = _split(top(torch.cat(pool), kept_count(total, *kept_share)), [len(one) for one in pool])
-    for (i, j), pick in zip(places, picks, strict=True):
-        chosen[i][j] = pick
-
-
-def _split(index: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    """Indices into a concatenation as indices into each of its parts."""
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(index[(index >= start) & (index < start + size)] - start)
-        start += size
-    return parts
-
-
-def _left(layer: _Layer) -> Site:
+def _left(layer: Layer) -> Site:
     """The site with the surviving components in place of the experts' factors."""
     adapted = {
         n: replace(layer.site.experts[n], rank=factors.rank, load=partial(_itself, factors))
@@ -333,7 +186,7 @@ def _itself(factors: LoraFactors) -> LoraFactors:
     return factors
 
 
-def _shares(layer: _Layer) -> dict[int, Share]:
+def _shares(layer: Layer) -> dict[int, Share]:
     fates = {}
     for n, factors, kept, (count, before) in zip(layer.experts, layer.factors, layer.kept, layer.before, strict=True):
         energy = float(norm(factors) / before) ** 2 if before else 1.0
