@@ -29,8 +29,13 @@ def collect(cache: Path) -> str:
     for name in SUITES:
         lines = read_lines(cache / name / "measurements.jsonl")
         if lines:
-            about, own = suite_records(name, [line for line in lines if line["identity"] == lines[-1]["identity"]])
-            suites[name] = about
+            by_identity: dict[str, list[Line]] = defaultdict(list)
+            for line in lines:
+                by_identity[line["identity"]].append(line)
+            most = max(by_identity.values(), key=len)
+            about, own = suite_records(name, most)
+            checks = [precision_check(most, other) for other in by_identity.values() if _other_precision(most, other)]
+            suites[name] = {**about, "checks": checks}
             records += own
     mark(records, {name: about["kin"] for name, about in suites.items()})
     body = ",\n".join(json.dumps(record) for record in records)
@@ -81,6 +86,31 @@ def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], lis
         "versions": base["versions"],
     }
     return about, records
+
+
+def precision_check(lines: Sequence[Line], others: Sequence[Line]) -> dict[str, Any]:
+    """How the answers of the same merges differ when they are computed in another precision."""
+    known = {json.dumps(line["key"]): line for line in lines}
+    pairs = [(known[key], line) for line in others if (key := json.dumps(line["key"])) in known]
+    merges = [(a, b) for a, b in pairs if a["role"] != "reference"]
+    asked, differ = 0, 0
+    for a, b in pairs:
+        first, second = _answers(a, "test"), _answers(b, "test")
+        asked += sum(len(one) for one in first.values())
+        differ += sum(int((first[task] != second[task]).sum()) for task in first)
+    experts = [own_answers(side, "test") for side in (lines, others)]
+    shifts = [abs(score(_answers(a, "test"), experts[0]) - score(_answers(b, "test"), experts[1])) for a, b in merges]
+    return {
+        "precision": others[0]["identity"].split("/")[-1],
+        "merges": [a["merge"] for a, _ in merges],
+        "differ": round(100 * differ / asked, 2),
+        "shift": round(max(shifts, default=0.0), 2),
+    }
+
+
+def _other_precision(lines: Sequence[Line], others: Sequence[Line]) -> bool:
+    a, b = lines[0]["identity"].split("/"), others[0]["identity"].split("/")
+    return bool(a[:-1] == b[:-1] and a[-1] != b[-1])
 
 
 def own_answers(lines: Iterable[Line], split: str) -> dict[str, Tensor]:

@@ -164,7 +164,12 @@ def measured(results: Results) -> str:
     ]
     for name, about in results["suites"].items():
         libraries = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
-        paragraphs.append(f"`{name}`: {about['precision']}; {about['machine']}; {libraries}.")
+        checks = "".join(
+            f" Computed with {check['precision']} instead, {check['differ']:.2f} % of the answers of the base, the "
+            f"experts and {_listed(check['merges'])} differ, and their scores by at most {check['shift']:.1f}."
+            for check in about["checks"]
+        )
+        paragraphs.append(f"`{name}`: {about['precision']}; {about['machine']}; {libraries}.{checks}")
     return "\n\n".join(paragraphs)
 
 
