@@ -1,0 +1,161 @@
+"""Several ways to merge side by side."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+import torch
+
+import samerge
+from samerge.comparison import parse_way
+from samerge.errors import AdapterError, OptionError
+
+WAYS = ["saliency", "saliency:scaling=0.5", "tsv:scaling=0.7", "paper", "wudi:mu=0.1,scaling=0.5"]
+
+
+@pytest.fixture(scope="module")
+def found(zoo):
+    beast = zoo("llama")
+    return samerge.compare(beast.base, beast.adapters, WAYS, progress=False)
+
+
+def test_each_way_is_the_merge_alone(zoo, found):
+    beast = zoo("llama")
+    alone = {
+        "saliency": {},
+        "saliency:scaling=0.5": {"scaling": 0.5},
+        "tsv:scaling=0.7": {"method": "tsv", "scaling": 0.7},
+        "paper": {"recipe": "paper"},
+        "wudi:mu=0.1,scaling=0.5": {"method": "wudi", "scaling": 0.5, "method_options": {"mu": 0.1}},
+    }
+    assert found.names == tuple(WAYS)
+    assert not found.failed
+    for way, options in alone.items():
+        merged = samerge.merge(beast.base, beast.adapters, progress=False, **options)
+        for module, factors in merged.factors.items():
+            assert torch.equal(factors.A, found.merged[way].factors[module].A)
+            assert torch.equal(factors.B, found.merged[way].factors[module].B)
+        assert merged.report.diagnostics == found.merged[way].report.diagnostics
+
+
+def test_ways_that_select_alike_score_once(zoo, monkeypatch):
+    import samerge.methods.chain as links
+
+    calls = []
+    real = links.select
+    monkeypatch.setattr(links, "select", lambda *given: calls.append(given) or real(*given))
+    beast = zoo("llama")
+    ways = ["saliency", "saliency:scaling=0.5", "saliency:dtype=bfloat16", "saliency:rank=4", "saliency:weights=nan"]
+    assert not samerge.compare(beast.base, beast.adapters, ways, progress=False).failed
+    assert len(calls) == 3  # another rank and other weights are other selections
+
+
+def test_factors_are_read_once(llama, monkeypatch):
+    from samerge.inputs import open_adapters
+
+    reads = []
+    adapters = []
+    for adapter in open_adapters(None, llama.adapters):
+        modules = {}
+        for name, module in adapter.modules.items():
+            load = module.load
+
+            def counted(load=load, key=(adapter.name, name)):
+                reads.append(key)
+                return load()
+
+            modules[name] = samerge.comparison.replace(module, load=counted)
+        adapters.append(samerge.comparison.replace(adapter, modules=modules))
+    samerge.compare(None, adapters, ["linear", "tsv", "ties"], progress=False)
+    assert len(reads) == len(set(reads))
+
+
+def test_rows_and_table(found):
+    rows = {row["name"]: row for row in found.rows()}
+    assert list(rows) == WAYS
+    for way, row in rows.items():
+        report = found.merged[way].report
+        assert row["rank"] == report.record["output"]["rank"]
+        assert row["expected_retention"] == report.expected_retention
+        assert row["least_retention"] == min(row["experts"].values())
+        assert row["experts"][row["least"]] == row["least_retention"]
+        assert row["seconds"] > 0
+    from rich.console import Console
+
+    console = Console(width=160, record=True, file=StringIO())
+    console.print(found.table())
+    text = console.export_text()
+    assert all(way in text for way in WAYS)
+
+
+def test_a_way_that_fails_does_not_lose_the_others(llama):
+    found = samerge.compare(None, llama.adapters, ["linear", "saliency", "ties:density=7"], progress=False)
+    assert list(found.merged) == ["linear"]
+    assert "give base=" in found.failed["saliency"]
+    assert "density=7" in found.failed["ties:density=7"]
+    rows = found.rows()
+    assert [("failed" in row) for row in rows] == [False, True, True]
+    found.table()
+
+
+def test_ways_of_ones_own(llama):
+    ways = {"half": {"method": "linear", "scaling": 0.5}, "other": {"method": "linear", "weights": [1.0, 0.5, 0.0]}}
+    found = samerge.compare(None, llama.adapters, ways, options={"dtype": "bfloat16"}, progress=False)
+    assert {f.A.dtype for f in found.merged["half"].factors.values()} == {torch.bfloat16}
+    assert found.merged["other"].report.record["inputs"][1]["weight"] == 0.5
+
+
+def test_picture(found, tmp_path):
+    path = found.picture(tmp_path / "sub" / "ways.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in path.parent.iterdir()] == ["ways.png"]
+    with pytest.raises(OptionError, match="ending"):
+        found.picture(tmp_path / "ways.docx")
+
+
+def test_nothing_to_draw(llama, tmp_path):
+    with pytest.raises(OptionError, match="no merge succeeded"):
+        samerge.compare(None, llama.adapters, ["saliency"], progress=False).picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nothing", "is not known"),
+        ("tsv:scaling", "OPTION=VALUE"),
+        ("tsv:scaling=1,scaling=2", "OPTION=VALUE"),
+        ("tsv:mu=1", "no option 'mu'"),
+        ("wudi:nu=1", "wudi has"),
+        ("saliency:rank=much", "whole number"),
+        ("saliency:residual=perhaps", "true or false"),
+    ],
+)
+def test_ways_that_cannot_be_read(text, said):
+    with pytest.raises(OptionError, match=said):
+        parse_way(text)
+
+
+def test_refused(llama):
+    for methods, said in (([], "empty"), (["ties", "ties"], "more than once"), ("ties", "single one")):
+        with pytest.raises(OptionError, match=said):
+            samerge.compare(None, llama.adapters, methods)
+    with pytest.raises(OptionError, match="no option 'strength'"):
+        samerge.compare(None, llama.adapters, {"mine": {"strength": 2}})
+    with pytest.raises((AdapterError, samerge.HubError)):
+        samerge.compare(None, ["./nowhere"], ["linear"])
+
+
+def test_words_of_ways():
+    assert parse_way("saliency:svd-rank=8,residual=false,density=adaptive") == {
+        "method": "saliency",
+        "svd_rank": 8,
+        "residual": False,
+        "density": "adaptive",
+    }
+
+
+def test_the_name_stays_a_function():
+    assert callable(samerge.compare)
+    assert callable(samerge.compare)
+    assert samerge.Comparison.__name__ == "Comparison"
