@@ -34,7 +34,7 @@ from samerge.graph import FlowGraph, build_graph
 from samerge.saliency import top
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
-TOY = Shape("toy", 64, 96, 2, 4, 2, 100)
+TOY = Shape("toy", 64, 96, 1, 4, 2, 100)
 KERNELS = ("torch", "triton", "triton-tf32x3", "triton-bf16x3")
 
 

@@ -46,12 +46,21 @@ def test_the_kernel_on_the_gpu(cases):
 def test_a_merge_keeps_what_the_cpu_keeps(llama, monkeypatch, kernel):
     def kept(device):
         merged = samerge.merge(llama.base, llama.adapters, device=device, density=0.5, progress=False)
-        layers = merged.report.record["layers"]
-        return {name: json.dumps(layer["experts"], default=str, sort_keys=True) for name, layer in layers.items()}
+        record = merged.report.record
+        return record["kernel"], {
+            (name, expert, component)
+            for name, layer in record["layers"].items()
+            for expert, share in layer["experts"].items()
+            for component in share["kept"]
+        }
 
-    expected = kept("cpu")
+    monkeypatch.setenv("SAMERGE_KERNEL", "torch")
+    _, expected = kept("cpu")
     monkeypatch.setenv("SAMERGE_KERNEL", kernel)
-    assert set(kept("cuda")) == set(expected)
+    name, found = kept("cuda")
+    assert name == kernel
+    assert len(found) == len(expected) > 20
+    assert len(found & expected) >= 0.95 * len(expected)  # scores that all but tie may fall either way
 
 
 @needs_gpu

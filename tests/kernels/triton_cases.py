@@ -98,15 +98,25 @@ def test_ranks(ranks, transposed):
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1), (16, 32), (17, 31), (64, 7), (5, 100), (33, 129)])
+@pytest.mark.parametrize("shape", [(1, 1), (32, 64), (70, 7), (33, 129)])
 def test_shapes(shape, transposed):
     check(*problem([4, None, 18], *shape), transposed=transposed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_dtypes(dtype):
+    check(*problem([16, None], dtype=dtype))
+
+
 @pytest.mark.parametrize("products", ["ieee", "tf32x3", "bf16x3"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_dtypes_and_products(dtype, products):
-    check(*problem([16, 20, None], dtype=dtype), products=products, tolerance=PRECISE[products])
+def test_products(products):
+    check(*problem([16, 20, None], dtype=torch.bfloat16), products=products, tolerance=PRECISE[products])
+
+
+def test_other_dtypes_are_converted():
+    kernel = TritonKernel()
+    assert kernel.tile_dtype(torch.bfloat16) == torch.bfloat16
+    assert kernel.tile_dtype(torch.float64) == kernel.tile_dtype(torch.float8_e4m3fn) == torch.float32
 
 
 @pytest.mark.parametrize("transposed", [False, True])
