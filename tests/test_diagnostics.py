@@ -76,6 +76,15 @@ def test_an_adapter_alone_is_wholly_left(scale, seed):
     assert expected_retention(half.figures()) == pytest.approx(max(0, 1 - (1 - scale) ** 2))
 
 
+def test_components_that_say_the_same_twice_count_once():
+    [tau] = updates(7, 12, (3,))
+    [merged] = updates(7, 12, (2,), seed=5)
+    twice = LoraFactors(torch.cat([tau.A, tau.A]), torch.cat([tau.B * 3, tau.B * -2], dim=1), tau.scale)
+    [one], [other] = overlaps(merged, [tau]), overlaps(merged, [twice])
+    for name in FIGURES:
+        assert getattr(other, name) == pytest.approx(getattr(one, name), rel=1e-6)
+
+
 def test_what_is_zero():
     [tau], nothing = updates(7, 12, (3,)), LoraFactors(torch.zeros(1, 12), torch.zeros(7, 1))
     [found] = overlaps(nothing, [tau])

@@ -1,7 +1,7 @@
 """How a merged update M compares with one expert's own update tau, through the factors.
 
-With the expert's singular triplets tau = C V^T, V (d_in, r) orthonormal, every input that it reacts to lies in the span
-of V. What the merge makes of these inputs is M V = B_M (A_M V), a thin matrix, and so
+With tau = C V^T, V (d_in, r) orthonormal (by a QR of A^T) and C of full rank, every input that tau reacts to lies in
+the span of V. What the merge makes of these inputs is M V = B_M (A_M V), a thin matrix, and so
 
     <M, tau>              = <M V, C>
     ||(M - tau) V V^T||_F = ||M V - C||_F
@@ -9,8 +9,9 @@ of V. What the merge makes of these inputs is M V = B_M (A_M V), a thin matrix, 
 
     ||M (I - V V^T)||_F^2 = ||M||_F^2 - ||M V||_F^2
 
-are exact, without a dense update and without the cancellation that norms by Gram matrices have. Triplets are the same
-for all factors (B Q, Q^-1 A) of one update, so the figures are, too. Cost O((d_in + d_out) r (r + r_M)).
+are exact, without a dense update and without the cancellation that norms by Gram matrices have. The span is the same
+for all factors (B Q, Q^-1 A) of one update and another basis of it changes no norm, so the figures are the same, too.
+Cost O((d_in + d_out) r (r + r_M)).
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.compress import svd_basis
 from samerge.factors import LoraFactors, norm
+
+#: Singular values below this share of the largest cannot be told from zero by their squares in float64.
+_SQUARED = 1e-7
 
 
 @dataclass(frozen=True)
@@ -112,21 +115,36 @@ def overlaps(merged: LoraFactors, experts: Sequence[LoraFactors]) -> list[Overla
 
 
 def _overlap(merged: LoraFactors, size: float, expert: LoraFactors) -> Overlap:
-    own = svd_basis(expert)  # tau = own.B @ own.A, the rows of own.A orthonormal
-    whole = merged.to(own.A.device, own.A.dtype).folded()
-    image = whole.B @ (whole.A @ own.A.T)  # M V, (d_out, r)
-    error = image - own.B
-    others = expert.shape[1] - own.rank
+    V, C = _reaction(expert)
+    whole = merged.to(V.device, V.dtype).folded()
+    image = whole.B @ (whole.A @ V)  # M V, (d_out, r)
+    error = image - C
+    rank = V.shape[1]
+    others = V.shape[0] - rank
     return Overlap(
-        own=_square(own.B),
+        own=_square(C),
         merged=size,
-        inner=float((image.double() * own.B.double()).sum()),
+        inner=float((image.double() * C.double()).sum()),
         error=_square(error),
         beside=max(0.0, size - _square(image)),
-        share=own.rank / others if others else 0.0,
-        weighted_error=_product_square(error, own.B),
-        weighted_own=_product_square(own.B, own.B),
+        share=rank / others if others else 0.0,
+        weighted_error=_product_square(error, C),
+        weighted_own=_product_square(C, C),
     )
+
+
+def _reaction(expert: LoraFactors) -> tuple[Tensor, Tensor]:
+    """tau = C V^T with V (d_in, r) orthonormal and C (d_out, r) of full rank, as far as rounding tells."""
+    f = expert.folded()
+    V, R = torch.linalg.qr(f.A.T)
+    C = f.B @ R.T
+    values, turns = torch.linalg.eigh(C.double().T @ C.double())  # sigma_k^2, ascending
+    least = max(8 * expert.rank * torch.finfo(C.dtype).eps, _SQUARED) ** 2
+    alive = values > least * values.amax() if len(values) else values > 0
+    if bool(alive.all()):
+        return V, C
+    turn = turns[:, alive].to(C.dtype)
+    return V @ turn, C @ turn
 
 
 def effective_rank(factors: LoraFactors) -> float:
