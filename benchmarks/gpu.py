@@ -4,10 +4,10 @@
     python benchmarks/gpu.py --tune          # first: which block sizes are fastest on the largest weight
     python benchmarks/gpu.py --small         # a toy, on any machine: shows that the script runs, measures nothing
 
-Needs a CUDA GPU with memory for the base (14 GB in bfloat16 at this shape, some 20 GB with all else, by count) and Triton. The base is random
-and lies on the device. The floor is the base's bytes, read twice, over the rate at which a copy of 1 GiB on the device
-reads and writes in the same run. Every kernel's gammas are compared with plain torch's, and so is what half of the
-components would be kept by them. Results go to benchmarks/results/gpu.json.
+Needs a CUDA GPU with memory for the base (14 GB in bfloat16 at this shape, some 20 GB with all else, by count) and
+Triton. The base is random and lies on the device. The floor is the base's bytes, read twice, over the rate at which a
+copy of 1 GiB on the device reads and writes in the same run. Every kernel's gammas are compared with plain torch's, and
+so is what half of the components would be kept by them. Results go to benchmarks/results/gpu.json.
 """
 
 from __future__ import annotations
