@@ -12,8 +12,9 @@ from typing import Any
 from suites import SUITES
 from torch import Tensor
 
-from evidence.runs import read_lines
+from evidence.runs import read_lines, settings
 from evidence.scores import Answers, interval, resampled, score, unpack
+from evidence.table import ALL, FAMILIES
 
 Line = Mapping[str, Any]
 Record = dict[str, Any]
@@ -21,13 +22,15 @@ Record = dict[str, Any]
 #: Whom paired differences are taken to: what `merge(base, adapters)` does.
 DEFAULT = ("saliency", "r", True)
 
+_KNOWN = {setting.key() for setting in settings(FAMILIES, "*", ALL, judge=False)}
+
 
 def collect(cache: Path) -> str:
     """The text of results/quality.json from all suites in the cache."""
     suites: dict[str, Any] = {}
     records: list[Record] = []
     for name in SUITES:
-        lines = read_lines(cache / name / "measurements.jsonl")
+        lines = [line for line in read_lines(cache / name / "measurements.jsonl") if _is_known(line)]
         if lines:
             by_identity: dict[str, list[Line]] = defaultdict(list)
             for line in lines:
@@ -88,6 +91,11 @@ def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], lis
     return about, records
 
 
+def _is_known(line: Line) -> bool:
+    """Whether the table has the setting: it may have had others when the line was written."""
+    return line["role"] == "reference" or tuple(line["key"]) in _KNOWN
+
+
 def precision_check(lines: Sequence[Line], others: Sequence[Line]) -> dict[str, Any]:
     """How the answers of the same merges differ when they are computed in another precision."""
     known = {json.dumps(line["key"]): line for line in lines}
@@ -146,6 +154,8 @@ def mark(records: Sequence[Record], kin: Mapping[str, str]) -> None:
         groups[record["merge"], record["budget"]][record["suite"]].setdefault(setting, record)
     for by_suite in groups.values():
         for name, own in by_suite.items():
+            if len(own) < 2:  # nothing to choose from
+                continue
             max(own.values(), key=lambda record: record["validation"])["marks"].append("tuned")
             max(own.values(), key=lambda record: record["test"])["marks"].append("best")
             others = [by_suite[other] for other in by_suite if kin[other] != kin[name]]

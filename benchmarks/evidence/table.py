@@ -146,10 +146,10 @@ def _chain(aggregation: str, balance: str, spectrum: str, density: float | None 
     )
 
 
-def _ruled(method: str) -> Family:
+def _ruled(method: str, *budgets: Budget) -> Family:
     """A method that every rule of the scale is tried with."""
     scalings = (*SCALES, *NORMS, *INTERFERENCE)
-    return Family(method, "comparator", {"method": method}, scalings=scalings, budgets=ALL, first=1)
+    return Family(method, "comparator", {"method": method}, scalings=scalings, budgets=budgets or ALL, first=1)
 
 
 def _weighted(rule: str) -> Family:
@@ -175,7 +175,7 @@ FAMILIES: tuple[Family, ...] = (
         "published",
         {"recipe": "paper"},
         scalings=(*SCALES, "auto:1.3"),
-        budgets=("free",),
+        budgets=("r",),  # a tenth of r components each: no more than r together, for up to ten experts
         first=0,
     ),
     Family(
@@ -189,7 +189,18 @@ FAMILIES: tuple[Family, ...] = (
         free={"svd_rank": FULL},
         first=0,
     ),
-    *(_ruled(method) for method in ("linear", "tsv", "iso-c")),
+    *(_ruled(method) for method in ("linear", "tsv")),
+    # A flat spectrum has no leading directions to keep: so at a lower rank it is the sum that is truncated first.
+    _ruled("iso-c", "free"),
+    Family(
+        "iso-c, of the truncated sum",
+        "comparator",
+        {"aggregation": "sum", "spectrum": "flat"},
+        scalings=(*SCALES, *NORMS),
+        budgets=("r", "2r"),
+        sizing="svd_rank",
+        first=1,
+    ),
     _weighted("auto"),
     _weighted("nan"),
     Family("wudi", "comparator", {"method": "wudi"}, first=2),
@@ -250,8 +261,8 @@ FAMILIES: tuple[Family, ...] = (
     *(_ablation(f"native, density {d}", density=d, basis="native") for d in (0.05, 0.125, 0.3, 0.5)),
     _ablation("density 0.125, global scope", density=0.125, scope="global"),
     _ablation("density adaptive:0.125", density="adaptive:0.125"),
-    # What is not here: sum, tsv and iso-c by themselves (above, with the same norms), and balance + tsv + flat (even).
-    _chain("sum", "none", "flat"),
+    # What is not here: sum, sum + flat, tsv and iso-c by themselves (above, with the same norms), and
+    # balance + tsv + flat (even).
     *(_chain("sum", "norm", spectrum) for spectrum in ("kept", "flat")),
     _chain("tsv", "none", "flat"),
     _chain("tsv", "norm", "kept"),
