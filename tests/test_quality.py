@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -16,12 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from evidence.collect import mark  # noqa: E402
+from evidence.page import render  # noqa: E402
 from evidence.runs import foretold, norm_scales, settings  # noqa: E402
 from evidence.scores import interval, pack, resampled, score, spearman, unpack  # noqa: E402
 from evidence.table import FAMILIES, Family  # noqa: E402
 from suites.base import LiveWeights, Update, divide, single  # noqa: E402
 
 from samerge.compress import truncate  # noqa: E402
+from samerge.methods import entry  # noqa: E402
 from samerge.methods.chain import chain  # noqa: E402
 
 
@@ -104,7 +107,7 @@ def test_no_two_merges_have_one_name():
     assert len(set(keys)) == len(keys)
     judged = settings(FAMILIES, "*", ["r"], judge=True)
     assert not any(s.family.design for s in judged)
-    assert {s.family.name for s in settings(FAMILIES, "tsv,iso*", ["r"], judge=True)} == {"tsv", "iso-c"}
+    assert {s.family.name for s in settings(FAMILIES, "tsv,st*", ["r"], judge=True)} == {"tsv", "star"}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -116,6 +119,15 @@ def test_the_library_knows_every_option_of_the_table(family: Family):
             own, weights = given.pop("method_options", None), given.pop("weights", None)
             for scaling in family.all_scalings():
                 links.options({**given, "scaling": scaling}, own, measured=weights == "auto")
+
+
+def test_published_settings_are_the_registrys():
+    for family in FAMILIES:
+        if family.role == "comparator" and set(family.options) == {"method"}:
+            defaults = entry(family.options["method"]).defaults
+            known = {"auto": "auto:1.3"}  # the same, by its number
+            assert family.published == known.get(str(defaults["scaling"]), defaults["scaling"]), family.name
+            assert family.densities[0] in (None, defaults.get("density")), family.name
 
 
 @pytest.mark.parametrize("method", ["tsv", "linear"])
@@ -150,3 +162,8 @@ def test_live_weights_are_what_peft_makes_and_come_back(llama):
     torch.testing.assert_close(model(tokens).logits, expected, rtol=1e-4, atol=1e-5)
     live.put(None)
     assert torch.equal(model(tokens).logits, before)
+
+
+def test_the_page_is_what_the_results_render_to():
+    results = json.loads((ROOT / "benchmarks/results/quality.json").read_text(encoding="utf-8"))
+    assert (ROOT / "docs/evidence.md").read_text(encoding="utf-8") == render(results)

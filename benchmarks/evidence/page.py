@@ -276,8 +276,8 @@ def ablations(results: Results) -> str:
     return "\n\n".join(
         [
             "## Ablations of the selection",
-            "All at auto:1.3, and the best of auto:1.0, 1.3 and 1.6. Variants with a density keep that share of every "
-            "expert, so their rank differs.",
+            "All at auto:1.3, and the best of auto:1.0, 1.3 and 1.6 where these were measured. The output rank is the "
+            "experts': variants with a density keep that share of every expert, and are truncated where that is more.",
             "![Ablations](pictures/quality-ablations.png)",
             table(head, rows),
         ]
@@ -291,17 +291,25 @@ def study(results: Results) -> str:
         return ""
     parts = [
         "## Composed merges",
-        "Norm balance, selection by saliency, aggregation and a flat spectrum, together and apart: the best scale of "
-        "the grid on validation rows, its score on test rows, and that scale.",
+        "Norm balance, selection by saliency, aggregation and a flat spectrum, together and apart: untuned (auto:1.3, "
+        "or auto:1.6 for a flat spectrum), and at the norm that is best on validation rows.",
     ]
-    for budget, what in BUDGETS.items():
-        rows = []
-        for merge in merges(results, ("chain",)):
-            found = [marked(results, merge, suite, budget, "tuned") for suite in suites]
-            if any(found):
-                rows.append([merge, *("" if r is None else f"{_score(r, True)} at {_setting(r)}" for r in found)])
-        if rows:
-            parts += [f"### Output rank: {what}", table(["merge", *suites], rows)]
+    names = [*merges(results, ("default", "recipe")), "linear", "tsv", *merges(results, ("chain",))]
+    rows = []
+    for merge in names:
+        cells = [merge.removeprefix("chain: ")]
+        for suite in suites:
+            found = [r for r in select(results, suite=suite, merge=merge, budget="r") if _is_ruled(r)]
+            flat = "flat" in merge or merge == "even"
+            untuned = next((r for r in found if r["scaling"] == ("auto:1.6" if flat else "auto:1.3")), None)
+            best = max(found, key=lambda r: r["validation"]) if len(found) > 1 else None
+            cells += [
+                "" if untuned is None else _score(untuned, with_interval=True),
+                "" if best is None else f"{_score(best)} at {best['scaling']}",
+            ]
+        rows.append(cells)
+    head = ["merge", *(f"{suite}{what}" for suite in suites for what in ("", ": best norm"))]
+    parts.append(table(head, rows))
     return "\n\n".join(parts)
 
 
@@ -321,8 +329,9 @@ def predicted(results: Results) -> str:
     if not rows:
         return ""
     text = (
-        "Rank correlation (Spearman) between what the report of a merge says without data (docs/report.md; mean over "
-        "the experts) and the measured score. Interference should be negative."
+        "Rank correlation (Spearman) between what the report of a merge says without data "
+        "([diagnostics](diagnostics.md); mean over the experts) and the measured score. Interference should come out "
+        "negative."
     )
     head = ["suite", "over", "settings", *results["records"][0]["foretold"]]
     return "\n\n".join(["## Foretold without data", text, table(head, rows)])
@@ -341,6 +350,10 @@ def uncertainty(results: Results) -> str:
         + f"{_median(r['merge_seconds'] for r in results['records']):.1f} s."
     )
     return f"## How uncertain this is\n\n{text}"
+
+
+def _is_ruled(record: Record) -> bool:
+    return isinstance(record["scaling"], str) and record["scaling"].startswith("auto:")
 
 
 def _median(values: Iterable[float]) -> float:

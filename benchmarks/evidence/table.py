@@ -261,13 +261,12 @@ FAMILIES: tuple[Family, ...] = (
     *(_ablation(f"native, density {d}", density=d, basis="native") for d in (0.05, 0.125, 0.3, 0.5)),
     _ablation("density 0.125, global scope", density=0.125, scope="global"),
     _ablation("density adaptive:0.125", density="adaptive:0.125"),
-    # What is not here: sum, sum + flat, tsv and iso-c by themselves (above, with the same norms), and
-    # balance + tsv + flat (even).
+    # What is not here: sum, tsv and sum + flat (Iso-C) by themselves (above, with the same norms), and balance + tsv +
+    # flat (even).
     *(_chain("sum", "norm", spectrum) for spectrum in ("kept", "flat")),
     _chain("tsv", "none", "flat"),
     _chain("tsv", "norm", "kept"),
     *(_chain("wudi", balance, spectrum) for balance in ("none", "norm") for spectrum in ("kept", "flat")),
-    _chain("iso-c", "norm", "kept"),
     *(_chain("tsv", "norm", "flat", density) for density in (0.25, 0.5, 0.75)),
     *(_chain("tsv", "none", "kept", density) for density in (0.25, 0.5, 0.75)),
     *(_chain("sum", "norm", "flat", density) for density in (0.25, 0.5, 0.75)),
