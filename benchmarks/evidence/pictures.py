@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from evidence.page import BUDGETS, marked, merges, select
+from evidence.query import BUDGETS, marked, merges, select
 
 #: Okabe and Ito's colours, which most people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
