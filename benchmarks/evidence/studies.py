@@ -1,0 +1,125 @@
+"""The parts of the page about what a merge is made of: scale, selection, composition, and what is foretold."""
+
+from __future__ import annotations
+
+from evidence.markdown import score, table
+from evidence.query import BUDGETS, MAIN, Record, Results, merges, select
+from evidence.scores import spearman
+
+
+def scale(results: Results) -> str:
+    """What rules without data lose against the best scale on the grid."""
+    rows = []
+    for suite in results["suites"]:
+        for merge in merges(results, (*MAIN, "chain")):
+            for budget in BUDGETS:
+                found = select(results, suite=suite, merge=merge, budget=budget)
+                density = found[0]["density"] if found else None
+                found = [record for record in found if record["density"] == density]
+                rules = {r["scaling"]: r for r in found if isinstance(r["scaling"], str)}
+                numbers = [record for record in found if not isinstance(record["scaling"], str)]
+                if not rules or not numbers:
+                    continue
+                best = max(numbers, key=lambda record: record["test"])
+                losses = [f"{name} {rule['test'] - best['test']:+.1f}" for name, rule in rules.items()]
+                rows.append(
+                    [suite, merge, BUDGETS[budget], f"{best['test']:.1f} at {best['scaling']:g}", ", ".join(losses)]
+                )
+    if not rows:
+        return ""
+    return "\n\n".join(
+        [
+            "## Scale without data",
+            "The best λ of the grid, chosen on the test rows themselves, and what a rule that needs no data scores "
+            "beside it. `auto:c` brings every layer to c times the experts' mean norm.",
+            "![Score against scale](pictures/quality-scale.png)",
+            table(["suite", "merge", "output rank", "best λ", "rules, to the best λ"], rows),
+        ]
+    )
+
+
+def ablations(results: Results) -> str:
+    """The selection's parts, one taken away at a time."""
+    names = merges(results, ("default", "ablation"))
+    suites = [suite for suite in results["suites"] if select(results, suite=suite, role="ablation")]
+    if not suites:
+        return ""
+    rows = []
+    for merge in names:
+        cells = [merge]
+        for suite in suites:
+            found = select(results, suite=suite, merge=merge, budget="r")
+            found = [r for r in found if r["scaling"] in ("auto:1.0", "auto:1.3", "auto:1.6")]
+            plain = [r for r in found if r["scaling"] == "auto:1.3"]
+            mean = sum(r["test"] for r in plain) / len(plain) if plain else None
+            note = f" ({len(plain)} seeds)" if len(plain) > 1 else ""
+            cells += ["" if mean is None else f"{mean:.1f}{note}", str(plain[0]["rank"]) if plain else ""]
+            cells.append(f"{max(r['test'] for r in found):.1f}" if found else "")
+        rows.append(cells)
+    head = ["variant", *(f"{suite}{what}" for suite in suites for what in ("", ": rank", ": best of three scales"))]
+    return "\n\n".join(
+        [
+            "## Ablations of the selection",
+            "All at auto:1.3, and the best of auto:1.0, 1.3 and 1.6 where these were measured. The output rank is the "
+            "experts': variants with a density keep that share of every expert, and are truncated where that is more.",
+            "![Ablations](pictures/quality-ablations.png)",
+            table(head, rows),
+        ]
+    )
+
+
+def study(results: Results) -> str:
+    """The parts of composed merges."""
+    suites = [suite for suite in results["suites"] if select(results, suite=suite, role="chain")]
+    if not suites:
+        return ""
+    parts = [
+        "## Composed merges",
+        "Norm balance, selection by saliency, aggregation and a flat spectrum, together and apart: untuned (auto:1.3, "
+        "or auto:1.6 for a flat spectrum), and at the norm that is best on validation rows.",
+    ]
+    names = [*merges(results, ("default", "recipe")), "linear", "tsv", *merges(results, ("chain",))]
+    rows = []
+    for merge in names:
+        cells = [merge.removeprefix("chain: ")]
+        for suite in suites:
+            found = [r for r in select(results, suite=suite, merge=merge, budget="r") if _is_ruled(r)]
+            flat = "flat" in merge or merge == "even"
+            untuned = next((r for r in found if r["scaling"] == ("auto:1.6" if flat else "auto:1.3")), None)
+            best = max(found, key=lambda r: r["validation"]) if len(found) > 1 else None
+            cells += [
+                "" if untuned is None else score(untuned, with_interval=True),
+                "" if best is None else f"{score(best)} at {best['scaling']}",
+            ]
+        rows.append(cells)
+    head = ["merge", *(f"{suite}{what}" for suite in suites for what in ("", ": best norm"))]
+    parts.append(table(head, rows))
+    return "\n\n".join(parts)
+
+
+def predicted(results: Results) -> str:
+    """Whether diagnostics that need no data foretell accuracy."""
+    rows = []
+    for suite in results["suites"]:
+        records = select(results, suite=suite)
+        for name, chosen in (
+            ("all merges and scales", records),
+            ("every merge at its published scale", [r for r in records if r["published"]]),
+        ):
+            if len(chosen) > 3:
+                names = list(chosen[0]["foretold"])
+                found = [spearman([r["foretold"][key] for r in chosen], [r["test"] for r in chosen]) for key in names]
+                rows.append([suite, name, str(len(chosen)), *(f"{value:+.2f}" for value in found)])
+    if not rows:
+        return ""
+    text = (
+        "Rank correlation (Spearman) between what the report of a merge says without data "
+        "([diagnostics](diagnostics.md); mean over the experts) and the measured score. Interference should come out "
+        "negative."
+    )
+    head = ["suite", "over", "settings", *results["records"][0]["foretold"]]
+    return "\n\n".join(["## Foretold without data", text, table(head, rows)])
+
+
+def _is_ruled(record: Record) -> bool:
+    return isinstance(record["scaling"], str) and record["scaling"].startswith("auto:")
