@@ -219,6 +219,35 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     assert build.compiled(source).answer() == 42
 
 
+def test_a_user_without_a_home(monkeypatch, tmp_path):
+    """As in a container that is run under any number: compiled for this process alone."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 42; }\n")
+    assert build.compiled(source).answer() == 42
+
+
+def test_a_cache_folder_that_is_relative_is_ignored(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert build.cache_folder().is_absolute()
+
+
+@pytest.mark.parametrize(("given", "words"), [("'cc", 'CC="\'cc" cannot be split into words'), (" ", None)])
+def test_a_compiler_that_is_no_command(fresh, monkeypatch, given, words):
+    monkeypatch.setenv("CC", given)
+    if words is None:
+        assert backend.choose(CPU, torch.float32).name == "native"
+        return
+    with pytest.raises(KernelError, match=words):
+        build.compiled(Path(build.__file__).with_name("sweep.c"))
+    assert backend.choose(CPU, torch.float32).name == "torch"
+
+
 def test_without_a_compiler(fresh, monkeypatch, caplog):
     """The torch path, said once; an error where native was asked for."""
     monkeypatch.setenv("CC", "no-such-compiler")

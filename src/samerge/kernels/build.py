@@ -36,31 +36,47 @@ def compiled(source: Path) -> ctypes.CDLL:
         KernelError: there is no compiler, it fails, or what it made cannot be loaded.
     """
     native = _NATIVE.get(platform.machine())
-    command = [*shlex.split(os.environ.get("CC") or "cc"), *FLAGS, *([native] if native else [])]
+    command = [*_compiler(), *FLAGS, *([native] if native else [])]
     macros = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
     key = hashlib.sha256(b"\0".join([source.read_bytes(), " ".join(command[1:]).encode(), macros])).hexdigest()
     name = f"{source.stem}-{key[:24]}.so"
-    cached = cache_folder() / name
-    if cached.is_file():
-        return _load(cached)
     try:
+        cached = cache_folder() / name
+        if cached.is_file():
+            return _load(cached)
         cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
             made = _compile(command, source, Path(folder) / name)
             os.replace(made, cached)
-    except OSError:  # a cache that cannot be written
+    except OSError:  # a cache that cannot be read or written, or a user without a home
         with tempfile.TemporaryDirectory() as folder:
             return _load(_compile(command, source, Path(folder) / name))
     return _load(cached)
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries are kept: `samerge` in the user's cache folder."""
-    if os.environ.get("XDG_CACHE_HOME"):
-        return Path(os.environ["XDG_CACHE_HOME"]) / "samerge"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "samerge"
-    return Path.home() / ".cache" / "samerge"
+    """Where compiled libraries are kept: `samerge` in the user's cache folder.
+
+    Raises:
+        OSError: the user has no home.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    if given.is_absolute():  # a relative one is to be ignored, as its specification has it
+        return given / "samerge"
+    try:
+        home = Path.home()
+    except RuntimeError as error:  # as for a user of a container that has no entry in its passwd
+        raise FileNotFoundError(str(error)) from error
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "samerge"
+
+
+def _compiler() -> list[str]:
+    """`$CC`, or else `cc`, in words."""
+    given = os.environ.get("CC", "")
+    try:
+        return shlex.split(given) or ["cc"]
+    except ValueError as error:
+        raise KernelError(f"CC={given!r} cannot be split into words ({error}); name a C compiler in it") from error
 
 
 def _compile(command: list[str], source: Path, target: Path) -> Path:
