@@ -235,6 +235,20 @@ def test_conflicts_are_those_of_dense_matrices(tmp_path):
     assert worst["cosine"] == min(value for own in found.layers.values() for value in own.values())
 
 
+@pytest.mark.parametrize("size", [1e-14, 1e14])
+def test_conflicts_of_very_small_and_large_updates(tmp_path, size):
+    """Their squares are beyond float32."""
+    generator = torch.Generator().manual_seed(0)
+    A, B = torch.randn(2, 6, generator=generator), torch.randn(5, 2, generator=generator)
+    one = tiny.write_adapter(tmp_path / "a", {"layer": (A, B)})
+    other = tiny.write_adapter(tmp_path / "b", {"layer": (A * size, -B * size)})
+    found = conflicts(open_adapters(None, [one, other]))
+    assert found.norms[1] / found.norms[0] == pytest.approx(size**2)
+    assert found.cosine[0][1] == pytest.approx(-1.0)
+    assert found.columns[0][1] == pytest.approx(1.0)
+    assert "nearly cancel" in reading(found)
+
+
 def test_the_reading_says_what_is_wrong(tmp_path):
     part, other, third = updates(10, 16, (2, 2, 2))
     folders = {

@@ -173,9 +173,10 @@ def _products(parts: Sequence[LoraFactors]) -> tuple[Tensor, Tensor, Tensor, Ten
     """
     A = torch.cat([part.A for part in parts])  # (R, d_in)
     B = torch.cat([part.B for part in parts], dim=1)  # (d_out, R)
-    sizes = torch.linalg.vector_norm(B, dim=0).clamp_min(torch.finfo(B.dtype).tiny)
-    right, left = (A @ A.T).double(), (B.T @ B).double()  # (R, R)
-    units = left / sizes.double()[:, None] / sizes.double()[None, :]
+    sizes = torch.linalg.vector_norm(B, dim=0, dtype=torch.float64)
+    unit = B / sizes.clamp_min(torch.finfo(B.dtype).tiny).to(B.dtype)  # before the product, whose squares may overflow
+    right, units = (A @ A.T).double(), (unit.T @ unit).double()  # (R, R)
+    left = units * sizes[:, None] * sizes[None, :]
     ranks = [part.rank for part in parts]
     least = torch.tensor([[min(a, b) for b in ranks] for a in ranks], dtype=torch.float64)
     inner, rows, columns = (_blocks(matrix, ranks) for matrix in (left * right, right.square(), units.square()))
