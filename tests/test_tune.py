@@ -163,6 +163,32 @@ def test_another_scaling_is_the_same_merge_times_a_number(llama: Beast, method: 
         for module, layer in slow.report.record["layers"].items():
             assert fast.report.record["layers"][module]["scale"] == pytest.approx(layer["scale"])
             assert fast.report.record["layers"][module]["norm"] == pytest.approx(layer["norm"], rel=1e-5)
+        if dtype is None:
+            same_diagnostics(fast.report.record, slow.report.record)
+
+
+def same_diagnostics(fast, slow) -> None:
+    """All figures but the weighted interference, which does not follow from those at another scaling."""
+
+    def known(figures):
+        return {
+            key: math.inf if value is None else value
+            for key, value in figures.items()
+            if key != "weighted_interference" and not isinstance(value, (str, list, dict))
+        }
+
+    layers = [(fast["layers"][module], layer) for module, layer in slow["layers"].items()]
+    for ours, theirs in [(fast["diagnostics"], slow["diagnostics"]), *layers]:
+        assert known(ours) == pytest.approx(known(theirs), rel=1e-4, abs=1e-5)
+        for name, figures in theirs["experts"].items():
+            assert known(ours["experts"][name]) == pytest.approx(known(figures), rel=1e-4, abs=1e-5)
+            assert ours["experts"][name]["weighted_interference"] is None
+
+
+def test_a_scaling_of_zero_leaves_nothing(llama: Beast) -> None:
+    nothing = Candidates(llama.base, llama.adapters).merged({"method": "linear", "scaling": 0.0}).report
+    same_diagnostics(nothing.record, samerge.merge(None, llama.adapters, method="linear", scaling=0.0).report.record)
+    assert nothing.expected_retention == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from torch import nn
 
 from samerge.adapters import Adapter, widest
 from samerge.api import merge
+from samerge.diagnostics.rescaling import rescaled
+from samerge.diagnostics.summary import summary
 from samerge.factors import LoraFactors, balanced
 from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base
 from samerge.merged import MergedAdapter
@@ -102,13 +104,16 @@ def scaled(unit: MergedAdapter, scaling: Any, asked: torch.dtype | None, dtype: 
         module: balanced(LoraFactors(f.A, f.B * scales.get(module, 1.0))).to(dtype=dtype)  # layers added have no scale
         for module, f in unit.factors.items()
     }
+    layers = {
+        module: rescaled(layer, scales[module])
+        | {"scale": layer["scale"] * scales[module], "norm": layer["norm"] * abs(scales[module])}
+        for module, layer in record["layers"].items()
+    }
     changed = {
         "options": {**record["options"], "scaling": scaling, "dtype": None if asked is None else name},
         "output": {**record["output"], "dtype": name},
-        "layers": {
-            module: {**layer, "scale": layer["scale"] * scales[module], "norm": layer["norm"] * abs(scales[module])}
-            for module, layer in record["layers"].items()
-        },
+        "layers": layers,
+        "diagnostics": summary(layers, list(record["diagnostics"]["experts"])),
     }
     return replace(unit, factors=factors, report=Report({**record, **changed}))
 
