@@ -187,6 +187,8 @@ def test_truncation_afterwards(llama: Beast):
         ({"recipe": "ours"}, "recipe='ours' is not known; choose one of paper"),
         ({"dtype": "float99"}, "dtype='float99' is not known; choose one of float32"),
         ({"base": None}, "this method reads the base model; give base="),
+        ({"device": "gpu"}, "device='gpu' cannot be computed on here"),
+        ({"device": "meta"}, "device='meta' cannot be computed on here .it holds no values."),
     ],
 )
 def test_arguments_out_of_range(llama: Beast, arguments, words):

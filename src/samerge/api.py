@@ -17,7 +17,7 @@ from samerge.checkpoints import WeightSource
 from samerge.conversion.dora import check_dora, converted
 from samerge.extras import check_extras
 from samerge.graph import FlowGraph
-from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base, weights_of
+from samerge.inputs import AdapterLike, device_of, dtype_of, open_adapters, open_base, weights_of
 from samerge.merged import MergedAdapter
 from samerge.methods.chain import Chain, Shared, chain
 from samerge.methods.problem import Problem
@@ -193,9 +193,9 @@ def merge_opened(
     """
     with bars.task("aligning", 1):
         rule = WEIGHT_RULES.get(weights) if isinstance(weights, str) else None
-        values = weights_of(weights if rule is None else None, [expert.name for expert in experts])
+        values = weights_of(weights if rule is None else None, [e.name for e in experts], rules=WEIGHT_RULES)
         active = [expert for expert, weight in zip(experts, values, strict=True) if weight != 0]
-        device_ = torch.device(options.device or str(getattr(source, "device", "cpu")))
+        device_ = device_of(options.device, getattr(source, "device", "cpu"))
         if source is not None:
             source = view_for(source, experts, base if isinstance(base, nn.Module) else None)
         check_dora(active, options.dora, source)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -110,15 +110,25 @@ def _name_of(given: Any) -> str:
 
 
 def weights_of(
-    weights: Mapping[str, float] | Sequence[float] | str | None, names: Sequence[str], what: str = "adapter"
+    weights: Mapping[str, float] | Sequence[float] | str | None,
+    names: Sequence[str],
+    what: str = "adapter",
+    rules: Collection[str] = (),
 ) -> tuple[float, ...]:
     """One finite weight for each adapter (or whatever `what` is), in their order; 1.0 each by default.
+
+    Args:
+        weights: by name, or in order.
+        names: of the adapters.
+        what: what they are.
+        rules: words that would have been taken, too, for messages.
 
     Raises:
         OptionError: too few, too many, an unknown name, or not a number.
     """
     if isinstance(weights, str):
-        raise OptionError(f"weights={weights!r} is not known; give a number for each {what}")
+        words = "".join(f", or {rule!r}" for rule in rules)
+        raise OptionError(f"weights={weights!r} is not known; give a number for each {what}{words}")
     if weights is None:
         return (1.0,) * len(names)
     if isinstance(weights, Mapping):
@@ -148,3 +158,30 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise OptionError(f"dtype={dtype!r} is not known; choose one of float32, bfloat16, float16")
     return found
+
+
+def device_of(device: str | torch.device | None, default: object = "cpu") -> torch.device:
+    """A device that can be computed on, by its name.
+
+    Args:
+        device: its name, as in "cuda:1"; None for the default.
+        default: that of what was given, such as a live model's own.
+
+    Raises:
+        OptionError: no such device, or none on this machine.
+
+    Example:
+        >>> device_of("cpu")
+        device(type='cpu')
+    """
+    if device is None:
+        return torch.device(str(default))
+    try:
+        found = torch.device(device)
+        if found.type != "meta":
+            torch.zeros(1, device=found)
+            return found
+        reason = "it holds no values"
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
+    raise OptionError(f"device={str(device)!r} cannot be computed on here ({reason}); leave it out, or use cpu")

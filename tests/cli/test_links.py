@@ -64,7 +64,8 @@ def test_links_in_a_recipe_file(invoke, tiny_base, loras, tmp_path) -> None:
     [
         (["--method", "saliency", "--selection", "norm"], "leave method or selection out"),
         (["--selection", "magic"], "selection='magic' is not known"),
-        (["--aggregation", "magic"], "method='magic' is not known"),
+        (["--aggregation", "magic"], "aggregation='magic' is not known"),
+        (["--device", "gpu"], "device='gpu' cannot be computed on here"),
         (["--balance", "yes"], "balance='yes' is not known"),
         (["--spectrum", "white"], "spectrum='white' is not known"),
         (["--scaling", "auto:loud"], "must be 'auto:<c>'"),

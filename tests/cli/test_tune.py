@@ -185,6 +185,7 @@ def test_texts() -> None:
         "weights.my-lora": (0, 1),
         "residual": [True, False],
     }
+    assert fixed_options(["weights=auto"], ["a"]) == {"weights": "auto"}
     assert fixed_options(["rank=8", "mu=0.1", "weights=nan"], ["a"]) == {
         "rank": 8,
         "weights": "nan",

@@ -45,10 +45,12 @@ def fixed_options(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str
     Raises:
         OptionError: one of them is not NAME=VALUE, a name stands there twice, or has an argument of its own.
     """
+    from samerge.weighing import WEIGHT_RULES
+
     found: dict[str, Any] = {}
     for text in texts or ():
         name, given = _pair(text, "--option", "NAME=VALUE", found)
-        if name in ("method", "weights") and (name == "method" or given != "nan"):
+        if name == "method" or (name == "weights" and given not in WEIGHT_RULES):
             way = "give --method" if name == "method" else f"write them behind the adapters, as in {names[0]}:0.8"
             raise OptionError(f"--option {text!r}: {way}")
         found[name] = read(given)

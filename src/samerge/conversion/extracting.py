@@ -22,7 +22,7 @@ from samerge.conversion.extractable import Candidate, candidates
 from samerge.errors import BaseModelError
 from samerge.factors import LoraFactors
 from samerge.full.alignment import same_names
-from samerge.inputs import dtype_of, open_base
+from samerge.inputs import device_of, dtype_of, open_base
 from samerge.merged import MergedAdapter
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site
 from samerge.options import MergeOptions, resolve
@@ -94,7 +94,7 @@ def extract_adapter(
         source, other = _open(base), _open(expert)
         names = same_names(source.shapes, other.shapes)
     called = _called(expert)
-    place = torch.device(options.device or str(getattr(source, "device", "cpu")))
+    place = device_of(options.device, getattr(source, "device", "cpu"))
     with bars.task("comparing", sum(torch.Size(source.shapes[name]).numel() for name in names)) as advance:
         found = changes(source, other, names, called, place, advance)
     taken, left = candidates(source, found, embeddings)

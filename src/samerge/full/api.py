@@ -25,7 +25,7 @@ from samerge.full.models import ModelLike, Opened, open_experts, open_model
 from samerge.full.options import FullOptions, resolve
 from samerge.full.record import record
 from samerge.graph import FlowGraph, Weight
-from samerge.inputs import dtype_of, weights_of
+from samerge.inputs import device_of, dtype_of, weights_of
 from samerge.options import density_mean
 from samerge.progress import Progress
 from samerge.report import Report
@@ -174,7 +174,7 @@ def _merged(
         CheckpointVectors(sources, [pruned] * len(sources)),
         [weights[n] for n in active],
         Masks(None if work is None else work.path),
-        torch.device(options.device) if options.device else base.device,
+        device_of(options.device, base.device),
         torch.float64 if base.dtype == torch.float64 else torch.float32,
     )
     logs = _prune(pruner, graph, sorted(pruned), options, bars)

@@ -52,14 +52,18 @@ def methods() -> Iterator[str]:
     return iter(REGISTRY)
 
 
-def entry(method: str) -> Entry:
+def entry(method: str, option: str = "method") -> Entry:
     """The registry's line for a method.
+
+    Args:
+        method: its name.
+        option: by which option it was named, for messages.
 
     Raises:
         OptionError: there is no such method.
     """
     if method not in REGISTRY:
-        raise OptionError(f"method={method!r} is not known; choose one of {', '.join(REGISTRY)}")
+        raise OptionError(f"{option}={method!r} is not known; choose one of {', '.join(REGISTRY)}")
     return REGISTRY[method]
 
 

@@ -247,7 +247,7 @@ def chain(method: str | None, selection: str | None, aggregation: str | None, re
         selection = "saliency"
     selection = selection if selection is not None else str(defaults.get("selection", "none"))
     aggregation = aggregation if aggregation is not None else str(defaults.get("aggregation", "sum"))
-    if aggregation != "sum" and entry(aggregation).selection != "none":
+    if aggregation != "sum" and entry(aggregation, "aggregation").selection != "none":
         raise OptionError(
             f"aggregation={aggregation!r} is a selection and its sum; give selection={aggregation!r}, and another "
             f"aggregation or none"
