@@ -160,7 +160,7 @@ def mark(records: Sequence[Record], kin: Mapping[str, str]) -> None:
             max(own.values(), key=lambda record: record["test"])["marks"].append("best")
             others = [by_suite[other] for other in by_suite if kin[other] != kin[name]]
             common = [setting for setting in own if all(setting in other for other in others)]
-            if others and common:
+            if others and len(common) > 1:
                 best = max(common, key=lambda s: sum(float(other[s]["validation"]) for other in others))
                 own[best]["marks"].append("tuned elsewhere")
 
