@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from samerge.errors import (
     AdapterError,
     BaseModelError,
+    DistributedError,
     GraphError,
     HubError,
     OptionError,
@@ -60,6 +61,7 @@ __all__ = [
     "AdapterError",
     "BaseModelError",
     "Comparison",
+    "DistributedError",
     "FlowGraph",
     "Gather",
     "GraphError",

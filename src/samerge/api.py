@@ -15,12 +15,13 @@ from samerge.alignment import assemble
 from samerge.alignment.views import view_for
 from samerge.checkpoints import WeightSource
 from samerge.conversion.dora import check_dora, converted
+from samerge.distributed import group
 from samerge.extras import check_extras
 from samerge.graph import FlowGraph
 from samerge.inputs import AdapterLike, device_of, dtype_of, open_adapters, open_base, weights_of
 from samerge.merged import MergedAdapter
 from samerge.methods.chain import Chain, Shared, chain
-from samerge.methods.problem import Problem
+from samerge.methods.problem import Problem, Site, shared_out
 from samerge.options import MergeOptions
 from samerge.output import finish
 from samerge.progress import Progress
@@ -164,8 +165,9 @@ def merge(
     options = links.options(given, method_options, measured=isinstance(weights, str) and weights == "auto")
     bars = Progress(progress)
     with bars.task("reading", 1):
-        experts = open_adapters(base, adapters)
-        source = open_base(base, required=links.needs_base)
+        experts, source = group().together(
+            lambda: (open_adapters(base, adapters), open_base(base, required=links.needs_base))
+        )
     return merge_opened(experts, source, base, weights, links, options, bars)
 
 
@@ -195,12 +197,19 @@ def merge_opened(
         rule = WEIGHT_RULES.get(weights) if isinstance(weights, str) else None
         values = weights_of(weights if rule is None else None, [e.name for e in experts], rules=WEIGHT_RULES)
         active = [expert for expert, weight in zip(experts, values, strict=True) if weight != 0]
-        device_ = device_of(options.device, getattr(source, "device", "cpu"))
-        if source is not None:
-            source = view_for(source, experts, base if isinstance(base, nn.Module) else None)
-        check_dora(active, options.dora, source)
-        check_extras(active, options.modules_to_save, source)
-    problem, lost = _problem(experts, values, source, options, links.needs_base, device_, bars)
+
+        def aligned() -> tuple[WeightSource | None, tuple[Site, ...], torch.device]:
+            device = device_of(options.device, getattr(source, "device", "cpu"))
+            live = base if isinstance(base, nn.Module) else None
+            view = None if source is None else view_for(source, experts, live)
+            check_dora(active, options.dora, view)
+            check_extras(active, options.modules_to_save, view)
+            return view, tuple(assemble.align(experts, view)), device
+
+        view, sites, device = group().together(aligned)
+        if links.by_site and group().size > 1:
+            sites = shared_out(sites, values)
+    problem, lost = _problem(experts, values, sites, view, options, links.needs_base, device, bars)
     if rule is not None:
         problem = replace(problem, weights=rule(problem, options))
     outcome = links.run(problem, options, shared)
@@ -211,6 +220,7 @@ def merge_opened(
 def _problem(
     experts: Sequence[Adapter],
     weights: tuple[float, ...],
+    sites: tuple[Site, ...],
     source: WeightSource | None,
     options: MergeOptions,
     needs_graph: bool,
@@ -218,7 +228,7 @@ def _problem(
     bars: Progress,
 ) -> tuple[Problem, Mapping[str, Mapping[str, float]]]:
     names = tuple(expert.name for expert in experts)
-    sites, lost = converted(assemble.align(experts, source), names, options.dora, source, device, bars)
+    sites, lost = converted(sites, names, options.dora, source, device, bars)
     graph = None
     if needs_graph and source is not None:
         graph = assemble.flow_graph(sites, source, options)

@@ -26,11 +26,12 @@ from torch import Tensor
 from samerge.checkpoints import WeightSource, read_tile
 from samerge.distributed import group
 from samerge.factors import LoraFactors
-from samerge.flows import Stream, walk
+from samerge.flows import Stream, visits, walk
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.widths import matrix_shape
 from samerge.kernels.backend import Kernel, Sweep, choose
 from samerge.parallel import Workers, workers
+from samerge.supply import Lending, Supply
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def connectivity(
     dtype: torch.dtype = torch.float32,
     tile_elements: int | None = None,
     advance: Callable[[int], None] = lambda entries: None,
+    owners: Mapping[str, int] | None = None,
 ) -> Connectivity:
     """gamma and log R of every expert, by two sweeps over the base.
 
@@ -81,6 +83,8 @@ def connectivity(
         dtype: what to compute in; float64 for checks.
         tile_elements: entries of a tile, whole rows; by default what suits the kernel.
         advance: called with the number of weight entries just swept (progress).
+        owners: with several processes, the one that holds the factors at a weight, by key; they are on the meta device
+            in all others. None where every process has all.
 
     Returns:
         The sensitivities, with the scale of the factors folded in, and log R.
@@ -92,8 +96,13 @@ def connectivity(
     device = torch.device(device)
     kernel = choose(device, dtype)
     with workers(device) as crew:
-        weights = _LowRank(source, experts, device, dtype, kernel, tile_elements, crew, advance)
-        logs = walk(graph, source.shapes, len(experts), weights, device, dtype)
+        lending = None if owners is None else Lending(group(), owners)
+        supply = Supply(experts, lending, (edge.key for edge in visits(graph)), device, dtype)
+        weights = _LowRank(source, supply, device, kernel, tile_elements, crew, advance)
+        try:
+            logs = walk(graph, source.shapes, len(experts), weights, device, dtype)
+        finally:
+            supply.close()
     return Connectivity(weights.all_gammas(), logs, kernel.name)
 
 
@@ -122,25 +131,16 @@ class _LowRank:
     def __init__(
         self,
         source: WeightSource,
-        experts: Sequence[Mapping[str, LoraFactors]],
+        supply: Supply,
         device: torch.device,
-        dtype: torch.dtype,
         kernel: Kernel,
         tile_elements: int | None,
         crew: Workers,
         advance: Callable[[int], None],
     ) -> None:
-        self.source, self.count = source, len(experts)
+        self.source, self.supply, self.count = source, supply, len(supply.experts)
         self.device, self.kernel, self.tile_elements = device, kernel, tile_elements
         self.workers, self.advance = crew, advance
-        self.experts = [
-            {
-                key: factors.to(device, dtype).folded()
-                for key, factors in expert.items()
-                if factors.rank  # what has no components left is theta0
-            }
-            for expert in experts
-        ]
         self.found: list[tuple[str, dict[int, Tensor], Tensor]] = []  # a weight's key, its gammas, their logs
         self.group = group()
 
@@ -183,11 +183,9 @@ class _LowRank:
         The product lies along the rows of the stored matrix (each tile gives some rows of the result), or along its
         columns (the tiles' results are summed, in order).
         """
-        key = edge.key
         along_rows = edge.transposed == backward
         height, width = matrix_shape(self.source.shapes[edge.tensor], edge.expert)
-        result = flow.new_zeros(self.count, height if along_rows else width)
-        factors = [expert.get(key) for expert in self.experts]
+        factors = self.supply.at(edge.key)
         u, v = (alpha, flow) if along_rows else (flow, alpha)
         if gammas is not None:
             for n, own in enumerate(factors):
@@ -208,19 +206,22 @@ class _LowRank:
             return piece, *piece.part.sweep(tile, piece.start)
 
         step = self._step(height, width)
-        parts = [part(experts) for experts in self._shared_out(factors, -(-self.workers.count * step // height))]
-        for piece, found, sensed in self.workers.map(work, self._pieces(height, step, parts)):
-            if along_rows:
-                result[piece.part.rows, piece.start : piece.stop] = found
-            else:
-                result[piece.part.rows] += found
-            if gammas is not None:
-                adapted = [n for n in piece.part.experts if n in gammas]
-                for n, gamma in zip(adapted, sensed, strict=True):
-                    gammas[n] += gamma
-            if piece.first:
-                self.advance((piece.stop - piece.start) * width)
-        return self.group.sum(result)
+
+        def fill(result: Tensor) -> None:
+            parts = [part(experts) for experts in self._shared_out(factors, -(-self.workers.count * step // height))]
+            for piece, found, sensed in self.workers.map(work, self._pieces(height, step, parts)):
+                if along_rows:
+                    result[piece.part.rows, piece.start : piece.stop] = found
+                else:
+                    result[piece.part.rows] += found
+                if gammas is not None:
+                    adapted = [n for n in piece.part.experts if n in gammas]
+                    for n, gamma in zip(adapted, sensed, strict=True):
+                        gammas[n] += gamma
+                if piece.first:
+                    self.advance((piece.stop - piece.start) * width)
+
+        return self.group.summed((self.count, height if along_rows else width), flow, fill)
 
     def _step(self, height: int, width: int) -> int:
         """Rows of a tile."""

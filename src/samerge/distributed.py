@@ -1,21 +1,34 @@
-"""More than one process: the rows of every weight shared out, the flows summed.
+"""More than one process: the rows of every weight and the adapted layers shared out, the flows summed.
 
-Every process reads only its rows of the base from the files and holds all adapters. After each weight the flows are
-summed over the processes (one `all_reduce` of N x width numbers), after each sweep the gammas. All processes choose by
-the scores of the first one, so that they go on with the same components whatever their rounding.
+Every process reads only its rows of the base from the files, and holds the adapters' factors only of the layers that
+are its own. When a weight's turn comes in a sweep, its owner sends the components that are left there to the others
+(`samerge.supply`), which drop them after the weight. After each weight the flows are summed over the processes (one
+`all_reduce` of N x width numbers), after each sweep the gammas. A layer is scored by its owner alone, and all choose by
+its scores, so that they go on with the same components whatever their rounding.
+
+An exception in one process must not leave the others waiting: work that differs between processes goes through
+`together`, `each` or `summed`, which raise it in all of them.
 
 Nothing has to be set up in code: under `accelerate launch -m samerge merge ...` or `torchrun`, the command line joins
-the group; in Python, initialise `torch.distributed` (or build an `accelerate.PartialState`) before calling `merge`.
+the group; in Python, initialise `torch.distributed` (or build an `accelerate.PartialState`) before calling `merge`, and
+call it in every process.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from samerge.errors import DistributedError, SamergeError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,19 +52,97 @@ class Group:
         """
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
+    def owners(self, sizes: Sequence[int]) -> list[int]:
+        """For pieces of these sizes, who has which: the largest first, each to the one that has least so far.
+
+        Example:
+            >>> Group(0, 2).owners([1, 5, 2, 2])
+            [1, 0, 1, 1]
+        """
+        held = [0] * self.size
+        found = [0] * len(sizes)
+        for place in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+            found[place] = held.index(min(held))
+            held[found[place]] += sizes[place]
+        return found
+
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def agreed(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The first process's tensors, on every process; their sizes and dtypes are the same everywhere."""
-        if self.size == 1 or not tensors:
-            return tensors
-        flat = torch.cat(tensors)
-        dist.broadcast(flat, src=0)
-        return list(torch.split(flat, [len(tensor) for tensor in tensors]))
+    def summed(self, shape: Sequence[int], like: Tensor, fill: Callable[[Tensor], None]) -> Tensor:
+        """The sum over all processes of what each of them writes into zeros.
+
+        One more number travels along: whether a process failed.
+
+        Args:
+            shape: of the result.
+            like: of its dtype and device.
+            fill: writes this process's part into zeros of the shape.
+
+        Raises:
+            Exception: what `fill` raised, in whichever process.
+        """
+        if self.size == 1:
+            whole = like.new_zeros(tuple(shape))
+            fill(whole)
+            return whole
+        flat = like.new_zeros(math.prod(shape) + 1)
+        failure: Exception | None = None
+        try:
+            fill(flat[:-1].view(tuple(shape)))
+        except Exception as error:  # raised below, in every process
+            failure, flat[-1] = error, 1
+        self.sum(flat)
+        if bool(flat[-1] != 0):
+            self._said(None, failure)
+        return flat[:-1].view(tuple(shape))
+
+    def together(self, work: Callable[[], T]) -> T:
+        """The result of `work()`, after it has come to an end in every process.
+
+        Raises:
+            Exception: what `work` raised, in whichever process.
+        """
+        if self.size == 1:
+            return work()
+        found: list[T] = []
+        self.each(lambda: found.append(work()))
+        return found[0]
+
+    def each(self, work: Callable[[], T]) -> list[T]:
+        """What `work()` gives in every process, by rank; it must be possible to pickle it.
+
+        Raises:
+            Exception: what `work` raised, in whichever process. Where that is another one, an error of samerge comes
+                as it is, and everything else as a DistributedError.
+        """
+        if self.size == 1:
+            return [work()]
+        try:
+            own = work()
+        except Exception as error:  # raised in every process
+            return self._said(None, error)
+        return self._said(own, None)
+
+    def send(self, buffer: Tensor, source: int) -> dist.Work:
+        """Begin to bring the source's buffer to all; wait for the result before touching it."""
+        work: dist.Work = dist.broadcast(buffer, src=source, async_op=True)
+        return work
+
+    def _said(self, own: T | None, failure: Exception | None) -> list[T]:
+        """What all have to say, by rank; raises the first failure, in all of them."""
+        told: Exception | None = failure
+        if failure is not None and not isinstance(failure, SamergeError):
+            told = DistributedError(f"process {self.rank} of {self.size}: {type(failure).__name__}: {failure}")
+        found: list[tuple[T, Exception | None]] = [(own, None)] * self.size  # type: ignore[list-item]
+        dist.all_gather_object(found, (own, told))
+        for rank, (_, error) in enumerate(found):
+            if error is not None:
+                raise (failure if rank == self.rank and failure is not None else error)
+        return [said for said, _ in found]
 
     @property
     def first(self) -> bool:

@@ -38,3 +38,7 @@ class HubError(SamergeError, OSError):
 
 class TuningError(SamergeError, RuntimeError):
     """A candidate has no score, or none of them has."""
+
+
+class DistributedError(SamergeError, RuntimeError):
+    """Another process of the same merge failed."""

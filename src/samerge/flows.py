@@ -8,7 +8,7 @@ the mean: exact on any directed acyclic graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -110,6 +110,19 @@ def walk(
 
     ends = [alpha[name].values.double().sum(1).log() + alpha[name].logs for name in graph.outputs]
     return tuple(torch.logsumexp(torch.stack(ends), dim=0).tolist())
+
+
+def visits(graph: FlowGraph) -> Iterator[Weight]:
+    """The weights in the order in which `walk` comes to them: all forwards, then backwards those that matter."""
+    for name in graph.streams:
+        yield from (edge for edge in graph.incoming[name] if isinstance(edge, Weight))
+    reached = set(graph.outputs)
+    for name in reversed(graph.streams):
+        if name in reached:
+            for edge in graph.incoming[name]:
+                reached.add(edge.source)
+                if isinstance(edge, Weight):
+                    yield edge
 
 
 def _ungather(edge: Gather, values: Tensor, width: int, places: Callable[[np.ndarray], Tensor]) -> Tensor:

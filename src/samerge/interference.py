@@ -26,7 +26,7 @@ from torch import Tensor
 
 from samerge.compress import svd_basis
 from samerge.factors import LoraFactors
-from samerge.methods.problem import Problem, Site
+from samerge.methods.problem import Problem, Site, by_module
 
 #: Ridge of the weights, in units of the mean diagonal entry of G: it decides between experts that cannot be told apart.
 RIDGE = 1e-8
@@ -68,14 +68,14 @@ def scalings(problem: Problem, updates: Mapping[str, LoraFactors], scaling: str,
 
     Args:
         problem: the experts before anything was done to them.
-        updates: the merged updates at scaling 1.0.
+        updates: the merged updates at scaling 1.0, of this process's sites.
         scaling: which of the two.
         basis: "svd" or "native", the rows A_i.
     """
-    terms = {
-        site.module: strength_terms(updates[site.module], list(experts_of(problem, site, basis).values()))
-        for site in problem.sites
-    }
+    terms = by_module(
+        problem.sites,
+        lambda site: strength_terms(updates[site.module], list(experts_of(problem, site, basis).values())),
+    )
     if scaling == "interference:layer":
         return {module: strength([own]) for module, own in terms.items()}
     return dict.fromkeys(terms, strength(list(terms.values())))
@@ -115,11 +115,16 @@ def auto_weights(problem: Problem, basis: str = "svd") -> tuple[float, ...]:
     The small ridge divides a weight equally among experts that are the same. A zero expert gets weight 1.
     """
     count = len(problem.names)
-    total, target = torch.zeros(count, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-    for site in problem.sites:
-        gram, own = weight_terms(experts_of(problem, site, basis), count)
-        total, target = total + gram, target + own
-    return least_squares(total, target)
+
+    def add(sums: Tensor) -> None:
+        for site in problem.own:
+            gram, target = weight_terms(experts_of(problem, site, basis), count)
+            sums[:count] += gram.to(sums.device)
+            sums[count] += target.to(sums.device)
+
+    like = torch.empty(0, dtype=torch.float64, device=problem.device)
+    sums = problem.group.summed((count + 1, count), like, add).cpu()
+    return least_squares(sums[:count], sums[count])
 
 
 def least_squares(total: Tensor, target: Tensor) -> tuple[float, ...]:

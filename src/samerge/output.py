@@ -21,12 +21,13 @@ from samerge.interference import scalings
 from samerge.layouts import Layout, expert_of
 from samerge.lines import is_lines, layer_scalings
 from samerge.merged import MergedAdapter
-from samerge.methods.problem import MergedLayer, Outcome, Problem, Site
+from samerge.methods.problem import MergedLayer, Outcome, Problem, Site, by_module
 from samerge.options import INTERFERENCE, MergeOptions
 from samerge.record import record
 from samerge.report import Report
 from samerge.scaling import scale_of
 from samerge.spectrum import flatten
+from samerge.supply import elsewhere, send_all
 
 #: Share of a layer's energy that a truncation may lose before the report says so in words.
 _NOTABLE_LOSS = 0.2
@@ -48,26 +49,32 @@ def finish(
     dtype = options.dtype or widest(expert.dtype for expert in experts)
     svd_rank = options.svd_rank or default_svd_rank
     factors: dict[str, LoraFactors] = {}
-    layers: dict[str, Any] = {}
     updates: dict[str, LoraFactors] = {}
-    losses: dict[str, float] = {}
-    for site in problem.sites:
+
+    def shortened(site: Site) -> float:
         layer = outcome.layers[site.module]
         update, lost = (layer.factors, 0.0) if svd_rank is None else truncate(layer.factors, svd_rank)
         updates[site.module] = flatten(update) if options.spectrum == "flat" else update
-        losses[site.module] = layer.lost + (1 - layer.lost) * lost
+        return layer.lost + (1 - layer.lost) * lost
+
+    losses = by_module(problem.sites, shortened)
     scales = _scales(problem, outcome, updates, options)
-    for site in problem.sites:
+
+    def scaled(site: Site) -> dict[str, Any]:
         layer, update, scale = outcome.layers[site.module], updates.pop(site.module), scales[site.module]
         update = balanced(LoraFactors(update.A, update.B * scale))
         factors[site.module] = update
-        layers[site.module] = _layer_record(problem, site, layer, scale, losses[site.module], update)
+        return _layer_record(problem, site, layer, scale, losses[site.module], update)
+
+    layers = by_module(problem.sites, scaled)
     layouts: dict[str, Layout] = {site.module: site.layout for site in problem.sites}
     for module, (like, shape) in assemble.missing_layers(problem.sites, problem.source).items():
         factors[module] = LoraFactors(torch.zeros(0, shape[1]), torch.zeros(shape[0], 0))
         layouts[module] = like.layout
-    rank = max(1, *(update.rank for update in factors.values()))
-    factors = {m: pad(factors[m], rank).to(dtype=dtype) for m in sorted(factors)}
+    rank = max(1, *(layer["rank"] for layer in layers.values()))
+    factors = {m: pad(factors[m], rank).to(dtype=dtype) for m in factors}
+    factors.update(_from_others(problem, rank, dtype, factors))
+    factors = {m: factors[m] for m in sorted(factors)}
     beside = merge_extras(experts, problem.weights, problem.sites, layouts, options, problem.source)
     settings = {**_settings(problem, experts, factors, layouts, rank, options), **beside.settings}
     for module, shares in (dora_lost or {}).items():
@@ -78,10 +85,24 @@ def finish(
     return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(record_), beside.tensors)
 
 
+def _from_others(
+    problem: Problem, rank: int, dtype: torch.dtype, own: Mapping[str, LoraFactors]
+) -> dict[str, LoraFactors]:
+    """The merged layers of the other processes, which get this one's."""
+    found = {}
+    for site in problem.sites:
+        if site.owner is not None:
+            ours = own.get(site.module, elsewhere(rank, site.shape, dtype))
+            [layer] = send_all(problem.group, site.owner, [ours], problem.device)
+            if site.module not in own:  # with a storage for each tensor, as files want it
+                found[site.module] = LoraFactors(layer.A.clone(), layer.B.clone())
+    return found
+
+
 def _scales(
     problem: Problem, outcome: Outcome, updates: Mapping[str, LoraFactors], options: MergeOptions
 ) -> dict[str, float]:
-    """lambda of every module."""
+    """lambda of every module, or of this process's."""
     scaling = options.scaling
     if scaling in INTERFERENCE:
         return scalings(problem, updates, str(scaling), options.basis)

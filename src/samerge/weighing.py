@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from samerge.factors import norm
 from samerge.interference import auto_weights
-from samerge.methods.problem import Problem
+from samerge.methods.problem import Problem, Site, by_module
 from samerge.options import MergeOptions
 
 
@@ -19,10 +19,14 @@ def nan_weights(problem: Problem) -> tuple[float, ...]:
     The mean is 1, so that adapters of one norm get the default weights and `scaling` means what it means without. A
     zero adapter gets 1 and takes no part in the mean.
     """
+
+    def own(site: Site) -> dict[int, float]:
+        return {n: float(norm(factors)) ** 2 for n, factors in problem.factors(site).items()}
+
     squares = [0.0] * len(problem.names)
-    for site in problem.sites:
-        for n, factors in problem.factors(site).items():
-            squares[n] += float(norm(factors)) ** 2
+    for found in by_module(problem.sites, own).values():
+        for n, square in found.items():
+            squares[n] += square
     return inverse([math.sqrt(square) for square in squares])
 
 

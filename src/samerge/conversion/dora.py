@@ -10,8 +10,9 @@ loses is reported for every layer. The update is only ever seen some rows at a t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,10 +21,12 @@ from samerge.adapters import AdaptedModule, Adapter
 from samerge.adapters.describe import finite
 from samerge.checkpoints import WeightSource, matrix_shape, read_tile
 from samerge.errors import AdapterError
+from samerge.factors import LoraFactors
 from samerge.layouts import expert_of
-from samerge.methods.problem import Site
+from samerge.methods.problem import Site, by_module, own_sites
 from samerge.progress import Progress
 from samerge.randomised import Rows, truncated_svd
+from samerge.supply import elsewhere
 
 
 def check_dora(adapters: Sequence[Adapter], choice: str | None, source: WeightSource | None) -> None:
@@ -65,6 +68,8 @@ def converted(
         device: where to compute.
         progress: where to report progress.
 
+    Every process converts its own sites. Those of others get factors without values.
+
     Returns:
         The sites, and for each module and expert the share of the energy that the truncation lost.
     """
@@ -72,21 +77,38 @@ def converted(
     if source is None or not any(m.magnitude is not None for site in sites for m in site.experts.values()):
         return tuple(sites), lost
     rank = int(choice.partition(":")[2]) if choice and ":" in choice else None
-    plain = []
-    with progress.task("converting DoRA", len(sites)) as advance:
-        for site in sites:
-            experts = dict(site.experts)
-            for n, adapted in site.experts.items():
-                if adapted.magnitude is None:
-                    continue
+    held: dict[str, dict[int, LoraFactors]] = {}
+
+    def convert(site: Site) -> dict[int, tuple[int, float]]:
+        held[site.module], found = {}, {}
+        for n, adapted in site.experts.items():
+            if adapted.magnitude is not None:
                 rows = update_rows(names[n], site, adapted, source, device)
                 factors, _, share = truncated_svd(rows, site.shape, rank or adapted.rank, device=device)
-                factors = factors.to(torch.device("cpu"))
-                lost.setdefault(site.module, {})[names[n]] = share
-                experts[n] = replace(adapted, rank=factors.rank, load=lambda f=factors: f, magnitude=None)  # type: ignore[misc]
-            plain.append(replace(site, experts=experts))
-            advance(1)
+                held[site.module][n] = factors.to(torch.device("cpu"))
+                found[n] = factors.rank, share
+        return found
+
+    def ours() -> Iterator[Site]:
+        own = own_sites(sites)
+        with progress.task("converting DoRA", len(own)) as advance:
+            for site in own:
+                yield site
+                advance(1)
+
+    plain = []
+    for (module, found), site in zip(by_module(sites, convert, ours()).items(), sites, strict=True):
+        experts = dict(site.experts)
+        for n, (size, share) in found.items():
+            factors = held[module][n] if module in held else elsewhere(size, site.shape)
+            lost.setdefault(module, {})[names[n]] = share
+            experts[n] = replace(experts[n], rank=size, load=partial(_itself, factors), magnitude=None)
+        plain.append(replace(site, experts=experts))
     return tuple(plain), lost
+
+
+def _itself(factors: LoraFactors) -> LoraFactors:
+    return factors
 
 
 def update_rows(adapter: str, site: Site, adapted: AdaptedModule, source: WeightSource, device: torch.device) -> Rows:

@@ -11,7 +11,7 @@ from samerge.diagnostics.overlap import effective_rank, overlaps
 from samerge.diagnostics.signs import sample_rows, sign_counts
 from samerge.diagnostics.summary import summary
 from samerge.factors import LoraFactors
-from samerge.methods.problem import Problem, Site
+from samerge.methods.problem import Problem, Site, by_module
 
 
 def diagnose(problem: Problem, factors: Mapping[str, LoraFactors]) -> dict[str, dict[str, Any]]:
@@ -27,7 +27,7 @@ def diagnose(problem: Problem, factors: Mapping[str, LoraFactors]) -> dict[str, 
         `weighted_interference` (see `overlap`) and `sign_conflict` (with the merged update). None is what does not
         exist, such as the sign conflicts of a single expert with others, or the retention of a zero update.
     """
-    return {site.module: _of_layer(problem, site, factors[site.module]) for site in problem.sites}
+    return by_module(problem.sites, lambda site: _of_layer(problem, site, factors[site.module]))
 
 
 def diagnosed(

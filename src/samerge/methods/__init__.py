@@ -26,6 +26,7 @@ REGISTRY: dict[str, Entry] = {
         needs_base=True,
         adaptive=True,
         selection="saliency",
+        by_site=True,
     ),
     "elementwise": Entry(
         merge_elementwise,
@@ -35,13 +36,16 @@ REGISTRY: dict[str, Entry] = {
         needs_base=True,
         adaptive=True,
     ),
-    "linear": Entry(weighted_sum, "the exact weighted sum (task arithmetic); its rank is the sum of the ranks"),
-    "cat": Entry(weighted_sum, "the same as linear, under the name that PEFT gives its exact sum"),
+    "linear": Entry(
+        weighted_sum, "the exact weighted sum (task arithmetic); its rank is the sum of the ranks", by_site=True
+    ),
+    "cat": Entry(weighted_sum, "the same as linear, under the name that PEFT gives its exact sum", by_site=True),
     "svd": Entry(
         weighted_sum,
         "the exact weighted sum, truncated to svd_rank (the largest source rank by default)",
         uses=frozenset({"rank"}),
         svd_rank=lambda rank: rank,
+        by_site=True,
     ),
     **COMPARATORS,
 }

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from samerge.adapters import AdaptedModule
 from samerge.factors import LoraFactors, norm
-from samerge.methods.problem import Problem, Site, iterate
+from samerge.methods.problem import Problem, Site, by_module, iterate
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,11 @@ class Balanced:
 
 def balance(problem: Problem, kind: str) -> Balanced:
     """Bring the experts to their mean norm, layer by layer ("norm") or as a whole ("global")."""
-    norms = {
-        site.module: {n: float(norm(part)) for n, part in problem.factors(site).items()}
-        for site in iterate(problem, "balancing")
-    }
+
+    def sizes(site: Site) -> dict[int, float]:
+        return {n: float(norm(part)) for n, part in problem.factors(site).items()}
+
+    norms = by_module(problem.sites, sizes, iterate(problem, "balancing"))
     if kind == "global":
         totals: dict[int, float] = {}
         for own in norms.values():

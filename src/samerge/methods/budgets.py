@@ -16,7 +16,7 @@ from torch import Tensor
 from samerge.adaptive import adaptive_densities, evenness
 from samerge.factors import LoraFactors, component_norms
 from samerge.methods.criteria import READ_BASE, kind_of
-from samerge.methods.problem import Problem, Site
+from samerge.methods.problem import Problem, Site, by_module
 from samerge.options import MergeOptions
 from samerge.saliency import agreement, kept_count, shares, top
 
@@ -28,7 +28,7 @@ class Layer:
     Args:
         site: the site.
         experts: numbers of the experts that take part.
-        factors: their surviving components.
+        factors: their surviving components; on the meta device where another process holds the site.
         kept: original numbers of those, one tensor for each expert.
         before: for each expert, number of components and norm before any pruning.
     """
@@ -71,17 +71,22 @@ def budgets(layers: Sequence[Layer], problem: Problem, options: MergeOptions) ->
     if not isinstance(options.density, str):
         return [_budget(layer, problem, options, free=pruned) for layer, pruned in zip(layers, free, strict=True)]
     fractions = [[1.0] * len(layer.factors) for layer in layers]
+    number = {layer.site.module: i for i, layer in enumerate(layers)}
+    evennesses = by_module(problem.sites, lambda site: _evennesses(layers[number[site.module]]))
     for n in range(len(problem.names)):
         places = [(i, layer.experts.index(n)) for i, layer in enumerate(layers) if free[i] and n in layer.experts]
         sizes = [layers[i].factors[j].rank for i, j in places]
-        norms = [component_norms(layers[i].factors[j]) for i, j in places]
-        evennesses = [
-            evenness(float(own.sum()), float(own.square().sum()), size) for own, size in zip(norms, sizes, strict=True)
-        ]
-        found = adaptive_densities(evennesses, sizes, options.mean_density or 1.0)
+        even = [evennesses[layers[i].site.module][j] for i, j in places]
+        found = adaptive_densities(even, sizes, options.mean_density or 1.0)
         for (i, j), density in zip(places, found, strict=True):
             fractions[i][j] = density
     return [Budget(tuple(own)) for own in fractions]
+
+
+def _evennesses(layer: Layer) -> list[float]:
+    """How even the components of every expert are."""
+    norms = [component_norms(factors) for factors in layer.factors]
+    return [evenness(float(own.sum()), float(own.square().sum()), len(own)) for own in norms]
 
 
 def _budget(layer: Layer, problem: Problem, options: MergeOptions, free: bool) -> Budget:

@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from samerge.distributed import group
 from samerge.errors import OptionError
 from samerge.methods import entry
 from samerge.methods.balance import balance
@@ -86,6 +87,11 @@ class Chain:
     def needs_base(self) -> bool:
         """Whether the base's weights are read."""
         return self.entry.needs_base or kind_of(self.selection) in READ_BASE
+
+    @property
+    def by_site(self) -> bool:
+        """Whether every site is merged by itself, so that several processes can share the sites out."""
+        return self.entry.by_site
 
     @property
     def counts(self) -> bool:
@@ -172,9 +178,10 @@ class Chain:
         current = problem if balanced is None else balanced.problem
         selected = self._selected(current, options, shared) if self.selects else None
         if selected is None:
-            outcome = self.entry.run(current, options)
+            outcome = group().together(lambda: self.entry.run(current, options))
         else:
-            outcome = self.entry.run(selected.problem, self._aggregating(options, problem.rank))
+            rest = self._aggregating(options, problem.rank)
+            outcome = group().together(lambda: self.entry.run(selected.problem, rest))
             outcome = replace(
                 outcome,
                 layers={m: _joined(layer, selected.shares[m]) for m, layer in outcome.layers.items()},
@@ -191,7 +198,7 @@ class Chain:
         if shared is None:
             return select(problem, options)
         names = (item.name for item in fields(options) if item.name not in _AFTER)
-        key = (problem.weights, *(getattr(options, name) for name in names))
+        key = (problem.weights, problem.group, *(getattr(options, name) for name in names))
         if key not in shared:
             shared[key] = select(problem, options)
         return shared[key]

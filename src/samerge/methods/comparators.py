@@ -30,29 +30,34 @@ _IN_CORE = {
         "the merge that disturbs each adapter's own inputs least, in closed form (WUDI)",
         uses=_RANK,
         parameters=WudiParameters,
+        by_site=True,
     ),
     "aswudi": Entry(
         in_core(combine_aswudi),
         "wudi within its leading directions, as many as the spectrum counts",
         uses=_RANK,
         parameters=AswudiParameters,
+        by_site=True,
     ),
     "tsv": Entry(
         in_core(combine_tsv),
         "the singular triplets of all adapters side by side, decorrelated (TSV-Merge)",
         uses=_DENSITY,
         defaults={"scaling": 1.0, "density": 1.0},
+        by_site=True,
     ),
     "iso-c": Entry(
         in_core(combine_iso_c, flat=True),
         "the weighted sum with all its singular values made equal (Iso-C)",
         uses=_RANK,
+        by_site=True,
     ),
     "star": Entry(
         in_core(combine_star),
         "the mean of the adapters, each truncated and rescaled to keep its nuclear norm (STAR)",
         uses=_RANK,
         parameters=StarParameters,
+        by_site=True,
     ),
 }
 
@@ -141,6 +146,7 @@ _OTHERS = {
         uses=_RANK,
         parameters=LegoParameters,
         counts=True,
+        by_site=True,
     ),
     "robustmerge": Entry(
         merge_robust,
@@ -148,6 +154,7 @@ _OTHERS = {
         uses=_DENSITY,
         defaults={"scaling": 4.0, "density": 0.2},
         parameters=RobustParameters,
+        by_site=True,
     ),
 }
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from samerge.adapters import AdaptedModule
 from samerge.checkpoints import WeightSource
+from samerge.distributed import Group, group
 from samerge.factors import LoraFactors
 from samerge.graph import FlowGraph
 from samerge.layouts import Layout
 from samerge.options import MergeOptions
 from samerge.progress import Progress
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Site:
         shape: (out, in).
         experts: for the number of each expert that adapts it, its factors.
         inside: whether it takes part in the flow graph.
+        owner: with several processes, the one that merges it and holds its factors; None where all do.
     """
 
     module: str
@@ -36,6 +40,7 @@ class Site:
     shape: tuple[int, int]
     experts: Mapping[int, AdaptedModule]
     inside: bool = False
+    owner: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,16 @@ class Problem:
     graph: FlowGraph | None
     device: torch.device
     progress: Progress
+
+    @property
+    def own(self) -> tuple[Site, ...]:
+        """The sites that this process merges: all of them, unless several processes share them out."""
+        return own_sites(self.sites)
+
+    @property
+    def group(self) -> Group:
+        """The processes that share the sites out; this one alone where all do everything."""
+        return sharers(self.sites)
 
     def factors(self, site: Site) -> dict[int, LoraFactors]:
         """The updates of the experts at a site, loaded, in float32 with the scale folded in.
@@ -115,7 +130,7 @@ class Outcome:
     """What a method gives back.
 
     Args:
-        layers: a merged layer for each site by module name.
+        layers: a merged layer for each of this process's sites, by module name.
         log_connectivity: log R by expert number, where it was computed.
         flat: whether all singular values of a merged layer are equal.
         kernel: the kernel that swept over the base, where one did (`samerge.kernels`).
@@ -149,6 +164,7 @@ class Entry:
         svd_rank: the `svd_rank` it takes when none is given, from the largest source rank.
         selection: the selection that a method means, for one that is no aggregation of its own.
         counts: whether it reaches `rank` by itself, with as many components; the others are truncated to it.
+        by_site: whether it merges every site by itself, so that several processes can share the sites out.
     """
 
     run: Method
@@ -161,11 +177,53 @@ class Entry:
     svd_rank: Callable[[int], int | None] = lambda rank: None
     selection: str = "none"
     counts: bool = False
+    by_site: bool = False
 
 
 def iterate(problem: Problem, what: str) -> Iterator[Site]:
-    """The sites one after the other, with progress."""
-    with problem.progress.task(what, len(problem.sites)) as advance:
-        for site in problem.sites:
+    """This process's sites one after the other, with progress."""
+    own = problem.own
+    with problem.progress.task(what, len(own)) as advance:
+        for site in own:
             yield site
             advance(1)
+
+
+def shared_out(sites: Sequence[Site], weights: Sequence[float]) -> tuple[Site, ...]:
+    """The sites with an owner each, so that every process of the group has about as many bytes of factors.
+
+    Args:
+        sites: the adapted maps.
+        weights: of the experts; those of weight 0 are never loaded.
+    """
+    ranks = [sum(one.rank for n, one in site.experts.items() if weights[n] != 0) for site in sites]
+    sizes = [rank * sum(site.shape) for rank, site in zip(ranks, sites, strict=True)]
+    owners = group().owners(sizes)
+    return tuple(replace(site, owner=owner) for site, owner in zip(sites, owners, strict=True))
+
+
+def own_sites(sites: Sequence[Site]) -> tuple[Site, ...]:
+    """Those that this process merges."""
+    rank = group().rank
+    return tuple(site for site in sites if site.owner in (None, rank))
+
+
+def sharers(sites: Sequence[Site]) -> Group:
+    """The processes that share these sites out; this one alone where all do everything."""
+    return group() if any(site.owner is not None for site in sites) else Group()
+
+
+def by_module(sites: Sequence[Site], work: Callable[[Site], T], own: Iterable[Site] | None = None) -> dict[str, T]:
+    """`work(site)` for all sites, by module: every process does its own, and has everything afterwards.
+
+    Args:
+        sites: all of them.
+        work: gives something small that can be pickled; what it raises is raised in every process.
+        own: this process's, where something shall happen between them, such as progress (`iterate`).
+    """
+
+    def done() -> dict[str, T]:
+        return {site.module: work(site) for site in (own_sites(sites) if own is None else own)}
+
+    found = {module: result for part in sharers(sites).each(done) for module, result in part.items()}
+    return {site.module: found[site.module] for site in sites}

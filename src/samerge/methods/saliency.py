@@ -38,9 +38,10 @@ from samerge.errors import BaseModelError
 from samerge.factors import LoraFactors, norm
 from samerge.methods import criteria
 from samerge.methods.budgets import Layer, budgets, choose
-from samerge.methods.problem import Problem, Share, Site, iterate
+from samerge.methods.problem import Problem, Share, Site, by_module, iterate
 from samerge.options import MergeOptions
 from samerge.progress import Advance
+from samerge.supply import elsewhere
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Selected:
 
     Args:
         problem: the problem with the surviving components as the experts' factors.
-        shares: what became of the experts, by module and number.
+        shares: what became of the experts, by module and number; of this process's sites.
         log_connectivity: log R by expert number, where it was computed: when gamma was for the last time.
         kernel: the kernel that swept over the base, likewise.
     """
@@ -62,7 +63,7 @@ class Selected:
 
 def select(problem: Problem, options: MergeOptions) -> Selected:
     """Score and prune T times."""
-    layers = [_prepare(problem, site, options) for site in iterate(problem, "preparing")]
+    layers = _prepare(problem, options)
     limits = budgets(layers, problem, options)
     found: Connectivity | None = None
     if any(limit.prunes for limit in limits):  # at density 1 nothing needs a score
@@ -72,13 +73,14 @@ def select(problem: Problem, options: MergeOptions) -> Selected:
             for step in range(1, options.iterations + 1):
                 if found is None or step in fresh:
                     found = _connectivity(near, layers, options, advance)
-                scores = _agreed([_scores(layer, found, problem, options) for layer in layers])
+                scores = _scored(layers, found, problem, options)
                 chosen = choose(layers, limits, scores, step, options)
                 found = _restricted(found, layers, chosen)
                 layers = [layer.prune(pick) for layer, pick in zip(layers, chosen, strict=True)]
+    own = {site.module for site in problem.own}
     return Selected(
         replace(problem, sites=tuple(_left(layer) for layer in layers)),
-        {layer.site.module: _shares(layer) for layer in layers},
+        {layer.site.module: _shares(layer) for layer in layers if layer.site.module in own},
         dict(enumerate(found.log_connectivity)) if found is not None else {},
         found.kernel if found is not None else None,
     )
@@ -100,16 +102,30 @@ def _restricted(found: Connectivity, layers: Sequence[Layer], chosen: Sequence[S
     return replace(found, gamma=gamma)
 
 
-def _prepare(problem: Problem, site: Site, options: MergeOptions) -> Layer:
+def _prepare(problem: Problem, options: MergeOptions) -> list[Layer]:
+    """All layers as they are before any pruning; the components are only of this process's sites."""
     basis = svd_basis if options.basis == "svd" else LoraFactors.existing
-    factors = {n: basis(f) for n, f in problem.factors(site).items()}
-    return Layer(
-        site,
-        tuple(factors),
-        tuple(factors.values()),
-        tuple(torch.arange(f.rank, device=problem.device) for f in factors.values()),
-        tuple((f.rank, float(norm(f))) for f in factors.values()),
-    )
+    held: dict[str, dict[int, LoraFactors]] = {}
+
+    def load(site: Site) -> dict[int, tuple[int, float]]:
+        held[site.module] = {n: basis(f) for n, f in problem.factors(site).items()}
+        return {n: (f.rank, float(norm(f))) for n, f in held[site.module].items()}
+
+    before = by_module(problem.sites, load, iterate(problem, "preparing"))
+    layers = []
+    for site in problem.sites:
+        sizes = before[site.module]
+        factors = held.get(site.module) or {n: elsewhere(rank, site.shape) for n, (rank, _) in sizes.items()}
+        layers.append(
+            Layer(
+                site,
+                tuple(factors),
+                tuple(factors.values()),
+                tuple(torch.arange(f.rank, device=problem.device) for f in factors.values()),
+                tuple(sizes.values()),
+            )
+        )
+    return layers
 
 
 def _graph_size(problem: Problem) -> int:
@@ -134,7 +150,16 @@ def _connectivity(problem: Problem, layers: Sequence[Layer], options: MergeOptio
     if problem.graph is None or problem.source is None or not any(experts):
         return Connectivity(tuple({} for _ in experts), ())
     dtype = {"float32": torch.float32, "float64": torch.float64}[options.precision]
-    found = connectivity(problem.graph, problem.source, experts, device=problem.device, dtype=dtype, advance=advance)
+    owners = {site.key: site.owner for site in problem.sites if site.key is not None and site.owner is not None}
+    found = connectivity(
+        problem.graph,
+        problem.source,
+        experts,
+        device=problem.device,
+        dtype=dtype,
+        advance=advance,
+        owners=owners or None,
+    )
     for name, log in zip(problem.names, found.log_connectivity, strict=True):
         if math.isnan(log) or log == math.inf:
             raise BaseModelError(
@@ -167,10 +192,23 @@ def _scores(layer: Layer, found: Connectivity, problem: Problem, options: MergeO
     return result
 
 
-def _agreed(scores: list[list[Tensor]]) -> list[list[Tensor]]:
-    """The first process's scores, where several merge together: all then choose alike."""
-    agreed = iter(group().agreed([one for layer in scores for one in layer]))
-    return [[next(agreed) for _ in layer] for layer in scores]
+def _scored(
+    layers: Sequence[Layer], found: Connectivity, problem: Problem, options: MergeOptions
+) -> list[list[Tensor]]:
+    """The scores of all layers; with several processes each layer's from one of them, so that all choose alike."""
+    together = group()
+    if together.size == 1:
+        return [_scores(layer, found, problem, options) for layer in layers]
+    ranks = [[factors.rank for factors in layer.factors] for layer in layers]
+    sizes = [sum(own) for own in ranks]
+
+    def fill(flat: Tensor) -> None:
+        for layer, part in zip(layers, torch.split(flat, sizes), strict=True):
+            if (layer.site.owner or 0) == together.rank and len(part):
+                part.copy_(torch.cat(_scores(layer, found, problem, options)))
+
+    flat = together.summed((sum(sizes),), torch.empty(0, dtype=torch.float64, device=problem.device), fill)
+    return [list(torch.split(part, own)) for part, own in zip(torch.split(flat, sizes), ranks, strict=True)]
 
 
 def _left(layer: Layer) -> Site:
