@@ -38,6 +38,17 @@ def test_nan_weights_are_inverse_norms(case):
         samerge.merge(None, adapters, weights="norm", method="linear")
 
 
+@pytest.mark.parametrize("weights", ["nan", "auto"])
+def test_weights_are_measured_on_what_they_weigh(tmp_path, weights):
+    """Experts that differ in size alone get one weight where a balance brings them to one size first."""
+    eye = torch.eye(4)
+    small, large = ({"layer": (eye[i : i + 1], eye[:, i : i + 1] * size)} for i, size in ((0, 1.0), (1, 9.0)))
+    adapters = [write_adapter(tmp_path / name, factors) for name, factors in (("small", small), ("large", large))]
+    merged = samerge.merge(None, adapters, weights=weights, balance="global", method="linear")
+    assert [item["weight"] for item in merged.report.record["inputs"]] == pytest.approx([1.0, 1.0])
+    torch.testing.assert_close(merged.delta("layer"), torch.diag(torch.tensor([5.0, 5.0, 0.0, 0.0])))
+
+
 def test_nan_weights_with_saliency(llama: Beast):
     merged = samerge.merge(llama.base, llama.adapters, weights="nan")
     assert len({item["weight"] for item in merged.report.record["inputs"]}) == 3

@@ -20,6 +20,7 @@ from samerge.extras import check_extras
 from samerge.graph import FlowGraph
 from samerge.inputs import AdapterLike, device_of, dtype_of, open_adapters, open_base, weights_of
 from samerge.merged import MergedAdapter
+from samerge.methods.balance import balance
 from samerge.methods.chain import Chain, Shared, chain
 from samerge.methods.problem import Problem, Site, shared_out
 from samerge.options import MergeOptions
@@ -210,8 +211,9 @@ def merge_opened(
         if links.by_site and group().size > 1:
             sites = shared_out(sites, values)
     problem, lost = _problem(experts, values, sites, view, options, links.needs_base, device, bars)
-    if rule is not None:
-        problem = replace(problem, weights=rule(problem, options))
+    if rule is not None:  # measured on what they weigh
+        weighed = problem if options.balance == "none" else balance(problem, options.balance).problem
+        problem = replace(problem, weights=rule(weighed, options))
     outcome = links.run(problem, options, shared)
     with bars.task("finishing", 1):
         return finish(problem, experts, outcome, options, links.svd_rank(options, problem.rank), lost)
