@@ -59,7 +59,7 @@ def test_visits_are_those_of_the_walk(outputs: list[str]) -> None:
         inputs=["x"],
         outputs=outputs,
     )
-    shapes = {name: (4, 4) for name in ("up", "gate", "down", "dead.one", "dead.two")} | {"stack": (2, 4, 4)}
+    shapes = dict.fromkeys(("up", "gate", "down", "dead.one", "dead.two"), (4, 4)) | {"stack": (2, 4, 4)}
     seen = Seen()
     walk(graph, shapes, 2, seen, torch.device("cpu"), torch.float32)
     assert [edge.key for edge in visits(graph)] == seen.keys
