@@ -71,7 +71,9 @@ def kept(merged, expert: str) -> list[int]:
 @pytest.mark.parametrize("basis", ["svd", "native"])
 def test_saliency_keeps_more_of_a_steep_spectrum(case, basis):
     folder, adapters = case
-    merged = samerge.merge(folder, adapters, connectivity="local", density="adaptive:0.25", basis=basis)
+    merged = samerge.merge(
+        folder, adapters, method="saliency", connectivity="local", density="adaptive:0.25", basis=basis
+    )
     assert sum(kept(merged, "a")) == sum(kept(merged, "b")) == 8  # a quarter of 32, as with a density of 0.25
     p = [1.0, sum(0.5**k for k in range(16)) ** 2 / (16 * sum(0.25**k for k in range(16)))]
     expected = [max(1, round(16 * d)) for d in adaptive_densities(p, [16, 16], 0.25)]
@@ -118,12 +120,12 @@ def test_the_mean_of_a_density(density, mean):
 def test_words_that_are_no_density(case, density):
     folder, adapters = case
     with pytest.raises(samerge.OptionError, match=r"must lie in \(0, 1\].* 'adaptive:<mean>'"):
-        samerge.merge(folder, adapters, connectivity="local", density=density)
+        samerge.merge(folder, adapters, method="saliency", connectivity="local", density=density)
 
 
 def test_what_it_does_not_go_with(case):
     folder, adapters = case
     with pytest.raises(samerge.OptionError, match="both spread what is kept over the layers"):
-        samerge.merge(folder, adapters, connectivity="local", density="adaptive", scope="global")
+        samerge.merge(folder, adapters, method="saliency", connectivity="local", density="adaptive", scope="global")
     with pytest.raises(samerge.OptionError, match="rank=4 and density=adaptive together"):
-        samerge.merge(folder, adapters, connectivity="local", density="adaptive", rank=4)
+        samerge.merge(folder, adapters, method="saliency", connectivity="local", density="adaptive", rank=4)

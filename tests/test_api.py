@@ -16,7 +16,7 @@ from tiny import NAMES, Beast, chain, chain_factors, randomise, write_adapter, w
 import samerge
 
 EXACT = [{"method": "saliency", "density": 1.0, "scaling": 1.0}, {"method": "cat"}, {"method": "linear"}]
-HALF = {"density": 0.5, "scaling": 1.0}
+HALF = {"method": "saliency", "density": 0.5, "scaling": 1.0}
 
 
 @pytest.mark.parametrize("options", EXACT, ids=lambda options: options["method"])
@@ -34,7 +34,7 @@ def test_all_components_equal_all_adapters_active_together(beast: Beast, tmp_pat
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scaling", [1.0, "auto"])
 def test_one_adapter_alone_is_itself(beast: Beast, tmp_path, name, scaling):
-    merged = samerge.merge(beast.base, {name: beast.adapters[name]}, density=1.0, scaling=scaling)
+    merged = samerge.merge(beast.base, {name: beast.adapters[name]}, method="saliency", density=1.0, scaling=scaling)
     alone = beast.peft_model()
     alone.set_adapter(name)
     loaded = PeftModel.from_pretrained(beast.model(), merged.save(tmp_path / "merged")).eval()
@@ -42,7 +42,9 @@ def test_one_adapter_alone_is_itself(beast: Beast, tmp_path, name, scaling):
 
 
 def test_the_merge_by_default_loads_and_equals_its_own_deltas(beast: Beast, tmp_path):
-    merged = samerge.merge(beast.base, beast.adapters, weights={"talk": 0.5, "math": -1.0, "code": 1.0})
+    merged = samerge.merge(
+        beast.base, beast.adapters, method="saliency", weights={"talk": 0.5, "math": -1.0, "code": 1.0}
+    )
     loaded = PeftModel.from_pretrained(beast.model(), merged.save(tmp_path / "merged")).eval()
     dense = beast.model()
     for module in merged.factors:
@@ -64,8 +66,8 @@ def test_conv1d_beside_linear_layers(zoo, tmp_path, targets):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tied weights
         model.save_pretrained(tmp_path / "adapter")
-    merged = samerge.merge(gpt2.base, [tmp_path / "adapter"], density=1.0)
-    live = samerge.merge(model, ["default"], density=1.0)
+    merged = samerge.merge(gpt2.base, [tmp_path / "adapter"], method="saliency", density=1.0)
+    live = samerge.merge(model, ["default"], method="saliency", density=1.0)
     layers = model.get_base_model()
     for module in merged.factors:
         expected = layers.get_submodule(module).get_delta_weight("default").detach()
@@ -107,7 +109,9 @@ def test_adapters_of_a_live_model_may_be_renamed(llama: Beast):
 
 
 def test_the_files_are_the_same_on_every_run(llama: Beast, tmp_path):
-    written = [samerge.merge(llama.base, llama.adapters).save(tmp_path / name) for name in ("one", "two")]
+    written = [
+        samerge.merge(llama.base, llama.adapters, method="saliency").save(tmp_path / name) for name in ("one", "two")
+    ]
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (written[0] / name).read_bytes() == (written[1] / name).read_bytes()
     records = [json.loads((folder / "samerge.json").read_text()) for folder in written]
@@ -122,7 +126,7 @@ def test_the_servable_profile(llama: Beast, tmp_path):
     shutil.copytree(llama.adapters["math"], only_first)
     tensors = load_file(only_first / "adapter_model.safetensors")
     save_file({k: v for k, v in tensors.items() if "layers.0" in k}, only_first / "adapter_model.safetensors")
-    merged = samerge.merge(llama.base, {"math": only_first}, density=0.5)
+    merged = samerge.merge(llama.base, {"math": only_first}, method="saliency", density=0.5)
     folder = merged.save(tmp_path / "out")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 4
@@ -150,13 +154,13 @@ def test_the_dtype_written(llama: Beast, tmp_path, dtype, expected):
 def test_the_state_of_torch_is_untouched(llama: Beast):
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    samerge.merge(llama.base, llama.adapters)
+    samerge.merge(llama.base, llama.adapters, method="saliency")
     assert torch.equal(before, torch.get_rng_state())
     assert torch.is_grad_enabled()
 
 
 def test_truncation_afterwards(llama: Beast):
-    merged = samerge.merge(llama.base, llama.adapters, density=1.0, svd_rank=3, scaling=1.0)
+    merged = samerge.merge(llama.base, llama.adapters, method="saliency", density=1.0, svd_rank=3, scaling=1.0)
     whole = samerge.merge(llama.base, llama.adapters, method="cat")
     assert merged.settings["r"] == 3
     for module, layer in merged.report.record["layers"].items():
@@ -193,26 +197,26 @@ def test_truncation_afterwards(llama: Beast):
 )
 def test_arguments_out_of_range(llama: Beast, arguments, words):
     with pytest.raises(samerge.OptionError, match=words):
-        samerge.merge(**({"base": llama.base, "adapters": llama.adapters} | arguments))
+        samerge.merge(**({"base": llama.base, "adapters": llama.adapters, "method": "saliency"} | arguments))
 
 
 def test_the_same_name_twice(llama: Beast):
     with pytest.raises(
         samerge.OptionError, match=r"the adapter name 'math' occurs more than once; give different names"
     ):
-        samerge.merge(llama.base, [llama.adapters["math"], llama.adapters["math"]])
+        samerge.merge(llama.base, [llama.adapters["math"], llama.adapters["math"]], method="saliency")
 
 
 def test_an_adapter_that_is_not_there(llama: Beast, tmp_path):
     with pytest.raises(samerge.SamergeError, match="nowhere"):
-        samerge.merge(llama.base, {"math": str(tmp_path / "nowhere")})
+        samerge.merge(llama.base, {"math": str(tmp_path / "nowhere")}, method="saliency")
     with pytest.raises(samerge.AdapterError, match=r"no adapter_config\.json"):
-        samerge.merge(llama.base, {"math": tmp_path})
+        samerge.merge(llama.base, {"math": tmp_path}, method="saliency")
     with pytest.raises(
         samerge.AdapterError,
         match=r"no adapter 'poetry' in this PeftModel.*; it has \['code'",
     ):
-        samerge.merge(llama.peft_model(), ["math", "poetry"])
+        samerge.merge(llama.peft_model(), ["math", "poetry"], method="saliency")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
@@ -224,7 +228,7 @@ def test_an_adapter_with_values_that_are_none(llama: Beast, tmp_path, value):
     tensors[key][2, 1] = value
     save_file(tensors, file)
     with pytest.raises(samerge.AdapterError, match="NaN or infinite") as caught:
-        samerge.merge(llama.base, {"math": llama.adapters["math"], "code": tmp_path / "code"})
+        samerge.merge(llama.base, {"math": llama.adapters["math"], "code": tmp_path / "code"}, method="saliency")
     assert "'code'" in str(caught.value)
     assert "layers.1.self_attn.k_proj" in str(caught.value)
 
@@ -235,7 +239,7 @@ def test_a_shape_that_does_not_fit(tmp_path):
     with pytest.raises(
         samerge.BaseModelError, match=r"'wrong' does not fit .*'layers.0' updates a weight of 9 x 6"
     ) as e:
-        samerge.merge(folder, [wrong], connectivity="local")
+        samerge.merge(folder, [wrong], method="saliency", connectivity="local")
     assert "(8, 6)" in str(e.value)
     assert "another base model" in str(e.value)
 
@@ -244,7 +248,9 @@ def test_a_module_that_the_base_does_not_have(llama: Beast, zoo):
     with pytest.raises(
         samerge.BaseModelError, match=r"adapter 'code' does not fit the base model .* has no weight there"
     ):
-        samerge.merge(llama.base, {"math": llama.adapters["math"], "code": zoo("bert").adapters["code"]})
+        samerge.merge(
+            llama.base, {"math": llama.adapters["math"], "code": zoo("bert").adapters["code"]}, method="saliency"
+        )
 
 
 def test_adapters_that_do_not_fit_each_other(tmp_path):
@@ -261,11 +267,11 @@ def test_an_unknown_architecture_shows_the_ways_on(tmp_path):
     with pytest.raises(
         samerge.GraphError, match=r"model_type 'chain' .*ChainModel.*layers.0.weight.*connectivity=\"local\""
     ):
-        samerge.merge(folder, [adapter])
-    assert samerge.merge(folder, [adapter], connectivity="local").settings["r"] == 3
+        samerge.merge(folder, [adapter], method="saliency")
+    assert samerge.merge(folder, [adapter], method="saliency", connectivity="local").settings["r"] == 3
     other = samerge.FlowGraph([samerge.Weight("x", "y", "elsewhere.weight")], ["x"], ["y"])
     with pytest.raises(samerge.GraphError, match="none of the adapted weights is in the given flow graph"):
-        samerge.merge(folder, [adapter], connectivity=other)
+        samerge.merge(folder, [adapter], method="saliency", connectivity=other)
 
 
 def test_another_base_by_name_alone_is_a_warning_and_a_line_in_the_report(llama: Beast, tmp_path):

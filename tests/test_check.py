@@ -176,7 +176,7 @@ def test_gaps_keep_to_one_stack_of_layers():
 
 def test_merged_adapters_pass(llama, tmp_path):
     """What samerge writes by default is servable everywhere."""
-    merged = samerge.merge(str(llama.folder), llama.adapters, progress=False)
+    merged = samerge.merge(str(llama.folder), llama.adapters, method="saliency", progress=False)
     report = check_adapter(merged.save(tmp_path / "merged"), llama.folder)
     assert report.mergeable
     assert report.serving == dict.fromkeys(SERVERS, ())

@@ -23,8 +23,8 @@ def found(zoo):
 def test_each_way_is_the_merge_alone(zoo, found):
     beast = zoo("llama")
     alone = {
-        "saliency": {},
-        "saliency:scaling=0.5": {"scaling": 0.5},
+        "saliency": {"method": "saliency"},
+        "saliency:scaling=0.5": {"method": "saliency", "scaling": 0.5},
         "tsv:scaling=0.7": {"method": "tsv", "scaling": 0.7},
         "paper": {"recipe": "paper"},
         "wudi:mu=0.1,scaling=0.5": {"method": "wudi", "scaling": 0.5, "method_options": {"mu": 0.1}},

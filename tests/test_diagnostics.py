@@ -180,7 +180,7 @@ def test_a_weight_of_zero_has_no_figures(llama):
 
 
 def test_the_budget_is_the_share_of_components(llama):
-    report = samerge.merge(llama.base, llama.adapters, progress=False).report
+    report = samerge.merge(llama.base, llama.adapters, method="saliency", progress=False).report
     rows = report.experts()
     assert all(0 < row["budget"] < 1 for row in rows)
     assert samerge.merge(None, llama.adapters, method="linear").report.experts()[0]["budget"] is None

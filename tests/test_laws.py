@@ -104,7 +104,7 @@ class Case:
             }
             base = write_base(Path(folder) / "base", self.base)
             options.setdefault("connectivity", chain_graph(self.base))
-            return samerge.merge(base, adapters, **({"scaling": 1.0} | options))
+            return samerge.merge(base, adapters, **({"method": "saliency", "scaling": 1.0} | options))
 
     def exact(self, module: str) -> torch.Tensor:
         return sum(2 * table[module][1].double() @ table[module][0].double() for table in self.tables)

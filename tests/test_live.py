@@ -13,7 +13,7 @@ import samerge
 import samerge.api
 import samerge.live
 
-OPTIONS = {"density": 0.5, "scaling": 1.0}
+OPTIONS = {"selection": "saliency", "density": 0.5, "scaling": 1.0}
 
 
 def add(model, adapters=NAMES, weights=None, name="merged", **options):
@@ -254,7 +254,12 @@ def test_a_name_that_is_taken(llama: Beast):
 )
 def test_refusals(llama: Beast, arguments, error, words):
     model = llama.peft_model()
-    arguments = {"adapters": list(NAMES), "weights": None, "adapter_name": "merged"} | arguments
+    arguments = {
+        "adapters": list(NAMES),
+        "weights": None,
+        "adapter_name": "merged",
+        "combination_type": "saliency",
+    } | arguments
     with pytest.raises(error, match=words):
         samerge.add_weighted_adapter(model, **arguments)
     assert set(model.peft_config) == set(NAMES)
@@ -279,7 +284,16 @@ def test_any_module_that_peft_wraps():
     model = get_peft_model(plain, LoraConfig(r=3, target_modules=["0", "2"]), adapter_name="one")
     model.add_adapter("two", LoraConfig(r=2, target_modules=["0"]))
     randomise(model)
-    samerge.add_weighted_adapter(model, ["one", "two"], None, "merged", density=1.0, scaling=1.0, connectivity="local")
+    samerge.add_weighted_adapter(
+        model,
+        ["one", "two"],
+        None,
+        "merged",
+        combination_type="saliency",
+        density=1.0,
+        scaling=1.0,
+        connectivity="local",
+    )
     x = torch.randn(4, 6)
     model.base_model.set_adapter(["one", "two"])
     together = model(x)

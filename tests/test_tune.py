@@ -64,7 +64,7 @@ def test_weights_of_a_quadratic(llama: Beast) -> None:
 def test_untuned_merge_comes_first_and_wins_ties(llama: Beast) -> None:
     first = []
     result = tune(llama, lambda m: first.append(m) or 1.0, trials=4, method="saliency", iterations=2)
-    plain = samerge.merge(llama.base, llama.adapters, iterations=2)
+    plain = samerge.merge(llama.base, llama.adapters, method="saliency", iterations=2)
     assert first[0].report.record["options"] == plain.report.record["options"]
     for module, factors in plain.factors.items():
         assert torch.equal(factors.B, first[0].factors[module].B)

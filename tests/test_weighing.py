@@ -50,7 +50,7 @@ def test_weights_are_measured_on_what_they_weigh(tmp_path, weights):
 
 
 def test_nan_weights_with_saliency(llama: Beast):
-    merged = samerge.merge(llama.base, llama.adapters, weights="nan")
+    merged = samerge.merge(llama.base, llama.adapters, method="saliency", weights="nan")
     assert len({item["weight"] for item in merged.report.record["inputs"]}) == 3
 
 

@@ -71,10 +71,10 @@ def test_reads_the_rows_of_a_shard_that_a_layer_was_left_in(llama, tmp_path):
 def test_add_weighted_adapter_on_an_offloaded_model(zoo, family, where, tmp_path):
     beast = zoo(family)
     plain = beast.peft_model()
-    samerge.add_weighted_adapter(plain, ["math", "code"], progress=False)
+    samerge.add_weighted_adapter(plain, ["math", "code"], combination_type="saliency", progress=False)
     plain.set_adapter("merged")
     model = offload(beast.peft_model(), where, tmp_path)
-    merged = samerge.add_weighted_adapter(model, ["math", "code"], progress=False)
+    merged = samerge.add_weighted_adapter(model, ["math", "code"], combination_type="saliency", progress=False)
     held = [p for name, p in model.named_parameters() if ".merged." in name]
     assert len(held) == 2 * len(merged.factors)
     assert {p.device for p in held} == {torch.device("cpu")}
@@ -85,9 +85,11 @@ def test_add_weighted_adapter_on_an_offloaded_model(zoo, family, where, tmp_path
 
 
 def test_adapters_from_folders_onto_a_spread_out_model(llama, tmp_path):
-    expected = samerge.merge(str(llama.folder), {n: llama.adapters[n] for n in ("math", "code")}, progress=False)
+    expected = samerge.merge(
+        str(llama.folder), {n: llama.adapters[n] for n in ("math", "code")}, method="saliency", progress=False
+    )
     model = spread_out(llama, tmp_path)
-    merged = samerge.merge(model, {n: llama.adapters[n] for n in ("math", "code")}, progress=False)
+    merged = samerge.merge(model, {n: llama.adapters[n] for n in ("math", "code")}, method="saliency", progress=False)
     for module in expected.factors:
         torch.testing.assert_close(merged.delta(module), expected.delta(module))
 
@@ -98,8 +100,8 @@ def test_an_adapter_whose_values_peft_dropped(llama, tmp_path):
     model = PeftModel.from_pretrained(model, llama.adapters["math"], adapter_name="math")
     model.load_adapter(llama.adapters["code"], adapter_name="code")
     with pytest.raises(samerge.AdapterError, match=r"meta device and have no values.*give the adapter's folder"):
-        samerge.merge(model, ["code"], progress=False)
-    merged = samerge.merge(model, {"code": llama.adapters["code"]}, progress=False)
+        samerge.merge(model, ["code"], method="saliency", progress=False)
+    merged = samerge.merge(model, {"code": llama.adapters["code"]}, method="saliency", progress=False)
     merged.apply_to(model, "kept")
     model.set_adapter("kept")
     plain = llama.peft_model()
@@ -124,10 +126,12 @@ def test_a_model_on_the_meta_device_is_read_from_its_checkpoint(zoo, family):
 
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
 def test_adapters_are_merged_into_a_meta_model(llama):
-    expected = samerge.merge(str(llama.folder), {n: llama.adapters[n] for n in ("math", "code")}, progress=False)
+    expected = samerge.merge(
+        str(llama.folder), {n: llama.adapters[n] for n in ("math", "code")}, method="saliency", progress=False
+    )
     model = on_meta(llama.folder, str(llama.folder))
     model = PeftModel.from_pretrained(model, llama.adapters["math"], adapter_name="math")
-    merged = samerge.merge(model, {n: llama.adapters[n] for n in ("math", "code")}, progress=False)
+    merged = samerge.merge(model, {n: llama.adapters[n] for n in ("math", "code")}, method="saliency", progress=False)
     merged.apply_to(model, "both")
     for module in expected.factors:
         torch.testing.assert_close(merged.delta(module), expected.delta(module))

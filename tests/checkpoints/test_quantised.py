@@ -585,6 +585,7 @@ def test_a_merge_on_a_quantised_base_equals_one_on_the_dense_base(tmp_path):
         A, B = (torch.randn(s, generator=generator(number)) for s in ((4, INTO), (OUT, 4)))
         adapters[f"a{number}"] = write_adapter(tmp_path / f"a{number}", {"layer": (A, B)})
     merged = [
-        samerge.merge(base, adapters, density=0.5, connectivity="local", progress=False) for base in (quantised, dense)
+        samerge.merge(base, adapters, method="saliency", density=0.5, connectivity="local", progress=False)
+        for base in (quantised, dense)
     ]
     torch.testing.assert_close(merged[0].delta("layer"), merged[1].delta("layer"))

@@ -96,7 +96,9 @@ def test_elementwise_and_adaptive_density(invoke, tiny_base, loras, tmp_path) ->
     assert "elements kept" in result.stdout
     assert read_report("out").record["options"]["density"] == "adaptive:0.3"
     assert "of elements" in invoke("inspect", "out").stdout
-    wrong = invoke("merge", "-b", tiny_base, "-a", loras / "math", "-o", "x", "--density", "some")
+    wrong = invoke(
+        "merge", "-b", tiny_base, "-a", loras / "math", "-o", "x", "--method", "saliency", "--density", "some"
+    )
     assert wrong.exit_code == 2
     assert "must lie in (0, 1]" in wrong.stderr
     (tmp_path / "recipe.yaml").write_text(

@@ -12,7 +12,7 @@ from .conftest import shell
 @pytest.fixture
 def merged(invoke, tiny_base, loras):
     words = ("merge", "-b", tiny_base, "-a", loras / "math", "-a", f"{loras / 'far'}:0.5", "-o", "merged", "--json")
-    assert invoke(*words).exit_code == 0
+    assert invoke(*words, "--method", "saliency").exit_code == 0
     return "merged"
 
 

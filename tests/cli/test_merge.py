@@ -45,6 +45,7 @@ def test_merge_equals_the_api(invoke, tiny_base, loras, tmp_path) -> None:
             refresh=2,
             precision="float64",
             device="cpu",
+            method="saliency",
             recipe="paper",
             progress=False,
         )
@@ -75,7 +76,7 @@ def test_exact_sum_needs_no_base(invoke, loras) -> None:
 def test_json_is_all_of_stdout(tiny_base, loras, tmp_path) -> None:
     done = shell(
         *("merge", "--base", tiny_base, "--adapter", loras / "math", "--adapter", loras / "far"),
-        *("--out", "merged", "--json"),
+        *("--method", "saliency", "--out", "merged", "--json"),
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
@@ -148,7 +149,7 @@ def test_overwrite(invoke, tiny_base, loras) -> None:
     ],
 )
 def test_bad_input(invoke, tiny_base, loras, tmp_path, words, message) -> None:
-    result = invoke("merge", "-b", tiny_base, "-a", loras / "math", "-o", "out", *words)
+    result = invoke("merge", "-b", tiny_base, "-a", loras / "math", "-o", "out", "--method", "saliency", *words)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
@@ -182,7 +183,7 @@ def test_bad_input_in_a_real_shell_has_no_traceback(tiny_base, loras, tmp_path) 
 
 def test_traceback_of_bad_input_on_request(invoke, loras, monkeypatch) -> None:
     monkeypatch.setenv("SAMERGE_TRACEBACK", "1")
-    result = invoke("merge", "-a", loras / "math", "-o", "out")
+    result = invoke("merge", "-a", loras / "math", "--method", "saliency", "-o", "out")
     assert result.exit_code == 2
     assert "Traceback" in result.stderr
 

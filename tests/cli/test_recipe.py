@@ -80,7 +80,7 @@ def test_bad_recipes(text: str, message: str) -> None:
 def test_run(invoke, tiny_base, loras, tmp_path) -> None:
     (tmp_path / "r.yaml").write_text(
         f"base: '{tiny_base}'\nadapters:\n- {{name: m, source: '{loras / 'math'}', weight: 0.5}}\n"
-        f"- '{loras / 'code'}'\nrank: 3\niterations: 2\nout: merged\n",
+        f"- '{loras / 'code'}'\nmethod: saliency\nrank: 3\niterations: 2\nout: merged\n",
         encoding="utf-8",
     )
     result = invoke("run", "r.yaml", "--json")

@@ -45,7 +45,9 @@ def test_the_kernel_on_the_gpu(cases):
 @pytest.mark.parametrize("kernel", ["torch", "triton", "triton-tf32x3", "triton-bf16x3"])
 def test_a_merge_keeps_what_the_cpu_keeps(llama, monkeypatch, kernel):
     def kept(device):
-        merged = samerge.merge(llama.base, llama.adapters, device=device, density=0.5, progress=False)
+        merged = samerge.merge(
+            llama.base, llama.adapters, method="saliency", device=device, density=0.5, progress=False
+        )
         record = merged.report.record
         return record["kernel"], {
             (name, expert, component)

@@ -145,7 +145,7 @@ def halved(options, aggregation):
 def test_saliency_then_aggregation_is_each_by_hand(case, aggregation, tmp_path):
     base, adapters, tables = case
     options = {"connectivity": "local", "density": 0.4, "iterations": 3, "basis": "native"}
-    alone = samerge.merge(base, adapters, **options)
+    alone = samerge.merge(base, adapters, method="saliency", **options)
     merged = samerge.merge(base, adapters, selection="saliency", aggregation=aggregation, rank=5, **options)
     assert all(kept(alone, module) == kept(merged, module) for module in MODULES)
     chosen = by_hand(tables, lambda module, name, rank: kept(alone, module)[name], tmp_path, "native")
@@ -192,9 +192,9 @@ def test_the_rank_is_that_of_the_result(case):
     def rank(merged) -> list[int]:
         return [int(torch.linalg.matrix_rank(merged.delta(m).double(), rtol=1e-5)) for m in MODULES]
 
-    local = {"connectivity": "local"}
+    local = {"method": "saliency", "connectivity": "local"}
     assert rank(samerge.merge(base, adapters, rank=4, **local)) == [4, 4]
-    assert rank(samerge.merge(base, adapters, rank=4, aggregation="tsv", method="saliency", **local)) == [4, 4]
+    assert rank(samerge.merge(base, adapters, rank=4, aggregation="tsv", **local)) == [4, 4]
     assert rank(samerge.merge(None, adapters, rank=4, method="tsv")) == [4, 4]
     assert rank(samerge.merge(None, adapters, rank=4, recipe="even")) == [4, 4]
     assert rank(samerge.merge(None, adapters, rank=4, method="lora-lego")) == [4, 4]

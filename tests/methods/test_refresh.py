@@ -35,7 +35,14 @@ def case(tmp_path_factory):
 def merge(case, **options):
     folder, adapters, base, _ = case
     return samerge.merge(
-        folder, adapters, basis="native", density=0.25, iterations=STEPS, connectivity=chain_graph(base), **options
+        folder,
+        adapters,
+        method="saliency",
+        basis="native",
+        density=0.25,
+        iterations=STEPS,
+        connectivity=chain_graph(base),
+        **options,
     )
 
 

@@ -79,7 +79,7 @@ def test_the_papers_recipe_on_a_transformer(bert: Beast):
 @pytest.mark.parametrize("residual", [True, False])
 def test_log_connectivity_is_reported(bert: Beast, residual):
     """Of every adapter as it is at the start of the last iteration."""
-    merged = samerge.merge(bert.base, bert.adapters, density=0.5, iterations=1, residual=residual)
+    merged = samerge.merge(bert.base, bert.adapters, method="saliency", density=0.5, iterations=1, residual=residual)
     for name in bert.adapters:
         model = bert.peft_model()
         model.set_adapter(name)
@@ -118,7 +118,13 @@ def test_every_layer_has_exactly_rank_components(tmp_path, count, rank, own, ite
     adapters = {f"e{n:02}": write_adapter(tmp_path / f"e{n}", chain_factors(base, own, n)) for n in range(count)}
     folder = write_base(tmp_path / "base", base)
     merged = samerge.merge(
-        folder, adapters, rank=rank, iterations=iterations, connectivity=chain_graph(base), progress=False
+        folder,
+        adapters,
+        method="saliency",
+        rank=rank,
+        iterations=iterations,
+        connectivity=chain_graph(base),
+        progress=False,
     )
     assert merged.settings["r"] == rank
     for module in ("layers.0", "layers.1"):
@@ -133,7 +139,7 @@ def test_every_layer_has_exactly_rank_components(tmp_path, count, rank, own, ite
 
 def test_the_rank_by_default_is_the_largest_of_any_source(case):
     folder, adapters, base, _ = case
-    merged = samerge.merge(folder, adapters, connectivity=chain_graph(base))
+    merged = samerge.merge(folder, adapters, method="saliency", connectivity=chain_graph(base))
     assert merged.settings["r"] == 20
     assert [len(k) for k in kept(merged, "layers.0").values()] == [10, 6, 4]  # of 39: 10.3, 6.2, 3.6
 
@@ -146,14 +152,14 @@ def test_pooled_components_are_the_best_of_all(tmp_path):
         ((module, (A, B)),) = chain_factors(base, 3, n).items()
         adapters[f"e{n}"] = write_adapter(tmp_path / f"e{n}", {module: (A, B * (100.0 if n == 2 else 0.01))})
     folder = write_base(tmp_path / "base", base)
-    merged = samerge.merge(folder, adapters, rank=2, iterations=1, connectivity=chain_graph(base))
+    merged = samerge.merge(folder, adapters, method="saliency", rank=2, iterations=1, connectivity=chain_graph(base))
     assert {name: len(k) for name, k in kept(merged, "layers.0").items()} == {"e0": 0, "e1": 0, "e2": 2, "e3": 0}
 
 
 def test_global_scope_spends_one_budget_over_all_layers(case):
     folder, adapters, base, _ = case
     graph = chain_graph(base)
-    options = {"density": 0.25, "scaling": 1.0, "connectivity": graph}
+    options = {"method": "saliency", "density": 0.25, "scaling": 1.0, "connectivity": graph}
     by_layer = samerge.merge(folder, adapters, scope="layer", **options)
     overall = samerge.merge(folder, adapters, scope="global", **options)
     counts = {
@@ -170,7 +176,7 @@ def test_global_scope_puts_the_scales_back(tmp_path, scales):
     base = {name: w * scale for (name, w), scale in zip(chain([9, 8, 7]).items(), scales, strict=True)}
     factors = [chain_factors(base, 8, seed) for seed in range(2)]
     adapters = {f"e{n}": write_adapter(tmp_path / f"e{n}", table) for n, table in enumerate(factors)}
-    options = {"basis": "native", "scope": "global", "density": 0.5, "iterations": 1}
+    options = {"method": "saliency", "basis": "native", "scope": "global", "density": 0.5, "iterations": 1}
     merged = samerge.merge(write_base(tmp_path / "base", base), adapters, connectivity=chain_graph(base), **options)
     experts = [{f"{m}.weight": (A, B, 1.0) for m, (A, B) in table.items()} for table in factors]
     for n, table in enumerate(relative_saliency(base, experts)):
@@ -198,7 +204,7 @@ def test_experts_are_pooled_in_the_last_step_alone(tmp_path):
     tables = [{m: (A, B * (1 + n)) for m, (A, B) in table.items()} for n, table in enumerate(tables)]
     adapters = {f"e{n}": write_adapter(tmp_path / f"e{n}", table) for n, table in enumerate(tables)}
     folder = write_base(tmp_path / "base", base)
-    options = {"rank": 4, "basis": "native", "iterations": 3, "connectivity": chain_graph(base)}
+    options = {"method": "saliency", "rank": 4, "basis": "native", "iterations": 3, "connectivity": chain_graph(base)}
     merged = samerge.merge(folder, adapters, **options)
     left = [{f"{m}.weight": list(range(8)) for m in table} for table in tables]
     for step in (1, 2, 3):
@@ -229,6 +235,7 @@ def test_signed_agreement_keeps_what_agrees(tmp_path):
     two = write_adapter(tmp_path / "two", {"w": (A, torch.stack([eye[0], -5.0 * eye[1]], dim=1))})
     folder = write_base(tmp_path / "base", base)
     options = {"density": 0.5, "iterations": 1, "basis": "native", "connectivity": "local", "scaling": 1.0}
+    options |= {"method": "saliency"}
     absolute = samerge.merge(folder, {"one": one, "two": two}, **options)
     signed = samerge.merge(folder, {"one": one, "two": two}, agreement="signed", **options)
     # one: eta = (2, -6); two: eta = (2, 15)
@@ -247,6 +254,7 @@ def test_negative_weights_take_part_in_the_agreement(tmp_path):
     merged = samerge.merge(
         folder,
         {"one": one, "two": two},
+        method="saliency",
         weights={"one": 1.0, "two": -1.0},
         density=0.5,
         iterations=1,

@@ -27,6 +27,7 @@ def test_a_site_whose_adapters_all_weigh_zero(tmp_path):
     merged = samerge.merge(
         write_base(tmp_path / "base", base),
         adapters,
+        method="saliency",
         weights={"a": 1.0, "b": 0.0},
         density=0.5,
         connectivity=chain_graph(base),
@@ -41,7 +42,8 @@ def test_an_adapter_of_zeros_merges_to_nothing(tmp_path):
     folder = write_base(tmp_path / "base", base)
     one = write_adapter(tmp_path / "a", zeros)
     real = write_adapter(tmp_path / "b", chain_factors(base, 3, 1))
-    for options in ({"density": 0.5}, {"rank": 2}, {"density": 0.5, "basis": "native"}, {"density": 1.0}):
+    for own in ({"density": 0.5}, {"rank": 2}, {"density": 0.5, "basis": "native"}, {"density": 1.0}):
+        options = {"method": "saliency", **own}
         alone = samerge.merge(folder, [one], connectivity=chain_graph(base), **options)
         assert not alone.delta("layers.0").any()
         both = samerge.merge(folder, [one, real], connectivity=chain_graph(base), scaling=1.0, **options)
@@ -58,7 +60,7 @@ def test_a_broken_base_is_an_error_and_no_arbitrary_choice(tmp_path, bad):
     with pytest.raises(
         samerge.BaseModelError, match=r"adapter 'a' .* log R = (nan|inf); a weight of the base holds NaN"
     ):
-        samerge.merge(folder, [adapter], density=0.5, connectivity=chain_graph(base))
+        samerge.merge(folder, [adapter], method="saliency", density=0.5, connectivity=chain_graph(base))
 
 
 def test_a_dead_network_is_ranked_by_agreement_alone(tmp_path):
@@ -68,13 +70,15 @@ def test_a_dead_network_is_ranked_by_agreement_alone(tmp_path):
     folder = write_base(tmp_path / "base", base)
     factors = {"layers.0": (torch.eye(6)[:2], torch.eye(5)[:, :2] * torch.tensor([1.0, 3.0]))}
     adapter = write_adapter(tmp_path / "a", factors)
-    merged = samerge.merge(folder, [adapter], density=0.5, iterations=1, basis="native", connectivity=chain_graph(base))
+    merged = samerge.merge(
+        folder, [adapter], method="saliency", density=0.5, iterations=1, basis="native", connectivity=chain_graph(base)
+    )
     assert kept(merged, "layers.0") == {"a": [1]}
 
 
 @pytest.mark.parametrize("options", [{}, {"density": 0.3}, {"density": 0.3, "scope": "global"}, {"rank": 3}])
 def test_all_weights_zero(bert: Beast, options):
-    merged = samerge.merge(bert.base, bert.adapters, weights=[0, 0, 0], **options)
+    merged = samerge.merge(bert.base, bert.adapters, method="saliency", weights=[0, 0, 0], **options)
     assert not any(merged.delta(module).any() for module in merged.factors)
     assert merged.report.warnings == ["weight 0 leaves these adapters out: math, code, talk"]
 
@@ -82,8 +86,14 @@ def test_all_weights_zero(bert: Beast, options):
 def test_a_common_factor_of_the_weights_cancels(bert: Beast):
     """With the norm rule, and only with it."""
     one, two = ([1.0, -0.5, 2.0], [3.0, -1.5, 6.0])
-    auto = [samerge.merge(bert.base, bert.adapters, weights=weights, density=0.5) for weights in (one, two)]
-    plain = [samerge.merge(bert.base, bert.adapters, weights=w, density=0.5, scaling=1.0) for w in (one, two)]
+    auto = [
+        samerge.merge(bert.base, bert.adapters, method="saliency", weights=weights, density=0.5)
+        for weights in (one, two)
+    ]
+    plain = [
+        samerge.merge(bert.base, bert.adapters, method="saliency", weights=w, density=0.5, scaling=1.0)
+        for w in (one, two)
+    ]
     for module in auto[0].factors:
         torch.testing.assert_close(auto[0].delta(module), auto[1].delta(module), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(3 * plain[0].delta(module), plain[1].delta(module), rtol=1e-4, atol=1e-6)
@@ -92,6 +102,6 @@ def test_a_common_factor_of_the_weights_cancels(bert: Beast):
 def test_an_adapter_less_itself_is_nothing(bert: Beast):
     """Rounding is not blown up to the experts' norm."""
     twice = {"one": bert.adapters["math"], "other": bert.adapters["math"]}
-    merged = samerge.merge(bert.base, twice, weights=[1.0, -1.0], density=1.0)
+    merged = samerge.merge(bert.base, twice, method="saliency", weights=[1.0, -1.0], density=1.0)
     for module in merged.factors:
         assert merged.delta(module).abs().max() < 1e-5

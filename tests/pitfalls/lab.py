@@ -32,7 +32,8 @@ from transformers import (
 
 import samerge
 
-EXACT = {"density": 1.0, "scaling": 1.0, "progress": False}
+#: For `merge` and `add_weighted_adapter`, which both have a selection.
+EXACT = {"selection": "saliency", "density": 1.0, "scaling": 1.0, "progress": False}
 _SIZES = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

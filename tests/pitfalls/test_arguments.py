@@ -35,8 +35,8 @@ def test_copies_under_the_norm_rule(bench) -> None:
     """One adapter stays itself; of several the merged norm is 1.3 times theirs."""
     lab = bench(llama)
     folder = lab.train("a", **SETTINGS)
-    alone = samerge.merge(lab.base, [folder], density=1.0)
-    twice = samerge.merge(lab.base, {"one": folder, "two": folder}, density=1.0)
+    alone = samerge.merge(lab.base, [folder], method="saliency", density=1.0)
+    twice = samerge.merge(lab.base, {"one": folder, "two": folder}, method="saliency", density=1.0)
     exact = lab.merge(folder)
     for name in exact.factors:
         close(alone.delta(name), exact.delta(name))
@@ -115,7 +115,7 @@ def test_the_same_name_twice(bench) -> None:
     lab = bench(llama)
     folder = lab.train("a", **SETTINGS)
     with pytest.raises(samerge.OptionError, match="the adapter name 'a' occurs more than once"):
-        samerge.merge(lab.base, [folder, folder])
+        samerge.merge(lab.base, [folder, folder], method="saliency")
 
 
 def test_what_is_written(bench) -> None:
@@ -150,5 +150,5 @@ def test_an_adapter_that_is_not_called_default_lies_in_a_folder_of_its_name(benc
     with quiet():
         model.save_pretrained(str(lab.folder / "several"))
     with pytest.raises(samerge.AdapterError, match=r"lies in a sub-folder of its name"):
-        samerge.merge(lab.base, [str(lab.folder / "several")])
+        samerge.merge(lab.base, [str(lab.folder / "several")], method="saliency")
     assert samerge.merge(lab.base, [str(Path(lab.folder) / "several" / "first")], **EXACT).factors

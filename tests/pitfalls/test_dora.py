@@ -108,7 +108,7 @@ def test_it_is_refused_without_a_word_of_the_user(bench) -> None:
         lab.merge(folder)
     model = lab.with_adapters(folder)
     with pytest.raises(samerge.AdapterError, match="it is a DoRA adapter"):
-        samerge.add_weighted_adapter(model, ["first"])
+        samerge.add_weighted_adapter(model, ["first"], combination_type="saliency")
     assert list(model.peft_config) == ["first"]
 
 

@@ -66,4 +66,4 @@ def test_another_base(bench, tmp_path) -> None:
     other = llama(num_hidden_layers=1)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(samerge.BaseModelError, match=r"names the layers \[1\], which it does not have"):
-        samerge.merge(str(tmp_path / "other"), [first])
+        samerge.merge(str(tmp_path / "other"), [first], method="saliency")

@@ -44,7 +44,7 @@ def test_without_a_choice_it_is_an_error_that_lists_them(bench) -> None:
         assert words in str(caught.value)
     model = lab.with_adapters(folders[0])
     with pytest.raises(samerge.AdapterError, match="first: classifier"):
-        samerge.add_weighted_adapter(model, ["first"])
+        samerge.add_weighted_adapter(model, ["first"], combination_type="saliency")
     assert list(model.peft_config) == ["first"]
 
 

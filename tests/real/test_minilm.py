@@ -116,7 +116,7 @@ def test_the_merged_adapter_is_served_by_peft(base, adapters, tmp_path):
     """By default: rank 16, in the adapters' half precision, every layer; without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        merged = samerge.merge(str(base), adapters, iterations=2)
+        merged = samerge.merge(str(base), adapters, method="saliency", iterations=2)
     folder = merged.save(tmp_path / "merged")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (16, 16)
@@ -135,7 +135,7 @@ def test_the_merged_adapter_is_served_by_peft(base, adapters, tmp_path):
 
 
 def test_all_components_equal_all_adapters_active_together(base, adapters, tmp_path):
-    merged = samerge.merge(str(base), adapters, density=1.0, scaling=1.0, dtype="float32")
+    merged = samerge.merge(str(base), adapters, method="saliency", density=1.0, scaling=1.0, dtype="float32")
     first, *others = TASKS
     together = PeftModel.from_pretrained(AutoModel.from_pretrained(base), adapters[first], adapter_name=first)
     for name in others:
