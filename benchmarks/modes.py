@@ -46,7 +46,7 @@ def merge(base: Path, adapters: list[Path], kernel: str, options: dict[str, Any]
         warnings.simplefilter("ignore")
         for _ in range(runs):
             start = time.process_time()
-            merged = samerge.merge(base, adapters, progress=False, **options)
+            merged = samerge.merge(base, adapters, method="saliency", progress=False, **options)
             merged.save(out, overwrite=True)
             seconds.append(time.process_time() - start)
     layers = merged.report.record["layers"]

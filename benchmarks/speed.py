@@ -53,7 +53,7 @@ def measure_samerge(case: Case, folder: Path, iterations: int) -> dict[str, Any]
     before, start = bytes_read(), time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        merged = samerge.merge(case.base, list(case.adapters), iterations=iterations, progress=False)
+        merged = samerge.merge(case.base, list(case.adapters), method="saliency", iterations=iterations, progress=False)
     merged.save(folder / "merged", overwrite=True)
     seconds, after = time.perf_counter() - start, bytes_read()
     peak = peak_mib()

@@ -194,6 +194,7 @@ def test_a_scaling_of_zero_leaves_nothing(llama: Beast) -> None:
     "options",
     [
         {},
+        {"method": "saliency"},
         {"recipe": "even"},
         {"selection": "norm", "aggregation": "tsv", "weights": {"math": 1.0, "code": -0.5, "talk": 0.3}},
         {"balance": "global", "method": "ties"},

@@ -71,7 +71,7 @@ def test_negative_weights_take_part_in_the_agreement(bench) -> None:
     first = lab.train("a", two, target_modules=["q_proj"], r=2, lora_alpha=2)
     second = lab.train("b", one, target_modules=["q_proj"], r=1, lora_alpha=1)
     for weight, kept in ((1.0, low), (-1.0, high)):
-        options = {"density": 0.5, "connectivity": "local", "scaling": 1.0}
+        options = {"method": "saliency", "density": 0.5, "connectivity": "local", "scaling": 1.0}
         merged = samerge.merge(lab.base, {"a": first, "b": second}, weights=[1.0, weight], **options)
         found = merged.delta("model.layers.0.self_attn.q_proj") - weight * 0.8 * torch.outer(low, low)
         assert float(found.abs().max()) > 0.05
@@ -108,7 +108,7 @@ def test_ranges(bench, arguments, words: str) -> None:
     lab = bench(llama)
     folders = {name: lab.train(name, **SETTINGS) for name in ("a", "b")}
     with pytest.raises(samerge.OptionError, match=words):
-        samerge.merge(lab.base, folders, **arguments)
+        samerge.merge(lab.base, folders, method="saliency", **arguments)
 
 
 def test_the_same_name_twice(bench) -> None:
@@ -135,7 +135,8 @@ def test_what_is_written(bench) -> None:
     assert "merge" in (out / "README.md").read_text()
     code = f"""
 import samerge
-merged = samerge.merge({lab.base!r}, dict(first={folders[0]!r}, second={folders[1]!r}), density=1.0, scaling=1.0)
+adapters = dict(first={folders[0]!r}, second={folders[1]!r})
+merged = samerge.merge({lab.base!r}, adapters, method="saliency", density=1.0, scaling=1.0)
 merged.save({str(lab.folder / "again")!r})
 """
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}

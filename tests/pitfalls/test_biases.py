@@ -57,7 +57,7 @@ def test_weights_and_scaling_apply_to_biases(bench) -> None:
         ({"scaling": 0.5}, 1.0),  # 0.5 * 2
         ({"scaling": "auto"}, 1.0),  # a common factor of the weights cancels, as it does in the layers
     ):
-        merged = samerge.merge(lab.base, [folder], weights=[2.0], density=1.0, **options)
+        merged = samerge.merge(lab.base, [folder], method="saliency", weights=[2.0], density=1.0, **options)
         close(merged.tensors()[key], base + factor * (trained - base))
 
 

@@ -214,7 +214,7 @@ def test_what_fan_in_fan_out_says_of_a_mixture_is_not_trusted(bench) -> None:
     says[False] = first
     config = json.loads((lab.folder / "a" / "adapter_config.json").read_text())
     assert config["fan_in_fan_out"] is False
-    options = {"density": 0.5, "scaling": 1.0, "progress": False}
+    options = {"method": "saliency", "density": 0.5, "scaling": 1.0, "progress": False}
     live = samerge.merge(lab.with_adapters(first, second), ["first", "second"], **options)
     for folder in says.values():
         merged = lab.merge(folder, second, **options)
@@ -252,7 +252,7 @@ def test_experts_take_part_in_the_flow(bench, factory) -> None:
     """Every expert of a stack is scored by itself, the same from the checkpoint's pieces as from the live stack."""
     lab = bench(factory)
     folders = [lab.train(name, target_modules=["q_proj"], target_parameters=BOTH, r=4) for name in ("a", "b")]
-    options = {"density": 0.5, "scaling": 1.0, "progress": False}
+    options = {"method": "saliency", "density": 0.5, "scaling": 1.0, "progress": False}
     on_disk = lab.merge(*folders, **options)
     live = samerge.merge(lab.with_adapters(*folders), ["first", "second"], **options)
     layers = on_disk.report.record["layers"]

@@ -217,7 +217,7 @@ def test_names_that_transformers_5_changed(bench, tmp_path) -> None:
     folders = [lab.train(name, target_modules=["q_proj", "fc1"]) for name in ("a", "b")]
     in_file = load_file(Path(lab.base) / "model.safetensors")
     assert set(in_file) != set(lab.model.state_dict())  # or this test shows nothing
-    options = {"density": 0.5, "scaling": 1.0, "progress": False}
+    options = {"method": "saliency", "density": 0.5, "scaling": 1.0, "progress": False}
     on_disk = samerge.merge(lab.base, folders, **options)
     live = samerge.merge(lab.model, folders, **options)
     assert set(on_disk.factors) == set(live.factors)

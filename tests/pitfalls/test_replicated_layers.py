@@ -31,7 +31,7 @@ def test_from_files(bench) -> None:
 def test_the_flow_goes_through_the_replicated_layers(bench) -> None:
     lab = bench(llama)
     first, second = lab.train("a", **SETTINGS), lab.train("b", **SETTINGS)
-    options = {"density": 0.5, "scaling": 1.0, "progress": False}
+    options = {"method": "saliency", "density": 0.5, "scaling": 1.0, "progress": False}
     merged = lab.merge(first, second, **options)
     live = samerge.merge(both_active(lab, first, second), ["first", "second"], **options)
     assert merged.report.record["layers"] == live.report.record["layers"]

@@ -102,7 +102,7 @@ def select_in_float64(source, graph, experts, density: float, iterations: int):
 
 @pytest.mark.parametrize("basis", ["native", "svd"])
 def test_float32_keeps_what_float64_keeps(base, source, graph, adapters, experts, basis):
-    options = {"density": 0.25, "iterations": 3, "basis": basis}
+    options = {"method": "saliency", "density": 0.25, "iterations": 3, "basis": basis}
     merged = samerge.merge(str(base), adapters, scaling=1.0, progress=False, **options)
     if basis == "svd":
         experts = [{name: svd_basis(f) for name, f in expert.items()} for expert in experts]
