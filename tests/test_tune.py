@@ -133,6 +133,7 @@ def test_default_search_leaves_out_what_the_method_lacks() -> None:
         ({"rank": 4}, "no option 'rank'"),
         ({"method_options": {"mu": 1}}, "of its own"),
         ({"trials": 0}, "at least 1"),
+        ({"seed": -1}, "seed=-1 must be a whole number of at least 0"),
         ({"timeout": 0}, "above 0"),
         ({"direction": "up"}, "maximize, minimize"),
     ],
@@ -482,7 +483,7 @@ def test_record_card_and_picture(llama: Beast, tmp_path) -> None:
     assert "No data" not in card
     for name in ("scores.png", "scores.svg"):
         assert result.picture(tmp_path / name).stat().st_size > 1000
-    with pytest.raises(OptionError, match="ending must be one of"):
+    with pytest.raises(OptionError, match="ending says what to draw"):
         result.picture(tmp_path / "scores.doc")
 
 

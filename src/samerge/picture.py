@@ -30,7 +30,7 @@ def heat_map(path: str | Path, values: Sequence[Sequence[float | None]], names: 
         OptionError: matplotlib is not installed, or the file's ending is none that it knows.
     """
     size = max(4.0, 0.6 * len(names) + 2.0)
-    figure = _figure(size + 1.0, size, path)
+    figure = new_figure(size + 1.0, size, path)
     axes = figure.add_subplot()
     cells = [[float("nan") if value is None else value for value in row] for row in values]
     image = axes.imshow(cells, vmin=-1, vmax=1, cmap="RdBu")
@@ -44,7 +44,7 @@ def heat_map(path: str | Path, values: Sequence[Sequence[float | None]], names: 
                     axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
     axes.set_title(title)
     figure.colorbar(image)
-    return _write(figure, path)
+    return write(figure, path)
 
 
 def grouped_bars(
@@ -65,7 +65,7 @@ def grouped_bars(
     Raises:
         OptionError: matplotlib is not installed, or the file's ending is none that it knows.
     """
-    figure = _figure(max(6.0, 0.28 * len(names) * len(values) + 3.0), 4.5, path)
+    figure = new_figure(max(6.0, 0.28 * len(names) * len(values) + 3.0), 4.5, path)
     axes = figure.add_subplot()
     width = 0.8 / max(1, len(values))
     for place, (series, row) in enumerate(values.items()):
@@ -76,7 +76,7 @@ def grouped_bars(
     axes.set_ylabel(label)
     axes.set_title(title)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return _write(figure, path)
+    return write(figure, path)
 
 
 def check_picture(path: str | Path) -> None:
@@ -85,10 +85,15 @@ def check_picture(path: str | Path) -> None:
     Raises:
         OptionError: matplotlib is not installed, or the file's ending is none that it knows.
     """
-    _figure(1.0, 1.0, path)
+    new_figure(1.0, 1.0, path)
 
 
-def _figure(width: float, height: float, path: str | Path) -> Any:
+def new_figure(width: float, height: float, path: str | Path) -> Any:
+    """An empty figure, in inches, for a file whose ending matplotlib knows.
+
+    Raises:
+        OptionError: matplotlib is not installed, or the file's ending is none that it knows.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -104,7 +109,7 @@ def _figure(width: float, height: float, path: str | Path) -> Any:
     return figure
 
 
-def _write(figure: Any, path: str | Path) -> Path:
+def write(figure: Any, path: str | Path) -> Path:
     """Draw in memory, then put the file in its place in one step, so that none is left half written."""
     target = Path(path)
     drawn = BytesIO()

@@ -15,9 +15,13 @@ def test_compare(invoke, tiny_base, loras, tmp_path) -> None:
     assert (tmp_path / "ways.svg").read_text().startswith("<?xml")
 
 
+def test_the_help_shows_the_example_as_it_is_typed(invoke) -> None:
+    assert "math=ada/math-lora code=./code-lora \\" in invoke("compare", "--help").stdout
+
+
 def test_compare_json_and_save_all(invoke, loras, tmp_path) -> None:
     words = ("compare", "-", f"{loras / 'math'}:0.5", loras / "code", "-m", "linear", "-m", "tsv:scaling=0.7", "--json")
-    told = json.loads(invoke(*words, "--save-all", "--output", "all").stdout)
+    told = json.loads(invoke(*words, "--save-all", "--out", "all").stdout)
     assert [way["name"] for way in told["ways"]] == ["linear", "tsv:scaling=0.7"]
     assert set(told["ways"][0]["experts"]) == {"math", "code"}
     assert sorted(folder.name for folder in (tmp_path / "all").iterdir()) == ["linear", "tsv_scaling=0.7"]

@@ -69,6 +69,26 @@ def test_table_and_quiet(invoke, words) -> None:
     assert "trial" not in quiet.stderr.replace("best of 2 trials", "")
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--picture", "scores.doc"), "the file's ending says what to draw"),
+        (("talk=math:0.5", "--option", "weights=auto"), "give one or the other"),
+    ],
+)
+def test_refused_before_any_trial(invoke, words, more, said) -> None:
+    result = invoke(*words, "--trials", 2, "-o", "out", *more)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "trial 0" not in result.stderr
+
+
+def test_without_a_base(invoke, words) -> None:
+    result = invoke("tune", "-", *words[2:], "--trials", 2, "-o", "out")
+    assert result.exit_code == 0, result.output
+    assert read_report("out").record["base"]["name"] is None
+
+
 def test_python_function(invoke, words, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "evaluation_here.py").write_text(
         "def count(merged):\n    return sum(f.rank for f in merged.factors.values())\n"

@@ -81,7 +81,7 @@ def test_what_names_mean(method, selection, aggregation, recipe, expected):
         ((None, None, "saliency", None), "aggregation='saliency' is a selection and its sum; give selection="),
         ((None, "saliency", "elementwise", None), "aggregation='elementwise' selects by itself"),
         (("elementwise", "norm", None, None), "aggregation='elementwise' selects by itself"),
-        ((None, None, "tzv", None), "method='tzv' is not known; choose one of"),
+        ((None, None, "tzv", None), "aggregation='tzv' is not known; choose one of"),
         (("tsv", None, None, "odd"), "recipe='odd' is not known; choose one of paper, even"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from samerge.cli.adapters import parse_adapter, unique
 from samerge.cli.console import percent, show_json, stderr, stdout, two
 from samerge.errors import OptionError
+from samerge.picture import check_picture
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,8 +34,6 @@ def compared(folders: Sequence[str], worst: int, picture: str | None, as_json: b
     from samerge.inputs import open_adapters
 
     if picture:
-        from samerge.picture import check_picture
-
         check_picture(picture)
     found = conflicts(open_adapters(None, {spec.name: spec.source for spec in specs}))
     if picture:

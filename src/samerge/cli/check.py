@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def check(
     adapters: Annotated[
-        list[str], typer.Argument(metavar="ADAPTER...", help="Folders or hub ids; [name=]source as for merge.")
+        list[str], typer.Argument(metavar="ADAPTER", help="Folders or hub ids; [name=]source as for merge.")
     ],
     base: Annotated[
         str | None,

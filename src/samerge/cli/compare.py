@@ -15,6 +15,7 @@ from samerge.cli.errors import BAD_INPUT
 from samerge.cli.options import Json, Overwrite, Quiet
 from samerge.cli.request import check_folder
 from samerge.errors import OptionError
+from samerge.picture import check_picture
 
 if TYPE_CHECKING:
     from samerge.comparison import Comparison
@@ -25,7 +26,7 @@ def compare(
         str, typer.Argument(metavar="BASE", help="The base model, a folder or hub id; - where no way reads it.")
     ],
     adapters: Annotated[
-        list[str], typer.Argument(metavar="ADAPTER...", help="[NAME=]SOURCE[:WEIGHT] each, as for `samerge merge`.")
+        list[str], typer.Argument(metavar="ADAPTER", help="[NAME=]SOURCE[:WEIGHT] each, as for `samerge merge`.")
     ],
     method: Annotated[
         list[str],
@@ -45,6 +46,7 @@ def compare(
         str | None,
         typer.Option(
             "--output",
+            "--out",
             "-o",
             metavar="FOLDER",
             help="Where: the folder itself for a single --save, else a folder in it for each.",
@@ -71,6 +73,8 @@ def compare(
 ) -> None:
     """Merge the same adapters in several ways and compare, without any data, what each leaves of them.
 
+    Two adapters in three ways:
+
         samerge compare meta-llama/Llama-3.1-8B math=ada/math-lora code=./code-lora \\
             --method saliency --method tsv:scaling=0.7 --method ties:density=0.3 --picture ways.png
 
@@ -86,8 +90,6 @@ def compare(
     for folder in targets.values():
         check_folder(str(folder), overwrite)
     if picture:
-        from samerge.picture import check_picture
-
         check_picture(picture)
     from samerge.comparison import compare as compare_ways
 

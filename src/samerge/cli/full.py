@@ -131,7 +131,7 @@ def full(
             metavar="FOLDER", help="Keep the survivor masks there instead of in memory.", rich_help_panel=_OUTPUT
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already in --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Push to this repository on the Hub.")
     ] = None,

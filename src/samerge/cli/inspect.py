@@ -24,7 +24,7 @@ def inspect(
     folder: Annotated[
         list[str],
         typer.Argument(
-            metavar="FOLDER...",
+            metavar="FOLDER",
             help="A merged adapter, as `samerge merge` wrote it; or two adapters or more, [NAME=]SOURCE each, to "
             "compare with each other.",
         ),

@@ -18,6 +18,7 @@ from samerge.cli.errors import INTERRUPTED
 from samerge.cli.options import Json, Overwrite, Quiet
 from samerge.cli.searching import fixed_options, search_space
 from samerge.errors import OptionError
+from samerge.picture import check_picture
 
 if TYPE_CHECKING:
     from samerge.merged import MergedAdapter
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 
 def tune(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The base model: a folder, or a hub id.")],
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", help="The base model, a folder or hub id; - where no candidate reads it.")
+    ],
     adapters: Annotated[
         list[str],
         typer.Argument(
-            metavar="ADAPTER...",
+            metavar="ADAPTER",
             help="[NAME=]SOURCE[:WEIGHT], a folder or hub id each; the weights are those of the untuned merge.",
         ),
     ],
@@ -112,7 +115,13 @@ def tune(
     check_folder(out, overwrite)
     fixed = fixed_options(option, [spec.name for spec in specs])
     if any(spec.weight != 1 for spec in specs):
+        if "weights" in fixed:
+            raise OptionError(
+                f"--option weights={fixed['weights']} and weights of single adapters together: give one or the other"
+            )
         fixed["weights"] = {spec.name: spec.weight for spec in specs}
+    if picture:
+        check_picture(picture)
     score, name = _score(command, score_callable)
     kept = study or f"{os.path.abspath(Path(out).expanduser())}.study.jsonl"
     from samerge.tuning import tune as tune_
@@ -121,7 +130,7 @@ def tune(
         with python_warnings.catch_warnings():
             python_warnings.simplefilter("ignore")  # what the user should know is in the report
             result = tune_(
-                base,
+                None if base == "-" else base,
                 {spec.name: spec.source for spec in specs},
                 score,
                 method=method,

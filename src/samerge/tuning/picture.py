@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samerge.errors import OptionError
+from samerge.picture import new_figure, write
 
 if TYPE_CHECKING:
     from samerge.tuning.result import TuneResult
@@ -19,24 +19,15 @@ def draw(result: TuneResult, path: Path) -> Path:
     Raises:
         OptionError: matplotlib is not there, or does not know the format.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OptionError("the picture of a search needs matplotlib: pip install 'samerge[report]'") from error
     panels = 1 + len(result.search)
     rows = -(-panels // _COLUMNS)
     columns = min(panels, _COLUMNS)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-    known = {kind.lower() for kind in figure.canvas.get_supported_filetypes()}
-    if path.suffix.lstrip(".").lower() not in known:
-        raise OptionError(f"drawing {path}: the ending must be one of {', '.join(sorted(known))}")
+    figure = new_figure(4.2 * columns, 3.2 * rows, path)
     axes = [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
     _over_trials(axes[0], result)
     for axis, (name, dimension) in zip(axes[1:], result.search.items(), strict=True):
         _over_option(axis, result, name, dimension)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    return write(figure, path)
 
 
 def _over_trials(axis: Any, result: TuneResult) -> None:

@@ -94,7 +94,7 @@ def tune(
         ```
     """
     whole("trials", trials)
-    whole("seed", seed + 1 if isinstance(seed, int) else seed)
+    whole("seed", seed, least=0)
     choice("direction", direction, ("maximize", "minimize"))
     if timeout is not None and number("timeout", timeout) <= 0:
         raise OptionError(f"timeout={timeout} must be above 0 seconds")
