@@ -189,6 +189,8 @@ def test_truncation_afterwards(llama: Beast):
         ({"rank": 4, "density": 0.5}, "rank=4 and density=0.5 together"),
         ({"method": "magic"}, "method='magic' is not known; choose one of saliency"),
         ({"recipe": "ours"}, "recipe='ours' is not known; choose one of paper"),
+        ({"dtype": 32}, "dtype=32 is not known; choose one of float32"),
+        ({"method": "saliency", "method_options": {"mu": 1}}, "method='saliency' has no option 'mu' of its own"),
         ({"dtype": "float99"}, "dtype='float99' is not known; choose one of float32"),
         ({"base": None}, "this method reads the base model; give base="),
         ({"device": "gpu"}, "device='gpu' cannot be computed on here"),

@@ -65,6 +65,7 @@ def test_changes_win() -> None:
         ("adapters: [{source: a, weight: much}]\nout: o", "its weight is 'much'"),
         ("adapters: [{source: a, weight: yes}]\nout: o", "its weight is True"),
         ("adapters: [a]\nout: 3", "out is 3; it must be text"),
+        ("adapters: [a]\nweights: 2", "weights is 2; it must be nan or auto"),
         ("adapters: [a]\nout: o\noverwrite: 1", "overwrite is 1; it must be true or false"),
         ("adapters: [a]", "nowhere to put"),
         ("adapters: [a]\nout: o\nprivate: true", "give --push-to-hub"),

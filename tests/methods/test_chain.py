@@ -82,6 +82,7 @@ def test_what_names_mean(method, selection, aggregation, recipe, expected):
         ((None, "saliency", "elementwise", None), "aggregation='elementwise' selects by itself"),
         (("elementwise", "norm", None, None), "aggregation='elementwise' selects by itself"),
         ((None, None, "tzv", None), "aggregation='tzv' is not known; choose one of"),
+        ((["tsv"], None, None, None), r"method=.'tsv'. must be text"),
         (("tsv", None, None, "odd"), "recipe='odd' is not known; choose one of paper, even"),
     ],
 )

@@ -48,7 +48,12 @@ def parse_recipe(text: str, origin: str, changes: Mapping[str, Any] | None = Non
     for key in _FLAGS:
         if not isinstance(values.get(key, False), bool):
             raise OptionError(f"{doing}: {key} is {values[key]!r}; it must be true or false")
-    for key in ("base", "out", "push_to_hub", "weights"):
+    if not isinstance(values.get("weights", ""), str | None):
+        raise OptionError(
+            f"{doing}: weights is {values['weights']!r}; it must be nan or auto. Numbers stand with the adapters: a "
+            f"source and a weight each"
+        )
+    for key in ("base", "out", "push_to_hub"):
         if not isinstance(values.get(key, ""), str | None):
             raise OptionError(f"{doing}: {key} is {values[key]!r}; it must be text")
     for key in _NUMBERS:  # YAML 1.1 reads 1e-1 as text

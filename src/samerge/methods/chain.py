@@ -139,7 +139,9 @@ class Chain:
             "selection": self.selection,
             "aggregation": self.aggregation,
             "aggregation_density": density,
-            "method_options": parameters_of(self.aggregation, self.entry.parameters, own),
+            "method_options": parameters_of(
+                self.name if self.aggregation == "sum" else self.aggregation, self.entry.parameters, own
+            ),
         }
         if given.get("rank") is not None and not self.counts:
             if given.get("svd_rank") is not None:
@@ -241,6 +243,9 @@ def chain(method: str | None, selection: str | None, aggregation: str | None, re
         >>> chain("saliency", None, "tsv", None).name, chain(None, None, None, None).aggregation
         ('saliency+tsv', 'sum')
     """
+    for name, value in (("method", method), ("selection", selection), ("aggregation", aggregation)):
+        if value is not None and not isinstance(value, str):
+            raise OptionError(f"{name}={value!r} must be text, the name of one")
     if recipe is not None:
         choice("recipe", recipe, tuple(RECIPES))
     if method is not None:
