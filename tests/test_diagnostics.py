@@ -274,4 +274,6 @@ def test_adapters_without_a_common_layer(tmp_path):
     assert found.cosine[0][1] == 0
     assert found.rows[0][1] is None
     assert found.sign_conflict[0][1] is None
-    assert "No two of these" in reading(found)
+    assert reading(found) == (
+        "a and b adapt no layer in common: there is nothing to compare; are they adapters of one base?"
+    )

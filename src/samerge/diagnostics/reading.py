@@ -23,7 +23,7 @@ def reading(found: Conflicts) -> str:
         >>> reading(Conflicts(("a", "b"), (1.0, 1.2), one, one, one, one, 0.01, {}, (0, 0)))
         'No two of these adapters work against each other: cosines from 0.01 to 0.01, norms within a factor of 1.2.'
     """
-    told = [*_pairs(found), *_shared(found), *_norms(found)]
+    told = [*_apart(found), *_pairs(found), *_shared(found), *_norms(found)]
     if told:
         return " ".join(told)
     values = [value for i, j in found.pairs() if (value := found.cosine[i][j]) is not None]
@@ -32,6 +32,16 @@ def reading(found: Conflicts) -> str:
         f"No two of these adapters work against each other: cosines from {min(values):.2f} to {max(values):.2f}, norms "
         f"within a factor of {span:.1f}."
     )
+
+
+def _apart(found: Conflicts) -> list[str]:
+    """Pairs without a common layer: their cosine is 0 whatever they do."""
+    return [
+        f"{found.names[i]} and {found.names[j]} adapt no layer in common: there is nothing to compare; are they "
+        "adapters of one base?"
+        for i, j in found.pairs()
+        if found.rows[i][j] is None and found.cosine[i][j] is not None
+    ]
 
 
 def _pairs(found: Conflicts) -> list[str]:
