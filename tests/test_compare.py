@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from io import StringIO
 
 import pytest
 import torch
 
 import samerge
-from samerge.comparison import parse_way
+from samerge.comparison import _LINKS, _OPTIONS, parse_way
 from samerge.errors import AdapterError, OptionError
 
 WAYS = ["saliency", "saliency:scaling=0.5", "tsv:scaling=0.7", "paper", "wudi:mu=0.1,scaling=0.5"]
@@ -159,3 +160,10 @@ def test_the_name_stays_a_function():
     assert callable(samerge.compare)
     assert callable(samerge.compare)
     assert samerge.Comparison.__name__ == "Comparison"
+
+
+def test_a_way_may_have_every_option_of_merge() -> None:
+    merge = set(inspect.signature(samerge.merge).parameters) - {"base", "adapters", "progress"}
+    assert {*_LINKS, *_OPTIONS, "weights", "method_options"} == merge
+    live = set(inspect.signature(samerge.add_weighted_adapter).parameters)
+    assert merge - live == {"method"}  # which PEFT calls combination_type
