@@ -15,19 +15,33 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from samerge.distributed import Group
 
 WAYS: dict[str, dict[str, Any]] = {
-    "plain": {"rank": 3, "iterations": 3},
-    "global": {"density": 0.4, "scope": "global", "iterations": 2},
-    "adaptive": {"density": "adaptive:0.5", "iterations": 2, "basis": "native", "balance": "global"},
-    "once": {"rank": 3, "iterations": 3, "refresh": 0, "precision": "float64", "scaling": "interference"},
-    "local": {"rank": 2, "iterations": 2, "connectivity": "local", "spectrum": "flat"},
+    "default": {},
+    "plain": {"method": "saliency", "rank": 3, "iterations": 3},
+    "global": {"method": "saliency", "density": 0.4, "scope": "global", "iterations": 2},
+    "adaptive": {
+        "method": "saliency",
+        "density": "adaptive:0.5",
+        "iterations": 2,
+        "basis": "native",
+        "balance": "global",
+    },
+    "once": {
+        "method": "saliency",
+        "rank": 3,
+        "iterations": 3,
+        "refresh": 0,
+        "precision": "float64",
+        "scaling": "interference",
+    },
+    "local": {"method": "saliency", "rank": 2, "iterations": 2, "connectivity": "local", "spectrum": "flat"},
     "random": {"selection": "random:3", "rank": 3, "iterations": 2},
     "tsv after it": {"selection": "saliency", "aggregation": "tsv", "rank": 3, "iterations": 2},
     "ties after it": {"selection": "saliency", "aggregation": "ties", "rank": 3, "iterations": 2},
     "sum": {"method": "linear", "weights": "auto", "scaling": "interference:layer"},
     "weights": {"method": "svd", "rank": 3, "weights": "nan", "balance": "norm"},
     "lego": {"method": "lora-lego", "rank": 3},
-    "zero": {"rank": 3, "iterations": 2, "weights": [1.0, 0.0]},
-    "dora": {"rank": 3, "iterations": 2, "dora": "exact"},
+    "zero": {"method": "saliency", "rank": 3, "iterations": 2, "weights": [1.0, 0.0]},
+    "dora": {"method": "saliency", "rank": 3, "iterations": 2, "dora": "exact"},
 }
 
 #: Runs every way, and says what came out and how many bytes of factors were alive at most while it swept.
@@ -101,13 +115,14 @@ def attempt(name, broken="b", options=None, fails=lambda tensor: False):
         said[name] = [type(error).__name__, str(error)]
 
 second = group.rank == 1
-attempt("well", options={"iterations": 2})
-attempt("absent", "nowhere" if second else "b", options={"iterations": 2})
-attempt("factors", options={"iterations": 2}, fails=lambda tensor: second and "lora_B" in tensor)
-attempt("rows", options={"iterations": 2}, fails=lambda tensor: second and tensor.endswith("up_proj.weight"))
-attempt("not a number", "nan", options={"iterations": 2})
+SALIENCY = {"method": "saliency", "iterations": 2}
+attempt("well", options=SALIENCY)
+attempt("absent", "nowhere" if second else "b", options=SALIENCY)
+attempt("factors", options=SALIENCY, fails=lambda tensor: second and "lora_B" in tensor)
+attempt("rows", options=SALIENCY, fails=lambda tensor: second and tensor.endswith("up_proj.weight"))
+attempt("not a number", "nan", options=SALIENCY)
 attempt("sum", "nan", options={"method": "svd"})
-attempt("again", options={"iterations": 2})
+attempt("again", options=SALIENCY)
 open(f"{sys.argv[2]}/failing-{group.rank}.json", "w").write(json.dumps(said))
 dist.barrier()
 dist.destroy_process_group()
@@ -196,7 +211,9 @@ def close(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way not in ("sum", "weights", "lego", "random", "dora")])
+@pytest.mark.parametrize(
+    "way", [way for way in WAYS if way not in ("default", "sum", "weights", "lego", "random", "dora")]
+)
 def test_every_process_holds_its_part_of_the_factors(way: str, runs: Path) -> None:
     [alone] = said(runs, way, 1)
     for size in (2, 4):
@@ -226,17 +243,17 @@ def test_what_fails_in_one_process_fails_in_all(experts: Path, tmp_path: Path) -
         assert "layers.2.mlp.gate_proj" in first[way][1]
 
 
-def test_accelerate_launches_the_command_line(experts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_launchers_start_the_command_line(launcher: str, experts: Path, tmp_path: Path) -> None:
     out = tmp_path / "merged"
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
-    launch += ["--mixed_precision=no", "--dynamo_backend=no", "-m", "samerge", "merge", "--base", str(experts / "base")]
-    launch += [f"--adapter={experts / name}" for name in ("a", "b")] + [
-        "--iterations",
-        "2",
-        "--out",
-        str(out),
-        "--json",
-    ]
+    if launcher == "torchrun":
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    else:  # on CPUs, without MPI, this starts one process
+        launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
+        launch += ["--mixed_precision=no", "--dynamo_backend=no"]
+    launch += ["-m", "samerge", "merge", "--base", str(experts / "base")]
+    launch += [f"--adapter={experts / name}" for name in ("a", "b")]
+    launch += ["--method", "saliency", "--iterations", "2", "--out", str(out), "--json"]
     done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert (out / "adapter_model.safetensors").is_file()
