@@ -1,22 +1,18 @@
 """What merging with many processes costs, by counting: operations, bytes read, bytes exchanged, memory.
 
-    python benchmarks/traffic.py     # checks the count of bytes on a small model, writes docs/distributed.md's table
+    python benchmarks/traffic.py     # checks the counts of bytes on a small model, writes docs/distributed.md's table
 
-No clock is involved: these are counts from shapes. The count of exchanged bytes is checked against the bytes that a
-real merge of a small model hands to `all_reduce`.
+No clock is involved: these are counts from shapes. The counts of exchanged bytes are checked against the bytes that two
+processes hand to `all_reduce` and `broadcast` in a real merge of a small model.
 """
 
 from __future__ import annotations
 
 import tempfile
-import warnings
 from pathlib import Path
-from unittest import mock
 
+from processes import measured
 from shapes import SHAPES, Shape, write_adapter, write_base
-
-import samerge
-from samerge.distributed import Group
 
 DOC = Path(__file__).parent.parent / "docs" / "distributed.md"
 BEGIN, END = "<!-- table: benchmarks/traffic.py -->", "<!-- end of table -->"
@@ -27,8 +23,16 @@ LARGE = (
 
 
 def flow_bytes(shape: Shape, experts: int) -> int:
-    """Bytes of the flows that one iteration sums: every weight's output forwards, its input backwards."""
-    return sum(sum(size) for size in shape.projections().values()) * shape.layers * experts * 4
+    """Bytes of the flows that one iteration sums: every weight's output forwards, its input backwards.
+
+    With each goes one number, whether a process failed.
+    """
+    return sum((sum(size) * experts + 2) * 4 for size in shape.projections().values()) * shape.layers
+
+
+def score_bytes(shape: Shape, experts: int, rank: int) -> int:
+    """Bytes of gammas and scores that one iteration sums, in float64, and one number beside the scores."""
+    return (2 * len(shape.projections()) * shape.layers * experts * rank + 1) * 8
 
 
 def weights(shape: Shape) -> int:
@@ -37,49 +41,55 @@ def weights(shape: Shape) -> int:
 
 
 def factor_bytes(shape: Shape, experts: int, rank: int) -> int:
-    """Bytes of all adapters in float32: what every process holds at the start."""
+    """Bytes of all adapters in float32: what all processes together hold at the start."""
     return sum(out + into for out, into in shape.projections().values()) * shape.layers * rank * experts * 4
 
 
-def check() -> tuple[int, int]:
-    """Bytes that one iteration of a real merge hands to `all_reduce`, counted and by formula, without the gammas."""
-    shape, count, seen = SHAPES["llama-tiny"], 3, []
+def passing_bytes(shape: Shape, experts: int, rank: int) -> int:
+    """Bytes of all adapters' factors at the two largest weights: the one that is worked on, and the next."""
+    return 2 * max(out + into for out, into in shape.projections().values()) * rank * experts * 4
 
-    def spy(self: Group, tensor):
-        seen.append(tensor.numel() * tensor.element_size())
-        return tensor
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Group, "sum", spy), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def check() -> dict[str, tuple[int, int]]:
+    """Bytes that one iteration of a real merge hands to each collective, counted and by formula."""
+    shape, count, rank = SHAPES["llama-tiny"], 3, 16
+    with tempfile.TemporaryDirectory() as folder:
         base = write_base(shape, Path(folder))
-        adapters = [write_adapter(shape, Path(folder), i, base) for i in range(count)]
-        samerge.merge(base, adapters, iterations=1, progress=False)
-    return sum(seen), flow_bytes(shape, count)
+        adapters = [write_adapter(shape, Path(folder), i, base, rank) for i in range(count)]
+        counted = measured(base, adapters, 2, iterations=1)[0]
+    merged = factor_bytes(shape, 1, rank)  # what the others get in the end
+    return {
+        "all_reduce": (int(counted["all_reduce"]), flow_bytes(shape, count) + score_bytes(shape, count, rank)),
+        "broadcast": (int(counted["broadcast"]), 2 * factor_bytes(shape, count, rank) + merged),
+    }
 
 
 def table() -> str:
     rows = [
         "| base | adapters | processes | operations an iteration | read from the base by each process, an iteration "
-        "| handed to all_reduce, an iteration | adapters in memory, each process |",
-        "|---|---|---|---|---|---|---|",
+        "| handed to all_reduce, an iteration | factors received, first iteration | factors held by each process |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for shape in LARGE:
         for processes in (8, 16, 64):
             experts, rank = 64, 16
             operations = weights(shape) * experts * (6 * rank + 4)
+            exchanged = flow_bytes(shape, experts) + score_bytes(shape, experts, rank)
+            held = factor_bytes(shape, experts, rank) / processes + passing_bytes(shape, experts, rank)
             rows.append(
                 f"| {shape.name} | {experts} | {processes} | {operations / 1e15:.1f} P | "
-                f"{2 * 2 * weights(shape) / processes / 1e9:.1f} GB | {flow_bytes(shape, experts) / 1e9:.1f} GB | "
-                f"{factor_bytes(shape, experts, rank) / 1e9:.0f} GB |"
+                f"{2 * 2 * weights(shape) / processes / 1e9:.1f} GB | {exchanged / 1e9:.1f} GB | "
+                f"{2 * factor_bytes(shape, experts, rank) * (processes - 1) / processes / 1e9:.0f} GB | "
+                f"{held / 1e9:.1f} GB |"
             )
     return "\n".join(rows)
 
 
 def main() -> None:
-    counted, formula = check()
-    print(f"bytes handed to all_reduce in one iteration of a small merge: counted {counted}, by formula {formula}")
-    if counted != formula:
-        raise SystemExit("the formula is wrong")
+    for name, (counted, formula) in check().items():
+        print(f"bytes handed to {name} in one iteration of a small merge: counted {counted}, by formula {formula}")
+        if counted != formula:
+            raise SystemExit("the formula is wrong")
     text = DOC.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     DOC.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
