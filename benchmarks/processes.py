@@ -98,7 +98,7 @@ def main() -> None:
     size = sum((path / "adapter_model.safetensors").stat().st_size for path in case.adapters)
     rows = [
         f"| processes | peak resident memory of the largest, MiB | of it before the {size / 2**20:.0f} MiB of adapters "
-        "are merged | received factors, each process | handed to all_reduce | CPU seconds, each process |",
+        "are merged | handed to broadcast | handed to all_reduce | CPU seconds, each process |",
         "|---|---|---|---|---|---|",
     ]
     for processes in (1, 2, 4):
