@@ -22,6 +22,9 @@ from rich.text import Text
 
 WORK = EXAMPLES.parent / ".demo"
 
+#: Other merges, to be counted beside the default: what to call them, and the options that ask for them.
+OTHERS: Mapping[str, Mapping[str, str]] = {"saliency": {"method": "saliency"}, "paper": {"recipe": "paper"}}
+
 #: The tasks' labels, in the order of `tasks.json`, in one word.
 SHORT: Mapping[str, Sequence[str]] = {
     "reuters": ("acquisitions", "oil", "earnings", "grain", "interest", "forex", "shipping", "trade"),
@@ -86,14 +89,33 @@ def main() -> None:
         "What a reader would answer, and what is answered by the adapter trained for the task, by the one that was "
         "merged from all four, and by the base model alone. (Other) answers than the reader's are in brackets."
     )
-    answers = _answers(base, out)
+    answers = _answers(base, {"merged": out, **_others(base)})
     console.print(_table(answers))
     console.print(_sizes(out), markup=False)
+    counts = [f"the default, recipe even, {_right(answers['merged'])}"]
+    counts += [f"{option} {OTHERS[name][option]} {_right(answers[name])}" for name in OTHERS for option in OTHERS[name]]
+    console.print(
+        f"Answers as the reader's, of {len(SENTENCES)}: {'; '.join(counts)}. A dozen sentences order no methods: "
+        "docs/evidence.md does."
+    )
     console.print(f"Done in {time.perf_counter() - start:.0f} s.", style="bold")
 
 
-def _answers(base: Path, merged: Path) -> dict[str, list[str]]:
-    """For each sentence what its task's own adapter, the merged adapter, and the base alone answer."""
+def _others(base: Path) -> dict[str, Path]:
+    """The other merges of the same adapters, through the Python API."""
+    import samerge
+
+    adapters = {task: ADAPTERS / task for task in TASKS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the command above has told them
+        return {
+            name: samerge.merge(base, adapters, progress=False, **options).save(WORK / name, overwrite=True)
+            for name, options in OTHERS.items()
+        }
+
+
+def _answers(base: Path, merged: Mapping[str, Path]) -> dict[str, list[str]]:
+    """For each sentence what its task's own adapter, each merged adapter, and the base alone answer."""
     from peft import PeftModel
     from transformers.utils import logging
 
@@ -106,13 +128,15 @@ def _answers(base: Path, merged: Path) -> dict[str, list[str]]:
         return classify(embed(tokenizer, model, [sentence]), labels[task], SHORT[task])[0]
 
     answers = {"base": [answer(task, sentence) for task, _, sentence in SENTENCES]}
-    model = PeftModel.from_pretrained(model, merged, adapter_name="merged").eval()
-    for task in TASKS:
-        model.load_adapter(ADAPTERS / task, adapter_name=task)
-    for column in ("expert", "merged"):
+    folders = {**merged, **{task: ADAPTERS / task for task in TASKS}}
+    first = next(iter(folders))
+    model = PeftModel.from_pretrained(model, folders.pop(first), adapter_name=first).eval()
+    for name, folder in folders.items():
+        model.load_adapter(folder, adapter_name=name)
+    for column in ("expert", *merged):
         answers[column] = []
         for task, _, sentence in SENTENCES:
-            model.set_adapter(task if column == "expert" else "merged")
+            model.set_adapter(task if column == "expert" else column)
             answers[column].append(answer(task, sentence))
     return answers
 
@@ -128,10 +152,15 @@ def _table(answers: Mapping[str, Sequence[str]]) -> Table:
             table.add_section()
             table.add_row(Text(task, style="bold"))
         table.add_row(sentence, meant, *(_mark(c[i], meant) for c in columns))
-    right = [sum(c[i] == meant for i, (_, meant, _) in enumerate(SENTENCES)) for c in columns]
     table.add_section()
-    table.add_row("answers as the reader's", str(len(SENTENCES)), *map(str, right), style="bold")
+    right = [str(_right(column)) for column in columns]
+    table.add_row("answers as the reader's", str(len(SENTENCES)), *right, style="bold")
     return table
+
+
+def _right(answers: Sequence[str]) -> int:
+    """How many answers are the reader's."""
+    return sum(answer == meant for answer, (_, meant, _) in zip(answers, SENTENCES, strict=True))
 
 
 def _mark(answer: str, meant: str) -> Text:

@@ -61,44 +61,48 @@ def merge(
 ) -> MergedAdapter:
     """Merge several LoRA adapters of one base model into one adapter.
 
-    The base is streamed, a few rows of a weight at a time; it is never built, never changed. With `density=1.0` and
-    `scaling=1.0` the result is the exact weighted sum of the updates, sum_n w_n s_n B_n A_n.
+    Where no method, recipe, selection or aggregation is named, it is the recipe "even", which reads no weights of the
+    base. `method="saliency"` is SA-Merging with samerge's corrections, `recipe="paper"` as published. Merges that read
+    the base stream it, a few rows of a weight at a time; it is never built, never changed.
 
     Args:
         base: a folder with `config.json` and safetensors, a hub id, or a loaded model (a `PeftModel` is read below its
-            adapters). None for merges that do not read it: all but `elementwise` and those that select by "saliency" or
+            adapters). Its names and shapes are checked, and its layers that no adapter has are filled in. None for
+            merges that do not read its weights: all but `elementwise` and those that select by "saliency" or
             "sensitivity".
         adapters: name -> folder or hub id, or a list of these (named after their last path part). With a `PeftModel`
             as the base, names of its adapters.
         weights: by name, or in order; 1.0 each by default. May be negative. Or "nan": in proportion to the adapters'
             inverse norms, 1.0 on the mean; or "auto": those whose sum changes the experts' own outputs least.
-        method: a name from `samerge.methods()`: `saliency` (the default, where nothing else is named) is the selection
-            of this name, followed by the sum; every other method is the aggregation of its name, without a selection.
-        recipe: a named set of defaults; explicit options win over it. "paper" is SA-Merging as published: native
-            basis, density 0.1, ten iterations, scaling 1.0, no residual edges, modules outside the graph unpruned.
-            "even": experts of one norm, their singular vectors decorrelated, a flat spectrum (docs/recipe.md).
+        method: a name from `samerge.methods()`: `saliency` is the selection of this name, followed by the sum; every
+            other method is the aggregation of its name, without a selection.
+        recipe: a named set of defaults; explicit options win over it. "even", where nothing is named: experts of one
+            norm, their singular vectors decorrelated, the largest source rank, a flat spectrum (docs/recipe.md).
+            "paper" is SA-Merging as published: native basis, density 0.1, ten iterations, scaling 1.0, no residual
+            edges, modules outside the graph unpruned.
         balance: bring the experts to their mean norm first: "norm", in each layer; "global", one factor for each
             expert. "none" by default.
         selection: which rank-1 components take part: "saliency", |gamma eta|; for comparison "sensitivity", |gamma|,
             "agreement", |eta|, "norm", ||b|| ||a||, "random" or "random:<seed>"; or "none".
         aggregation: how what was selected is combined: "sum", or any method of the registry but `elementwise`.
         rank: rank of the result. A selection before the sum keeps exactly so many components in every layer, shared
-            among the experts in proportion to their own ranks; anything else is truncated to it. Default of every
-            merge with a selection and without `density`: the largest rank of any source.
+            among the experts in proportion to their own ranks; anything else is truncated to it. Default of "even" and
+            of every merge with a selection and without `density`: the largest rank of any source.
         density: share of its components (`elementwise`: of its elements, 0.1 by default) that each expert keeps in
             each layer, in (0, 1]; or "adaptive": layers whose magnitudes are even are pruned harder, sparse ones less,
             0.1 on the mean or another with "adaptive:0.2". With a selection and `rank` before the sum it is an error;
-            before another aggregation it is 0.75 by default. Without a selection it is the method's own.
+            before another aggregation it is 0.75 by default. Without a selection it is the method's own. This and the
+            other options of a selection, down to `precision`, are an error where nothing is named.
         iterations: scoring and pruning steps, 10 by default.
         refresh: how often gamma, which takes two sweeps over the base, is computed anew: 1 (default), in every
             iteration; k, in every k-th; 0, in the first alone, and restricted to the survivors after that.
         basis: "svd" (default), the singular triplets of each update, which do not depend on how B and A were trained;
             or "native", the columns of B and rows of A as they are.
-        scaling: lambda, or "auto" (default of every merge with a selection, and of `elementwise`): each layer's merged
-            update gets c times the experts' mean Frobenius norm there, c = 1.3, or 1.6 for a flat spectrum; "auto:<c>"
-            sets c. The exact methods default to 1.0, others to their published lambda. Or "lines:<alpha>:<beta>":
-            alpha + beta l / (L - 1) in layer l of L. Or "interference", the lambda that changes the experts' own
-            outputs least; "interference:layer", one for each layer.
+        scaling: lambda, or "auto" (default of "even", of every merge with a selection, and of `elementwise`): each
+            layer's merged update gets c times the experts' mean Frobenius norm there, c = 1.3, or 1.6 for a flat
+            spectrum; "auto:<c>" sets c. The exact methods default to 1.0, others to their published lambda. Or
+            "lines:<alpha>:<beta>": alpha + beta l / (L - 1) in layer l of L. Or "interference", the lambda that changes
+            the experts' own outputs least; "interference:layer", one for each layer.
         agreement: "absolute" (default), |gamma eta|; or "signed", |gamma| w eta, so that components that disagree with
             the merge go first. For `elementwise`: "paper" (default), dR/dtau times the merge, with its sign; or "task",
             |dR/dtau| w tau times the merge, positive only where the expert agrees with it.
@@ -132,8 +136,13 @@ def merge(
         GraphError: the base's architecture is not known; says the ways on.
         HubError: a download failed.
 
-    Formula (Park, Lee and Sohn, ICML 2026, arXiv 2606.00511): keep the components with the largest
-    s_k = |gamma_k eta_k|, gamma_k = b_k^T (dR/dW) a_k, eta_k = b_k^T (sum_i w_i tau_i) a_k. See docs/method.md.
+    Formula of "even": tau_n of one norm, tau_n = U_n S_n V_n^T, M = U S V^T with U and V the polar factors of
+    [U_1 .. U_N] and [V_1 .. V_N] (TSV-Merge, Gargiulo et al. 2024), truncated, its singular values made equal (in the
+    spirit of Iso-C, Marczak et al. 2025). See docs/recipe.md.
+
+    Formula of "saliency" (Park, Lee and Sohn, ICML 2026, arXiv 2606.00511): keep the components with the largest
+    s_k = |gamma_k eta_k|, gamma_k = b_k^T (dR/dW) a_k, eta_k = b_k^T (sum_i w_i tau_i) a_k; with `density=1.0` and
+    `scaling=1.0` all of them, which is the exact weighted sum. See docs/method.md.
 
     Example:
         ```python

@@ -26,6 +26,21 @@ _IN_WORDS = {
     "compress": "The adapter with every layer's update replaced by its best approximation of a lower rank.",
     "extract": "The difference between the checkpoint's linear weights and the base's, truncated to a low rank (SVD).",
     "svd": "The weighted sum of the adapters' updates, brought to a lower rank by a truncated SVD.",
+    "tsv": (
+        "In every layer the singular vectors of all adapters, side by side, are replaced by the nearest orthonormal "
+        "ones, so that directions which adapters share are divided among them (TSV-Merge: Gargiulo et al., 2024)."
+    ),
+}
+#: What comes before a method, and what comes after it, by the option and its value.
+_BEFORE = {
+    ("balance", "norm"): "First the update of every adapter is brought to the adapters' mean norm, layer by layer.",
+    ("balance", "global"): "First the update of every adapter is brought, as a whole, to the adapters' mean norm.",
+}
+_AFTER = {
+    ("spectrum", "flat"): (
+        "The singular values of every merged layer are made equal, in the spirit of Iso-C (Marczak et al., 2025)."
+    ),
+    ("scaling", "auto"): "The norm of every merged layer is set in proportion to the adapters' mean norm there.",
 }
 #: What became of the inputs of methods that do not merge.
 _MADE = {"compress": "compressed", "extract": "extracted"}
@@ -114,7 +129,13 @@ def _recipe(record: Mapping[str, Any]) -> str:
     method = record.get("method")
     if not method:
         return ""
-    words = _IN_WORDS.get(method) or _chain_in_words(str(method))
+    own = _IN_WORDS.get(method) or _chain_in_words(str(method))
+    options = record.get("options") or {}
+    before, after = (
+        [words for (option, value), words in table.items() if options.get(option) == value]
+        for table in (_BEFORE, _AFTER)
+    )
+    words = " ".join([*before, own, *after])
     recipe = f" The settings start from the recipe {_code(record['recipe'])}." if record.get("recipe") else ""
     output = record.get("output") or {}
     facts = [
@@ -133,7 +154,12 @@ def _chain_in_words(method: str) -> str:
     selection, plus, aggregation = method.partition("+")
     if not plus:
         return f"The method {_code(method)} of samerge."
-    return f"Rank-1 components of every adapter, selected by {_code(selection)}, combined by {_code(aggregation)}."
+    score = f" Saliency is the score of {_PAPER}." if selection == "saliency" else ""
+    combined = f" {_IN_WORDS[aggregation]}" if aggregation in _IN_WORDS else ""
+    return (
+        f"Rank-1 components of every adapter, selected by {_code(selection)}, combined by {_code(aggregation)}."
+        f"{score}{combined}"
+    )
 
 
 def _usage(record: Mapping[str, Any], repo_id: str | None) -> str:

@@ -170,7 +170,7 @@ def _against(adapter: Adapter, source: WeightSource | None, base: object) -> tup
             try:
                 base_graph(seen)
             except GraphError as error:
-                notes.append(f"the default method needs connectivity='local' or a flow graph of your own: {error}")
+                notes.append(f"merging by saliency needs connectivity='local' or a flow graph of your own: {error}")
         except (AdapterError, BaseModelError) as error:
             problems.append(str(error))
         own = adapter.config.get("base_model_name_or_path")

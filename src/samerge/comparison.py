@@ -143,7 +143,8 @@ def compare(
         base: as for `merge`; None where no way reads it.
         adapters: as for `merge`.
         methods: the ways. Each is "name" or "name:option=value,option=value", with the name of a method or recipe and
-            options of `merge` or of the method; or a mapping of names of one's own to options of `merge`.
+            options of `merge` or of the method; or a mapping of names of one's own to options of `merge`, {} for its
+            default.
         weights: as for `merge`, for all ways; a way may have its own.
         options: options of `merge` for all ways, such as `dtype` or `modules_to_save`; a way's own win.
         progress: show progress bars when on a terminal.
@@ -157,7 +158,7 @@ def compare(
 
     Example:
         ```python
-        found = samerge.compare(None, ["./math", "./code"], ["linear:scaling=0.5", "tsv:scaling=0.7", "ties"])
+        found = samerge.compare(None, ["./math", "./code"], ["even", "linear:scaling=0.5", "tsv:scaling=0.7"])
         found.merged["tsv:scaling=0.7"].save("merged/")
         ```
     """

@@ -190,7 +190,8 @@ def add_weighted_adapter(
         adapters: names of adapters that it has.
         weights: one for each adapter, 1.0 each by default; or "nan", in proportion to inverse norms; or "auto".
         adapter_name: name of the new adapter; must not be taken.
-        combination_type: a name from `samerge.methods()`, or PEFT's; `saliency` where nothing else is named.
+        combination_type: a name from `samerge.methods()`, or PEFT's. Where this, `recipe`, `selection` and
+            `aggregation` are all None, the merge is the recipe "even", as that of `merge` (PEFT's default is "svd").
         svd_rank: truncate every merged layer to this rank.
         svd_clamp: not supported: clamping makes the truncation inexact.
         svd_full_matrices: ignored; the exact path needs no full SVD.
@@ -231,7 +232,8 @@ def add_weighted_adapter(
 
     Example:
         ```python
-        samerge.add_weighted_adapter(model, ["math", "code"], [1.0, 0.8], "merged", density=0.5)
+        samerge.add_weighted_adapter(model, ["math", "code"], [1.0, 0.8], "merged")
+        samerge.add_weighted_adapter(model, ["math", "code"], None, "salient", "saliency", density=0.5)
         model.set_adapter("merged")
         ```
     """

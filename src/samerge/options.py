@@ -74,6 +74,9 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+#: The recipe of a merge of which nothing is named: no method, recipe, selection or aggregation.
+DEFAULT_RECIPE = "even"
+
 
 @dataclass(frozen=True)
 class MergeOptions:

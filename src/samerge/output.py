@@ -80,7 +80,8 @@ def finish(
     for module, shares in (dora_lost or {}).items():
         layers[module]["dora_lost"] = dict(shares)
     diagnostics = {"absent": undiagnosed} if undiagnosed else diagnosed(problem, factors, layers)
-    warnings = [*_warnings(problem, experts, layers, options.method), *beside.warnings]
+    usual = options.fit and options.svd_rank is None
+    warnings = [*_warnings(problem, experts, layers, options.method, usual), *beside.warnings]
     record_ = record(problem, experts, outcome, options, factors, rank, dtype, layers, diagnostics, warnings)
     return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(record_), beside.tensors)
 
@@ -137,7 +138,7 @@ def _layer_record(
         "scale": scale,
         "norm": float(norm(update)),
         "lost": lost,
-        "outside": not site.inside,
+        "outside": problem.graph is not None and not site.inside,
     }
 
 
@@ -212,7 +213,10 @@ def _stem(key: str) -> str:
     return expert_of(key)[0].removesuffix(".weight")
 
 
-def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, Any], method: str) -> list[str]:
+def _warnings(
+    problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, Any], method: str, usual: bool
+) -> list[str]:
+    """`usual`: the rank is the recipe's own, whose loss is no news; the report's table tells it."""
     found = []
     strangers = _strangers(problem, experts)
     if strangers:
@@ -229,7 +233,7 @@ def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str,
         )
     found += _dora_warnings(layers)
     heavy = {m: layer["lost"] for m, layer in layers.items() if layer["lost"] > _NOTABLE_LOSS}
-    if heavy:
+    if heavy and not usual:
         worst = max(heavy, key=lambda m: heavy[m])
         option = "rank" if method in ("compress", "extract") else "svd_rank"
         found.append(

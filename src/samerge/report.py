@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 RECORD_NAME = "samerge.json"
-
+#: Losses by truncation above this share of a layer's energy are in the table's caption.
+_TOLD_LOSS = 0.005
 
 #: Diagnostics that the table shows, and what they are called there.
 _FIGURES = {
@@ -98,7 +99,13 @@ class Report:
 
         output = self.record["output"]
         size = f"{output['tensors']} tensors" if output.get("kind") == "model" else f"rank {output['rank']}"
-        table = Table(title=f"{self.record['method']}: {size}, {output['modules']} modules, {output['dtype']}")
+        name = ", ".join(str(self.record[key]) for key in ("recipe", "method") if self.record.get(key))
+        table = Table(title=f"{name}: {size}, {output['modules']} modules, {output['dtype']}")
+        lost = [layer.get("lost") or 0.0 for layer in self.record["layers"].values()]
+        if max(lost, default=0.0) > _TOLD_LOSS:
+            mean = sum(lost) / len(lost)
+            table.caption = f"the truncation lost {mean:.0%} of a layer's energy on the mean, {max(lost):.0%} at most"
+            table.caption_justify = "left"
         rows = self.experts()
         what = "elements kept" if any(row["elements"] for row in rows) else "components kept"
         for column in (

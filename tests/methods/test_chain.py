@@ -44,7 +44,7 @@ def kept(merged, module: str) -> dict[str, list[int]]:
 @pytest.mark.parametrize(
     ("method", "selection", "aggregation", "recipe", "expected"),
     [
-        (None, None, None, None, ("saliency", "saliency", "sum")),
+        (None, None, None, None, ("tsv", "none", "tsv")),
         ("saliency", None, None, None, ("saliency", "saliency", "sum")),
         ("tsv", None, None, None, ("tsv", "none", "tsv")),
         (None, None, "tsv", None, ("tsv", "none", "tsv")),

@@ -168,6 +168,40 @@ def test_from_files(bench, kind: str) -> None:
             close(output(lab.reloaded(merged)), expected)
 
 
+#: One kind for each way in which an update lies in a tensor. (Experts that were modules are none: joined, two updates
+#: of rank 1 are one of rank 2.)
+LAYOUTS = (
+    *("plain", "embeddings and head", "Conv1D", "Conv1D and wte", "convolutions", "nn.MultiheadAttention"),
+    *("experts", "experts by short names", "experts stored (in, out)", "router"),
+)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_the_default_merge_in_every_layout(bench, kind: str) -> None:
+    """One adapter of rank 1 is itself: it has its own norm and nothing to make even. Two: files and live agree."""
+    factory, one, two = KINDS[kind]
+    lab = bench(factory)
+    single = lab.train("single", **{**one, "r": 1})
+    first, second = lab.train("a", **one), lab.train("b", **two)
+    with quiet():
+        alone = samerge.merge(lab.base, {"first": single}, progress=False)
+        assert alone.report.record["recipe"] == "even"
+        close(output(lab.reloaded(alone)), output(lab.with_adapters(single)))
+        merged = samerge.merge(lab.base, {"first": first, "second": second}, progress=False)
+        model = lab.with_adapters(first, second)
+        before = snapshot(model)
+        live = samerge.add_weighted_adapter(model, ["first", "second"], progress=False)
+        assert_untouched(before, model, "merged")
+        model.base_model.set_adapter(["merged"])
+        stored = output(lab.reloaded(merged))
+    close(output(model), stored, 1e-4)
+    assert float((stored - output(lab.fresh())).abs().max()) > 1e-3
+    for module, layer in live.report.record["layers"].items():  # the norm rule, where both adapt the layer or one does
+        norms = [share["norm"] for share in layer["experts"].values()]
+        assert layer["norm"] == pytest.approx((1.6 if len(norms) > 1 else 1.0) * sum(norms) / len(norms), rel=1e-4)
+        assert float(live.delta(module).norm()) == pytest.approx(layer["norm"], rel=1e-3)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_live(bench, kind: str) -> None:
     factory, one, two = KINDS[kind]

@@ -76,12 +76,14 @@ def compare(
     Two adapters in three ways:
 
         samerge compare meta-llama/Llama-3.1-8B math=ada/math-lora code=./code-lora \\
-            --method saliency --method tsv:scaling=0.7 --method ties:density=0.3 --picture ways.png
+            --method even --method saliency --method tsv:scaling=0.7 --picture ways.png
 
     What is expected to be left is 100 % for an adapter itself and 0 % for the base model: an estimate from the weights
     (docs/diagnostics.md), good for the order of ways, no accuracy. The best two, saved:
 
-        samerge compare BASE A B -m saliency -m tsv -m iso-c --save tsv --save iso-c --output merged/
+        samerge compare BASE A B -m even -m saliency -m iso-c --save even --save iso-c --output merged/
+
+    `even` is what `samerge merge` does where nothing is named.
 
     A way that fails is told and does not stop the others; the exit code is then 2.
     """

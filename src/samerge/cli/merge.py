@@ -33,11 +33,15 @@ def merge(
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to make.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A method from `samerge methods`; saliency where nothing else is named."),
+        typer.Option(metavar="NAME", help="A method from `samerge methods`. Where nothing is named: --recipe even."),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="paper|even", help="A named set of defaults; explicit options win over it."),
+        typer.Option(
+            metavar="paper|even",
+            help="A named set of defaults; explicit options win over it. even, the default: no weights of the base are "
+            "read; paper: SA-Merging as published.",
+        ),
     ] = None,
     balance: Annotated[
         str | None,
@@ -67,7 +71,7 @@ def merge(
         int | None,
         typer.Option(
             metavar="N",
-            help="Rank of the result. Default with a selection: the largest rank of any adapter.",
+            help="Rank of the result. Default of even and with a selection: the largest rank of any adapter.",
             rich_help_panel=_SELECTION,
         ),
     ] = None,
@@ -77,7 +81,7 @@ def merge(
             metavar="(0,1]|adaptive[:MEAN]",
             help="Instead of --rank: the share of its components (elementwise: elements, 0.1 by default) that each "
             "adapter keeps in each layer; adaptive spreads it over the layers, 0.1 on the mean. Beside --rank where "
-            "the aggregation is not the sum: 0.75 by default.",
+            "the aggregation is not the sum: 0.75 by default. Needs a --method or --selection, as what follows.",
             rich_help_panel=_SELECTION,
         ),
     ] = None,
@@ -147,8 +151,8 @@ def merge(
         str | None,
         typer.Option(
             metavar="auto[:C]|FLOAT|lines:A:B|interference[:layer]",
-            help="The strength of the merged update. Default: auto with a selection and for elementwise, 1.0 for the "
-            "exact methods.",
+            help="The strength of the merged update. Default: auto for the recipe even, with a selection and for "
+            "elementwise, 1.0 for the exact methods.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,
@@ -223,18 +227,22 @@ def merge(
 ) -> None:
     """Merge LoRA adapters of one base model into one. The base is streamed, never built.
 
-    Two adapters, the second at four fifths of its strength:
+    Two adapters, the second at four fifths of its strength, by the recipe `even`:
 
         samerge merge --base meta-llama/Llama-3.1-8B --out merged/ \\
             --adapter math=ada/math-lora --adapter code=./code-lora:0.8
 
-    Their exact sum, for which the base is not read:
+    By saliency (SA-Merging), which reads the base:
+
+        samerge merge --base BASE --adapter ./a --adapter ./b --method saliency --rank 16 --out salient/
+
+    Their exact sum:
 
         samerge merge --adapter ./a --adapter ./b --method linear --out sum/
 
     The links one by one (balance, selection, aggregation, rank, spectrum, scaling):
 
-        samerge merge --base BASE --adapter ./a --adapter ./b --out even/ \\
+        samerge merge --base BASE --adapter ./a --adapter ./b --out mixed/ \\
             --balance norm --selection saliency --aggregation tsv --spectrum flat
     """
     options = {

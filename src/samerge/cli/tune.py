@@ -57,11 +57,11 @@ def tune(
             "-s",
             metavar="NAME=LOW:HIGH",
             help="What is searched, once for each option: bounds (LOW:HIGH, LOW:HIGH:log), or values (A,B,C). Default: "
-            "scaling=0.1:2.0, density=0.05:1.0 where the method has it, weights=0.0:2.0.",
+            "scaling=0.1:2.0, density=0.05:1.0 where the named method has it, weights=0.0:2.0.",
         ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A method from `samerge methods`. Default: saliency.")
+        str | None, typer.Option(metavar="NAME", help="A method from `samerge methods`. Default: the recipe even.")
     ] = None,
     option: Annotated[
         list[str] | None,

@@ -6,9 +6,10 @@ The first two map a problem to a problem, the aggregation (any method of the reg
 the last three work on the outcome (`samerge.output`). No link knows the others.
 
 `method` names one link: `saliency` the selection of this name, every other method the aggregation of its name. A link
-that nobody names is "none" (selection) or "sum" (aggregation); where nothing is named at all, the merge is `saliency`.
-So method="saliency" is selection="saliency" with aggregation="sum", and method="tsv" is aggregation="tsv" without a
-selection. A link that is named twice, differently, is an error.
+that nobody names is "none" (selection) or "sum" (aggregation). So method="saliency" is selection="saliency" with
+aggregation="sum", and method="tsv" is aggregation="tsv" without a selection. A recipe names links, too; where it names
+neither of the two, the merge is `saliency`. Where nothing is named at all, it is the recipe `DEFAULT_RECIPE`, and
+options of a selection are refused, since nobody asked for one. A link that is named twice, differently, is an error.
 
 Options of a chain with a selection: `density` (and `iterations`, `basis`, `scope`, ...) are the selection's; the
 aggregation's own density, where it has one, is `method_options={"density": ...}`. `rank` is the rank of the result in
@@ -32,7 +33,7 @@ from samerge.methods.criteria import AGREE, READ_BASE, kind_of
 from samerge.methods.parameters import parameters_of
 from samerge.methods.problem import Entry, MergedLayer, Outcome, Problem, Share
 from samerge.methods.saliency import Selected, select
-from samerge.options import INTERFERENCE, RECIPES, MergeOptions, choice, resolve
+from samerge.options import DEFAULT_RECIPE, INTERFERENCE, RECIPES, MergeOptions, choice, resolve
 
 #: Share of its components that every expert keeps before another aggregation than the sum, by default.
 LIGHT_DENSITY = 0.75
@@ -55,6 +56,8 @@ _AFTER = frozenset(
 Shared = MutableMapping[Hashable, Selected]
 
 _SELECTING = frozenset({"rank", "density", "iterations", "basis", "scope"})
+#: Those of them, and of selections that read the base, that say nothing where nothing is selected.
+_OF_A_SELECTION = (_SELECTING - {"rank"}) | {"connectivity", "residual", "refresh", "precision", "agreement"}
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,14 @@ class Chain:
         selection: a criterion, "random:<seed>", or "none".
         aggregation: a method's name, or "sum".
         recipe: the named set of defaults.
+        named: whether the caller named any of these; otherwise it is the default merge.
     """
 
     name: str
     selection: str
     aggregation: str
     recipe: str | None
+    named: bool = True
 
     @property
     def selects(self) -> bool:
@@ -107,7 +112,23 @@ class Chain:
                 used |= {"connectivity", "residual", "recipe", "refresh", "precision"}
             if kind_of(self.selection) in AGREE:
                 used |= {"agreement"}
-        return used | ({"rank", "recipe"} if RECIPES.get(self.recipe or "", {}).get("fit") else set())
+        used |= {"rank", "recipe"} if RECIPES.get(self.recipe or "", {}).get("fit") else set()
+        return used if self.named else used - _OF_A_SELECTION  # `density` might be meant for either link
+
+    def refusal(self, name: str, given: str) -> str:
+        """Why an option that means nothing here is refused, with the way out.
+
+        Args:
+            name: of the option.
+            given: how it was given, such as "density=0.5".
+        """
+        if not self.named and name in _OF_A_SELECTION:
+            return (
+                f"{given} is for merges that select components, and the default, recipe={self.recipe!r}, selects none: "
+                f"name the one that does, with method='saliency' (--method saliency; combination_type='saliency' on a "
+                f"live model), or leave {name} out"
+            )
+        return f"method={self.name!r} has no option {name!r} (given {given}); leave it out"
 
     def options(
         self, given: Mapping[str, Any], method_options: Mapping[str, Any] | None, measured: bool = False
@@ -126,7 +147,7 @@ class Chain:
         used = self.uses() | ({"basis"} if measured or given.get("scaling") in INTERFERENCE else set())
         for name, value in {**given, "recipe": self.recipe}.items():
             if value is not None and name not in used:
-                raise OptionError(f"method={self.name!r} has no option {name!r} (given {name}={value!r}); leave it out")
+                raise OptionError(self.refusal(name, f"{name}={value!r}"))
         defaults, recipe = dict(self.entry.defaults), RECIPES.get(self.recipe or "", {})
         if self.selects:
             density = defaults.pop("density", None) if density is None else density
@@ -240,12 +261,14 @@ def chain(method: str | None, selection: str | None, aggregation: str | None, re
         OptionError: a name is not known, or a link is named twice.
 
     Example:
-        >>> chain("saliency", None, "tsv", None).name, chain(None, None, None, None).aggregation
-        ('saliency+tsv', 'sum')
+        >>> chain("saliency", None, "tsv", None).name, chain(None, None, None, None).recipe
+        ('saliency+tsv', 'even')
     """
     for name, value in (("method", method), ("selection", selection), ("aggregation", aggregation)):
         if value is not None and not isinstance(value, str):
             raise OptionError(f"{name}={value!r} must be text, the name of one")
+    named = any(name is not None for name in (method, selection, aggregation, recipe))
+    recipe = recipe if named else DEFAULT_RECIPE
     if recipe is not None:
         choice("recipe", recipe, tuple(RECIPES))
     if method is not None:
@@ -256,7 +279,7 @@ def chain(method: str | None, selection: str | None, aggregation: str | None, re
             aggregation = _agreeing("aggregation", aggregation, method, method)
     defaults = RECIPES.get(recipe or "", {})
     if selection is None and aggregation is None and not {"selection", "aggregation"} & defaults.keys():
-        selection = "saliency"
+        selection = "saliency"  # a recipe that names neither is one for the selection
     selection = selection if selection is not None else str(defaults.get("selection", "none"))
     aggregation = aggregation if aggregation is not None else str(defaults.get("aggregation", "sum"))
     if aggregation != "sum" and entry(aggregation, "aggregation").selection != "none":
@@ -264,7 +287,7 @@ def chain(method: str | None, selection: str | None, aggregation: str | None, re
             f"aggregation={aggregation!r} is a selection and its sum; give selection={aggregation!r}, and another "
             f"aggregation or none"
         )
-    found = Chain(_name(selection, aggregation), selection, aggregation, recipe)
+    found = Chain(_name(selection, aggregation), selection, aggregation, recipe, named)
     if found.selects and found.entry.needs_base:
         raise OptionError(
             f"aggregation={aggregation!r} selects by itself, single elements; leave selection={selection!r} out"

@@ -59,12 +59,13 @@ def tune(
         adapters: as for `merge`.
         score: called with the `MergedAdapter` of a candidate; or, with `model`, with the model, on which the candidate
             is the active adapter. Returns a finite number; anything else is a failed trial.
-        method: as for `merge`; where methods are searched, that of the untuned merge.
+        method: as for `merge`, the recipe "even" where nothing is named; where methods are searched, that of the
+            untuned merge.
         trials: how many in all, the untuned one and those that `storage` holds already among them.
         search: what is searched, by option: bounds (low, high), or (low, high, "log"), or a list of values. Any option
             of `merge`, any of the method's own, "weights" for the weight of every adapter, "weights.<name>" for one.
             Bounds that lie a factor of 10 or more apart are searched on a log scale, weights never. By default scaling
-            (0.1, 2.0), density (0.05, 1.0) where the method has it and no `rank` is given, weights (0.0, 2.0).
+            (0.1, 2.0), density (0.05, 1.0) where the named method has it and no `rank` is given, weights (0.0, 2.0).
         model: a live `PeftModel` of the base; it is as before after every trial. Its own mode (train or eval) holds.
         seed: of the search; the same seed and scores give the same trials, interrupted or not.
         storage: a file to go on from: a journal (append-only), or SQLite by its ending (.db, .sqlite). One process at a

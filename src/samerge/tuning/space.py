@@ -256,7 +256,7 @@ def _check_fixed(fixed: Mapping[str, Any], links: Sequence[Chain]) -> None:
         if name not in known:
             raise OptionError(f"samerge.tune: {_unknown(name, known)}")
         if not any(_applies(one, name) for one in links):
-            raise OptionError(f"method={links[0].name!r} has no option {name!r} (given {name}={fixed[name]!r})")
+            raise OptionError(links[0].refusal(name, f"{name}={fixed[name]!r}"))
     own = fixed.get("method_options", {})
     if not isinstance(own, Mapping):
         raise OptionError(f"method_options={own!r} must be a mapping of names to values")
@@ -291,6 +291,8 @@ def _dimensions(
             raise OptionError(f"search: {_unknown(name, [*known, *others])}")
         dimension = _dimension(name, "own", given, whole=types[0] is int, log=True)
     if not any(has(one, dimension) for one in links):
+        if not any(one.named for one in links):
+            raise OptionError(f"search {name!r}: {links[0].refusal(name, name)}")
         raise OptionError(f"search {name!r}: method={_names(links)} has no such option; leave it out")
     return [dimension]
 
