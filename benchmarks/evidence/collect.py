@@ -20,8 +20,9 @@ Line = Mapping[str, Any]
 Record = dict[str, Any]
 
 #: Whom paired differences are taken to: what `merge(base, adapters)` does.
-DEFAULT = ("saliency", "r", True)
+DEFAULT = ("even", "r", True)
 
+_ROLES = {family.name: family.role for family in FAMILIES}
 _KNOWN = {setting.key() for setting in settings(FAMILIES, "*", ALL, judge=False)}
 
 
@@ -55,10 +56,11 @@ def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], lis
     default = next((i for i, line in enumerate(merges, 1) if _is_default(line)), None)
     records = []
     for i, line in enumerate(merges, 1):
-        kept = ("merge", "role", "budget", "rank", "density", "scaling", "seed", "published", "mean_scale")
+        kept = ("merge", "budget", "rank", "density", "scaling", "seed", "published", "mean_scale")
         records.append(
             {
                 "suite": name,
+                "role": _ROLES[line["merge"]],
                 **{key: line[key] for key in kept},
                 "validation": round(score(_answers(line, "validation"), experts["validation"]), 2),
                 "test": round(score(answers[i], experts["test"]), 2),

@@ -35,7 +35,7 @@ def by_method(results: dict[str, Any]) -> Any:
         ]
         rows.sort(key=lambda row: row[0])
         for place, (value, _, record, tuned) in enumerate(rows):
-            colour = COLOURS[1] if record["role"] in ("default", "recipe") else COLOURS[0]
+            colour = COLOURS[1] if record["role"] in ("default", "own") else COLOURS[0]
             low, high = record["interval"]
             axis.plot([low, high], [place, place], color=colour, linewidth=1.5)
             axis.plot(value, place, "o", color=colour, markersize=5)
@@ -82,7 +82,7 @@ def by_ablation(results: dict[str, Any]) -> Any:
     from matplotlib import pyplot
 
     suites = [suite for suite in results["suites"] if select(results, suite=suite, role="ablation")]
-    names = merges(results, ("default", "ablation"))[::-1]
+    names = merges(results, ("own", "ablation"))[::-1]
     figure, axis = pyplot.subplots(figsize=(7, 1 + 0.28 * len(names)))
     for offset, (suite, colour) in enumerate(zip(suites, COLOURS, strict=False)):
         for place, merge in enumerate(names):

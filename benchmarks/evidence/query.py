@@ -9,7 +9,7 @@ Record = Mapping[str, Any]
 Results = Mapping[str, Any]
 
 BUDGETS = {"r": "the experts' rank", "2r": "twice that rank", "free": "as it comes"}
-MAIN = ("default", "recipe", "published", "comparator", "rule")
+MAIN = ("default", "own", "published", "comparator", "rule")
 
 
 def select(results: Results, **wanted: Any) -> list[Record]:

@@ -40,7 +40,7 @@ def scale(results: Results) -> str:
 
 def ablations(results: Results) -> str:
     """The selection's parts, one taken away at a time."""
-    names = merges(results, ("default", "ablation"))
+    names = merges(results, ("own", "ablation"))
     suites = [suite for suite in results["suites"] if select(results, suite=suite, role="ablation")]
     if not suites:
         return ""
@@ -78,7 +78,7 @@ def study(results: Results) -> str:
         "Norm balance, selection by saliency, aggregation and a flat spectrum, together and apart: untuned (auto:1.3, "
         "or auto:1.6 for a flat spectrum), and at the norm that is best on validation rows.",
     ]
-    names = [*merges(results, ("default", "recipe")), "linear", "tsv", *merges(results, ("chain",))]
+    names = [*merges(results, ("own", "default")), "linear", "tsv", *merges(results, ("chain",))]
     rows = []
     for merge in names:
         cells = [merge.removeprefix("chain: ")]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["default", "recipe", "published", "comparator", "rule", "ablation", "chain"]
+Role = Literal["default", "own", "published", "comparator", "rule", "ablation", "chain"]
 Budget = Literal["r", "2r", "free"]
 
 #: The same scales for every method, so that none is tuned more finely than another.
@@ -161,7 +161,7 @@ def _weighted(rule: str) -> Family:
 FAMILIES: tuple[Family, ...] = (
     Family(
         "saliency",
-        "default",
+        "own",
         {"method": "saliency"},
         scalings=(*SCALES, *NORMS),
         budgets=ALL,
@@ -180,7 +180,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "even",
-        "recipe",
+        "default",
         {"recipe": "even"},
         scalings=(*SCALES, *NORMS, *INTERFERENCE),
         budgets=ALL,
