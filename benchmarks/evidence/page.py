@@ -20,7 +20,7 @@ from evidence.studies import ablations, predicted, scale, study
 REPEAT = """## To repeat it
 
 ```sh
-pip install -e '.[test]' gguf onnx pillow scikit-learn
+pip install -e '.[benchmarks]'
 python benchmarks/quality.py --suite minilm minilm-same-init smollm2 vision  # goes on where it was cut off
 python benchmarks/quality.py --collect --render
 ```
