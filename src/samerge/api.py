@@ -81,7 +81,7 @@ def merge(
             "paper" is SA-Merging as published: native basis, density 0.1, ten iterations, scaling 1.0, no residual
             edges, modules outside the graph unpruned.
         balance: bring the experts to their mean norm first: "norm", in each layer; "global", one factor for each
-            expert. "none" by default.
+            expert. "none" by default, but in the recipe "even", which has "norm".
         selection: which rank-1 components take part: "saliency", |gamma eta|; for comparison "sensitivity", |gamma|,
             "agreement", |eta|, "norm", ||b|| ||a||, "random" or "random:<seed>"; or "none".
         aggregation: how what was selected is combined: "sum", or any method of the registry but `elementwise`.
@@ -113,7 +113,8 @@ def merge(
         precision: what flows and gamma are computed in: "float32" (default), or "float64", for checks.
         svd_rank: truncate every merged layer to this rank afterwards (exact, through the factors; `elementwise`: by a
             randomised SVD, to the largest source rank by default).
-        spectrum: "flat" makes the singular values of every merged layer equal, after the truncation; "kept" by default.
+        spectrum: "flat" makes the singular values of every merged layer equal, after the truncation; "kept" by default,
+            but in the recipe "even", which has "flat".
         dtype: of the output, e.g. "bfloat16"; the adapters' own (the widest) by default. Computed in float32.
         device: where to compute: "cpu" by default, a live model's own device otherwise.
         modules_to_save: what becomes of fully trained modules (`modules_to_save`) and token rows

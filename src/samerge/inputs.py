@@ -38,7 +38,10 @@ def open_base(base: str | Path | nn.Module | FolderSource | None, required: bool
         return base
     if base is None:
         if required:
-            raise OptionError("this method reads the base model; give base=, a folder, a hub id or a loaded model")
+            raise OptionError(
+                "this method reads the base model; give base= (--base): a folder, a hub id or a loaded model. The "
+                "default merge, recipe='even', does without"
+            )
         return None
     return FolderSource(resolve_base(str(base)), name=str(base))
 

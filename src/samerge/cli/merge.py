@@ -28,7 +28,13 @@ def merge(
     ],
     base: Annotated[
         str | None,
-        typer.Option("--base", "-b", metavar="BASE", help="The base model: a folder with safetensors, or a hub id."),
+        typer.Option(
+            "--base",
+            "-b",
+            metavar="BASE",
+            help="The base model: a folder with safetensors, or a hub id. Merges that read no weights of it, the "
+            "default among them, only check names and shapes by it and fill in layers, and can do without.",
+        ),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to make.")] = None,
     method: Annotated[
@@ -47,7 +53,8 @@ def merge(
         str | None,
         typer.Option(
             metavar="norm|global|none",
-            help="Bring the adapters to their mean norm first, layer by layer or as a whole. Default: none.",
+            help="Bring the adapters to their mean norm first, layer by layer or as a whole. Default: none; "
+            "in the recipe even, norm.",
             rich_help_panel=_SELECTION,
         ),
     ] = None,
@@ -169,7 +176,7 @@ def merge(
         str | None,
         typer.Option(
             metavar="kept|flat",
-            help="flat: make the singular values of every merged layer equal. Default: kept.",
+            help="flat: make the singular values of every merged layer equal. Default: kept; in the recipe even, flat.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,

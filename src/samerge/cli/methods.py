@@ -40,3 +40,4 @@ def methods(as_json: Json = False) -> None:
         )
         table.add_row(row["name"], row["summary"], "yes" if row["needs_base"] else "no", names)
     stdout().print(table)
+    stdout().print("Without a method: --recipe even, which is tsv of adapters of one norm, its spectrum made flat.")
