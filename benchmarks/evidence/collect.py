@@ -12,7 +12,7 @@ from typing import Any
 from suites import SUITES
 from torch import Tensor
 
-from evidence.runs import read_lines, settings
+from evidence.runs import Setting, read_lines, settings
 from evidence.scores import Answers, interval, resampled, score, unpack
 from evidence.table import ALL, FAMILIES
 
@@ -22,8 +22,8 @@ Record = dict[str, Any]
 #: Whom paired differences are taken to: what `merge(base, adapters)` does.
 DEFAULT = ("even", "r", True)
 
-_ROLES = {family.name: family.role for family in FAMILIES}
-_KNOWN = {setting.key() for setting in settings(FAMILIES, "*", ALL, judge=False)}
+#: By key. A line may have been written under another table: its role and whether it is published are this one's.
+_KNOWN = {setting.key(): setting for setting in settings(FAMILIES, "*", ALL, judge=False)}
 
 
 def collect(cache: Path) -> str:
@@ -56,11 +56,12 @@ def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], lis
     default = next((i for i, line in enumerate(merges, 1) if _is_default(line)), None)
     records = []
     for i, line in enumerate(merges, 1):
-        kept = ("merge", "budget", "rank", "density", "scaling", "seed", "published", "mean_scale")
+        kept = ("merge", "budget", "rank", "density", "scaling", "seed", "mean_scale")
         records.append(
             {
                 "suite": name,
-                "role": _ROLES[line["merge"]],
+                "role": _setting(line).family.role,
+                "published": _setting(line).published,
                 **{key: line[key] for key in kept},
                 "validation": round(score(_answers(line, "validation"), experts["validation"]), 2),
                 "test": round(score(answers[i], experts["test"]), 2),
@@ -168,7 +169,11 @@ def mark(records: Sequence[Record], kin: Mapping[str, str]) -> None:
 
 
 def _is_default(line: Line) -> bool:
-    return (line["merge"], line["budget"], line["published"]) == DEFAULT
+    return (line["merge"], line["budget"], _setting(line).published) == DEFAULT
+
+
+def _setting(line: Line) -> Setting:
+    return _KNOWN[tuple(line["key"])]
 
 
 def _answers(line: Line, split: str) -> Answers:

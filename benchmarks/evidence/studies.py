@@ -76,7 +76,7 @@ def study(results: Results) -> str:
     parts = [
         "## Composed merges",
         "Norm balance, selection by saliency, aggregation and a flat spectrum, together and apart: untuned (auto:1.3, "
-        "or auto:1.6 for a flat spectrum), and at the norm that is best on validation rows.",
+        "or auto:1.6 for a flat spectrum, in all of them alike), and at the norm that is best on validation rows.",
     ]
     names = [*merges(results, ("own", "default")), "linear", "tsv", *merges(results, ("chain",))]
     rows = []

@@ -184,7 +184,7 @@ FAMILIES: tuple[Family, ...] = (
         {"recipe": "even"},
         scalings=(*SCALES, *NORMS, *INTERFERENCE),
         budgets=ALL,
-        published="auto:1.6",
+        published="auto:2.0",
         sizing="svd_rank",
         free={"svd_rank": FULL},
         first=0,

@@ -99,7 +99,7 @@ def merge(
         basis: "svd" (default), the singular triplets of each update, which do not depend on how B and A were trained;
             or "native", the columns of B and rows of A as they are.
         scaling: lambda, or "auto" (default of "even", of every merge with a selection, and of `elementwise`): each
-            layer's merged update gets c times the experts' mean Frobenius norm there, c = 1.3, or 1.6 for a flat
+            layer's merged update gets c times the experts' mean Frobenius norm there, c = 1.3, or 2.0 for a flat
             spectrum; "auto:<c>" sets c. The exact methods default to 1.0, others to their published lambda. Or
             "lines:<alpha>:<beta>": alpha + beta l / (L - 1) in layer l of L. Or "interference", the lambda that changes
             the experts' own outputs least; "interference:layer", one for each layer.

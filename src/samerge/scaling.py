@@ -6,7 +6,7 @@ The norm rule needs no data: each layer's merged update M is scaled to
 
 over the experts that adapt the layer, with tau_i unpruned. A sum of experts that agree little is too weak in each of
 their directions when it is averaged and too strong as a whole when it is summed; c = 1.3 did best for raw spectra over
-eight text tasks, c = 1.6 for flat ones, whose norm is spread over more directions. "auto:<c>" sets another c. One
+eight text tasks, c = 2.0 for flat ones, whose norm is spread over more directions. "auto:<c>" sets another c. One
 expert alone keeps its own norm (c = 1), a zero update stays zero (also where updates cancel but for rounding), and a
 common factor of the weights cancels.
 """
@@ -21,7 +21,7 @@ from samerge.options import auto_factor
 #: Merged norm as a multiple of the experts' mean norm, where two experts or more meet.
 NORM_FACTOR = 1.3
 #: The same where all singular values of the merged update are equal.
-FLAT_NORM_FACTOR = 1.6
+FLAT_NORM_FACTOR = 2.0
 
 #: A merged norm below this share of the experts' norms is what float32 leaves of updates that cancel: zero.
 _ROUNDING = 1e-5

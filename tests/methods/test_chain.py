@@ -331,7 +331,7 @@ def dense_even(experts: list[torch.Tensor], rank: int) -> torch.Tensor:
         polar.append(x[:, alive] @ yh[alive])
     u, s, vh = torch.linalg.svd((polar[0] * torch.cat(values)) @ polar[1], full_matrices=False)
     flat = u[:, :rank] @ vh[:rank]
-    return flat * (1.6 * mean / float(flat.norm()))
+    return flat * (2.0 * mean / float(flat.norm()))
 
 
 @pytest.mark.parametrize("rank", [None, 3])

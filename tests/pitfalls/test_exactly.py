@@ -198,7 +198,7 @@ def test_the_default_merge_in_every_layout(bench, kind: str) -> None:
     assert float((stored - output(lab.fresh())).abs().max()) > 1e-3
     for module, layer in live.report.record["layers"].items():  # the norm rule, where both adapt the layer or one does
         norms = [share["norm"] for share in layer["experts"].values()]
-        assert layer["norm"] == pytest.approx((1.6 if len(norms) > 1 else 1.0) * sum(norms) / len(norms), rel=1e-4)
+        assert layer["norm"] == pytest.approx((2.0 if len(norms) > 1 else 1.0) * sum(norms) / len(norms), rel=1e-4)
         assert float(live.delta(module).norm()) == pytest.approx(layer["norm"], rel=1e-3)
 
 
