@@ -41,8 +41,8 @@ def bytes_read() -> int | None:
     return int(counters.read_text().split("rchar: ")[1].split()[0]) if counters.exists() else None
 
 
-def measure_samerge(case: Case, folder: Path, iterations: int) -> dict[str, Any]:
-    """One merge in this process, from files to files, and the floor of its scoring."""
+def measure_samerge(case: Case, folder: Path, iterations: int, method: str | None) -> dict[str, Any]:
+    """One merge in this process, from files to files; for saliency with the floor of its scoring."""
     import warnings
 
     from floor import floor
@@ -50,27 +50,33 @@ def measure_samerge(case: Case, folder: Path, iterations: int) -> dict[str, Any]
     import samerge
 
     samerge.merge, samerge.__version__  # noqa: B018  # imports what a merge needs; not what is measured
+    options = {"method": method, "iterations": iterations} if method else {}
     before, start = bytes_read(), time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        merged = samerge.merge(case.base, list(case.adapters), method="saliency", iterations=iterations, progress=False)
+        merged = samerge.merge(case.base, list(case.adapters), progress=False, **options)
     merged.save(folder / "merged", overwrite=True)
     seconds, after = time.perf_counter() - start, bytes_read()
     peak = peak_mib()
     record = merged.report.record
+    found = {
+        "seconds": seconds,
+        "peak_rss_mib": peak,
+        "read_mib": None if before is None or after is None else round((after - before) / 2**20),
+        "timings": record["timings"],
+        "adapters_mib": round(sum((a / "adapter_model.safetensors").stat().st_size for a in case.adapters) / 2**20),
+        "base_mib": round(sum(f.stat().st_size for f in case.base.glob("*.safetensors")) / 2**20),
+    }
+    if method is None:
+        return found
     weights, stored = case.graph_size()
     count = len(case.adapters)
     least = floor(weights, stored, count, iterations, case.rank, max(1, case.rank // count))
     return {
-        "seconds": seconds,
-        "peak_rss_mib": peak,
-        "read_mib": None if before is None or after is None else round((after - before) / 2**20),
-        "scoring_seconds": record["timings"]["scoring"],
-        "timings": record["timings"],
-        "kernel": record.get("kernel"),
+        **found,
+        "kernel": record["kernel"],
         "weights_in_graph": weights,
-        "adapters_mib": round(sum((a / "adapter_model.safetensors").stat().st_size for a in case.adapters) / 2**20),
-        "base_mib": round(sum(f.stat().st_size for f in case.base.glob("*.safetensors")) / 2**20),
+        "scoring_seconds": record["timings"]["scoring"],
         "floor": least,
         "ratio_to_floor": record["timings"]["scoring"] / least["seconds"],
     }
@@ -78,8 +84,8 @@ def measure_samerge(case: Case, folder: Path, iterations: int) -> dict[str, Any]
 
 def measure(side: str, case: Case, folder: Path, iterations: int, program: str | None) -> dict[str, Any]:
     """One run of one side."""
-    if side == "samerge":
-        return measure_samerge(case, folder, iterations)
+    if side.startswith("samerge"):
+        return measure_samerge(case, folder, iterations, "saliency" if side == "samerge" else None)
     import sides
 
     if side == "naive":
@@ -116,7 +122,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1, help="of every side, in turn")
     parser.add_argument("--folder", help="where to keep the weights; a temporary folder by default")
     parser.add_argument(
-        "--sides", nargs="+", default=["samerge"], help="samerge, naive, peft:cat, peft:svd, ..., mergekit:ties"
+        "--sides",
+        nargs="+",
+        default=["samerge"],
+        help="samerge (method saliency), samerge:even, naive, peft:cat, peft:svd, ..., mergekit:ties",
     )
     parser.add_argument("--mergekit", help="the program mergekit-yaml")
     parser.add_argument("--render", action="store_true", help="only write the table of docs/speed.md anew")
