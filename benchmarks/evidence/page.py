@@ -55,7 +55,7 @@ def answer(results: Results) -> str:
     lines = ["## Which merge should I use?", ""]
     lines.append(
         f"Mean over {listed(suites)}"
-        + (", on which no default was chosen." if judging else ", on which defaults were chosen: leads, not proof.")
+        + (", on which nothing was tuned." if judging else ", on which the recipe was made: leads, not proof.")
         + " Scores are per cent of the experts' accuracy."
     )
     for budget, what in BUDGETS.items():
@@ -120,7 +120,9 @@ def measured(results: Results) -> str:
         "good as the experts.",
         table(head, rows),
         "*base* is the model without any adapter, *one expert for all* the mean score of a single expert on all tasks. "
-        "*design* suites were looked at while samerge's defaults were chosen; *judges* were not. "
+        "*design* suites were looked at while samerge's recipe was made and its factors of the norm rule were set; "
+        "*judges* were not. The first untuned scores of `vision` and a few of `smollm2` were known when the recipe "
+        "`even` took the place of `saliency` as the default. "
         "*published* is a method with the scale and density that its paper or registry gives; *tuned* has the best "
         "score on the suite's validation rows, *tuned elsewhere* the best mean score on the validation rows of the "
         "suites of other models; *best* has the best test score itself, and so is an upper bound that nobody can "
