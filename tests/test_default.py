@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -136,9 +137,10 @@ def test_its_own_truncation_is_told_but_is_no_warning(llama: Beast) -> None:
 def test_an_option_of_a_selection_says_the_way_out(llama: Beast, name: str) -> None:
     value = OF_A_SELECTION[name]
     words = rf"^{name}={value!r} is for merges .* recipe='even', selects none: .* method='saliency' .--method saliency"
-    for base in (llama.base, None):
+    recipes = (None,) if name == "density" else (None, "even")  # where the recipe is named, it is TSV's own density
+    for base, recipe in itertools.product((llama.base, None), recipes):
         with pytest.raises(samerge.OptionError, match=words):
-            samerge.merge(base, llama.adapters, **{name: value})
+            samerge.merge(base, llama.adapters, recipe=recipe, **{name: value})
     model = llama.peft_model()
     with pytest.raises(samerge.OptionError, match="combination_type='saliency'"):
         samerge.add_weighted_adapter(model, list(NAMES), **{name: value})
@@ -148,8 +150,14 @@ def test_an_option_of_a_selection_says_the_way_out(llama: Beast, name: str) -> N
         return
     with pytest.raises(samerge.OptionError, match=words):
         space_of(None, {name: value}, NAMES)
-    with pytest.raises(samerge.OptionError, match=f"search '{name}': {name} is for merges that select"):
-        space_of({name: [value]}, {}, NAMES)
+    for recipe in recipes:
+        with pytest.raises(samerge.OptionError, match=f"search '{name}': {name} is for merges that select"):
+            space_of({name: [value]}, {"recipe": recipe}, NAMES)
+
+
+def test_a_link_that_was_named_has_no_such_option(llama: Beast) -> None:
+    with pytest.raises(samerge.OptionError, match=r"^method='tsv' has no option 'iterations' .given iterations=3."):
+        samerge.merge(None, llama.adapters, recipe="even", aggregation="tsv", iterations=3)
 
 
 def test_the_way_out_is_one(llama: Beast) -> None:
@@ -157,6 +165,8 @@ def test_the_way_out_is_one(llama: Beast) -> None:
         more = {} if name in ("density", "connectivity", "residual") else {"density": 0.5}
         merged = samerge.merge(llama.base, llama.adapters, method="saliency", progress=False, **{name: value}, **more)
         assert merged.report.record["method"] == "saliency"
+    both = samerge.merge(llama.base, llama.adapters, recipe="even", method="saliency", iterations=3, progress=False)
+    assert both.report.record["method"] == "saliency+tsv"
 
 
 def test_what_else_names_none_of_it(llama: Beast) -> None:

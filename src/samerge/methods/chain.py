@@ -70,6 +70,7 @@ class Chain:
         aggregation: a method's name, or "sum".
         recipe: the named set of defaults.
         named: whether the caller named any of these; otherwise it is the default merge.
+        linked: whether the caller named a link, by its method, selection or aggregation, and not a recipe alone.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Chain:
     aggregation: str
     recipe: str | None
     named: bool = True
+    linked: bool = True
 
     @property
     def selects(self) -> bool:
@@ -122,7 +124,7 @@ class Chain:
             name: of the option.
             given: how it was given, such as "density=0.5".
         """
-        if not self.named and name in _OF_A_SELECTION:
+        if not self.linked and not self.selects and name in _OF_A_SELECTION:
             return (
                 f"{given} is for merges that select components, and the default, recipe={self.recipe!r}, selects none: "
                 f"name the one that does, with method='saliency' (--method saliency; combination_type='saliency' on a "
@@ -267,7 +269,8 @@ def chain(method: str | None, selection: str | None, aggregation: str | None, re
     for name, value in (("method", method), ("selection", selection), ("aggregation", aggregation)):
         if value is not None and not isinstance(value, str):
             raise OptionError(f"{name}={value!r} must be text, the name of one")
-    named = any(name is not None for name in (method, selection, aggregation, recipe))
+    linked = any(name is not None for name in (method, selection, aggregation))
+    named = linked or recipe is not None
     recipe = recipe if named else DEFAULT_RECIPE
     if recipe is not None:
         choice("recipe", recipe, tuple(RECIPES))
@@ -287,7 +290,7 @@ def chain(method: str | None, selection: str | None, aggregation: str | None, re
             f"aggregation={aggregation!r} is a selection and its sum; give selection={aggregation!r}, and another "
             f"aggregation or none"
         )
-    found = Chain(_name(selection, aggregation), selection, aggregation, recipe, named)
+    found = Chain(_name(selection, aggregation), selection, aggregation, recipe, named, linked)
     if found.selects and found.entry.needs_base:
         raise OptionError(
             f"aggregation={aggregation!r} selects by itself, single elements; leave selection={selection!r} out"

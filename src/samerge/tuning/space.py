@@ -291,7 +291,7 @@ def _dimensions(
             raise OptionError(f"search: {_unknown(name, [*known, *others])}")
         dimension = _dimension(name, "own", given, whole=types[0] is int, log=True)
     if not any(has(one, dimension) for one in links):
-        if not any(one.named for one in links):
+        if not any(one.linked for one in links):
             raise OptionError(f"search {name!r}: {links[0].refusal(name, name)}")
         raise OptionError(f"search {name!r}: method={_names(links)} has no such option; leave it out")
     return [dimension]
