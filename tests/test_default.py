@@ -146,13 +146,47 @@ def test_an_option_of_a_selection_says_the_way_out(llama: Beast, name: str) -> N
         samerge.add_weighted_adapter(model, list(NAMES), **{name: value})
     assert "merged" not in model.peft_config
     assert name in samerge.compare(None, llama.adapters, {"mine": {name: value}}).failed["mine"]
-    if name == "basis":  # in a search it may belong to the scaling or the weights of a trial
-        return
     with pytest.raises(samerge.OptionError, match=words):
         space_of(None, {name: value}, NAMES)
     for recipe in recipes:
         with pytest.raises(samerge.OptionError, match=f"search '{name}': {name} is for merges that select"):
             space_of({name: [value]}, {"recipe": recipe}, NAMES)
+
+
+def test_in_a_search_a_basis_may_belong_to_weights_or_scaling() -> None:
+    for search, fixed in (
+        (None, {"weights": "auto", "scaling": 0.5}),
+        ({"scaling": [1.0, "interference:layer"]}, {}),
+        ({"selection": [None, "norm"], "scaling": (0.1, 2.0)}, {}),
+    ):
+        chosen = {"scaling": (0.1, 2.0), "svd_rank": (2, 4)} if search is None else search
+        assert space_of(chosen, {"basis": "native", **fixed}, NAMES).fixed["basis"] == "native"
+    for fixed, message in (
+        ({}, "recipe='even', selects none"),
+        ({"method": "linear"}, "method='linear' has no option"),
+    ):
+        with pytest.raises(samerge.OptionError, match=message):
+            space_of({"scaling": (0.1, 2.0), "weights": [None, "nan"]}, {"basis": "native", **fixed}, NAMES)
+
+
+def test_a_study_of_another_default_is_refused(llama: Beast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that was begun when the default was no recipe; the default by its name is the same search."""
+    pytest.importorskip("optuna")
+
+    def tuned(**options: object) -> samerge.TuneResult:
+        same = {"search": {"scaling": (0.1, 2.0)}, "trials": 1, "score_name": "one", "progress": False}
+        return samerge.tune(llama.base, llama.adapters, lambda merged: 1.0, **same, **options)
+
+    file = tmp_path / "study.jsonl"
+    tuned(storage=file)
+    tuned(storage=file, recipe="even")
+    monkeypatch.setattr("samerge.methods.chain.DEFAULT_RECIPE", "paper")
+    with pytest.raises(samerge.OptionError, match=r"another search: options\.recipe was even and is paper"):
+        tuned(storage=file)
+    monkeypatch.undo()
+    tuned(storage=tmp_path / "saliency.jsonl", method="saliency")
+    with pytest.raises(samerge.OptionError, match=r"options\.recipe was not given and is even"):
+        tuned(storage=tmp_path / "saliency.jsonl")
 
 
 def test_a_link_that_was_named_has_no_such_option(llama: Beast) -> None:

@@ -19,6 +19,8 @@ from samerge.tuning.space import Space
 def identity(candidates: Candidates, space: Space, direction: str, score: str) -> dict[str, Any]:
     """Base, adapters, fixed options, search space, direction and score.
 
+    The recipe is among the options where nothing is named, too: a study that was begun under another default is another.
+
     The base is told by its shapes and the first row of every weight, adapters by their configuration and all their
     values. Names of folders do not count: a study may move with its files.
     """
@@ -27,7 +29,7 @@ def identity(candidates: Candidates, space: Space, direction: str, score: str) -
     return {
         "base": None if source is None else _of_base(source),
         "adapters": {adapter.name: _of_adapter(adapter) for adapter in candidates.adapters},
-        "options": {name: _plain(value) for name, value in sorted(space.fixed.items())},
+        "options": {name: _plain(value) for name, value in sorted(space.given().items())},
         "search": space.record(),
         "direction": direction,
         "score": score,

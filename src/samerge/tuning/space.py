@@ -15,7 +15,7 @@ from samerge.errors import OptionError
 from samerge.methods import entry
 from samerge.methods.chain import Chain, chain
 from samerge.methods.parameters import defaults
-from samerge.options import auto_factor
+from samerge.options import INTERFERENCE, auto_factor
 
 #: What is searched unless the caller says otherwise; density only where the method has one.
 DEFAULT_SEARCH: Mapping[str, Any] = {"scaling": (0.1, 2.0), "density": (0.05, 1.0), "weights": (0.0, 2.0)}
@@ -131,6 +131,11 @@ class Space:
             )
         return options | ({"method_options": own} if own else {})
 
+    def given(self) -> dict[str, Any]:
+        """The fixed options, with the recipe that the untuned merge is where they name no method or the like."""
+        recipe = _chain(self.fixed, {}).recipe
+        return {**self.fixed, **({} if recipe is None else {"recipe": recipe})}
+
     def record(self) -> dict[str, Any]:
         """The searched options as plain JSON."""
         return {dimension.name: dimension.record() for dimension in self.dimensions}
@@ -162,6 +167,7 @@ def space_of(search: Mapping[str, Any] | None, fixed: Mapping[str, Any], names: 
     links = _chains(search or {}, fixed)
     given = dict(_default_search(fixed, links[0]) if search is None else search)
     _check_fixed(fixed, links)
+    _check_basis(fixed, given, links)
     dimensions = [
         dimension
         for name in sorted(given, key=lambda name: _LINKS.index(name) if name in _LINKS else len(_LINKS))
@@ -263,6 +269,21 @@ def _check_fixed(fixed: Mapping[str, Any], links: Sequence[Chain]) -> None:
     for name in own:
         if not any(name in _own(one) for one in links):
             raise OptionError(f"method_options: {_names(links)} has no option {name!r} of its own")
+
+
+def _check_basis(fixed: Mapping[str, Any], search: Mapping[str, Any], links: Sequence[Chain]) -> None:
+    """Refuse `basis` where no trial has one: by a selection, or for weights or a scaling found from experts' inputs."""
+    measured = any(
+        value in rules
+        for option, rules in (("weights", ("auto",)), ("scaling", INTERFERENCE))
+        for value in (fixed.get(option), *(search[option] if isinstance(search.get(option), list) else ()))
+    )
+    if measured or any("basis" in one.uses() for one in links):
+        return
+    if "basis" in fixed:
+        raise OptionError(links[0].refusal("basis", f"basis={fixed['basis']!r}"))
+    if "basis" in search:
+        raise OptionError(f"search 'basis': {links[0].refusal('basis', 'basis')}")
 
 
 def _names(links: Sequence[Chain]) -> str:
