@@ -58,10 +58,11 @@ def prepare(folder: Path, model: str, layers: int | None, count: int) -> Case:
             shape = dataclasses.replace(shape, name=f"{shape.name}-{layers}", layers=layers)
         base = write_base(shape, folder)
         return Case(shape.name, base, tuple(write_adapter(shape, folder, i, base) for i in range(count)))
-    from suites import SUITES
+    from suites import suite
+    from suites.base import default_cache
 
-    suite = SUITES[model]()
-    adapters = list(suite.adapters().values())
+    real = suite(model, default_cache())
+    adapters = list(real.adapters().values())
     if count > len(adapters):
         raise SystemExit(f"{model} has {len(adapters)} trained adapters, not {count}")
-    return Case(model, Path(suite.base()), tuple(Path(a) for a in adapters[:count]))
+    return Case(model, Path(real.base()), tuple(Path(a) for a in adapters[:count]))
