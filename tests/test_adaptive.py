@@ -12,7 +12,7 @@ from tiny import write_adapter, write_base
 
 import samerge
 from samerge.adaptive import adaptive_densities, evenness
-from samerge.options import density_mean
+from samerge.values import density_mean
 
 SOME = st.lists(st.tuples(st.floats(0.01, 1.0), st.integers(0, 1000)), min_size=1, max_size=8)
 

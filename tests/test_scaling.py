@@ -11,8 +11,8 @@ from tiny import chain, chain_factors, write_adapter
 import samerge
 from samerge.errors import OptionError
 from samerge.factors import LoraFactors, concatenate, norm
-from samerge.options import check_scaling
 from samerge.scaling import FLAT_NORM_FACTOR, NORM_FACTOR, scale_of
+from samerge.values import check_scaling
 
 
 def factors(seed: int, size: float = 1.0) -> LoraFactors:

@@ -28,7 +28,8 @@ from samerge.errors import AdapterError, BaseModelError, OptionError
 from samerge.layouts import Layout
 from samerge.lines import is_lines
 from samerge.methods.problem import Site
-from samerge.options import INTERFERENCE, MergeOptions, auto_factor
+from samerge.options import MergeOptions
+from samerge.values import INTERFERENCE, auto_factor
 
 _PREFIX = "base_model.model."
 

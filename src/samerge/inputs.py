@@ -14,7 +14,7 @@ from samerge.adapters import Adapter, live_adapter, read_adapter
 from samerge.checkpoints import FolderSource, ModelSource, WeightSource
 from samerge.errors import OptionError
 from samerge.hub import resolve_adapter, resolve_base
-from samerge.options import number
+from samerge.values import number
 
 AdapterLike = str | Path | Adapter
 Given = TypeVar("Given")

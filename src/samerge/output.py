@@ -22,12 +22,13 @@ from samerge.layouts import Layout, expert_of
 from samerge.lines import is_lines, layer_scalings
 from samerge.merged import MergedAdapter
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Site, by_module
-from samerge.options import INTERFERENCE, MergeOptions
+from samerge.options import MergeOptions
 from samerge.record import record
 from samerge.report import Report
 from samerge.scaling import scale_of
 from samerge.spectrum import flatten
 from samerge.supply import elsewhere, send_all
+from samerge.values import INTERFERENCE
 
 #: Share of a layer's energy that a truncation may lose before the report says so in words.
 _NOTABLE_LOSS = 0.2

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from samerge.factors import LoraFactors, norm
-from samerge.options import auto_factor
+from samerge.values import auto_factor
 
 #: Merged norm as a multiple of the experts' mean norm, where two experts or more meet.
 NORM_FACTOR = 1.3

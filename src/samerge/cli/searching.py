@@ -56,7 +56,7 @@ def fixed_options(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str
         found[name] = read(given)
     if not found:
         return found
-    from samerge.tuning.space import kinds
+    from samerge.tuning.dimensions import kinds
 
     known = kinds()
     own = {name: value for name, value in found.items() if name not in known}

@@ -23,10 +23,11 @@ from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base
 from samerge.live import refuse_taken
 from samerge.merged import MergedAdapter
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
-from samerge.options import MergeOptions, resolve, whole
+from samerge.options import MergeOptions, resolve
 from samerge.output import finish
 from samerge.progress import Progress
 from samerge.report import Report
+from samerge.values import whole
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from samerge.errors import OptionError
 from samerge.factors import LoraFactors, norm
 from samerge.full.assembly import Assembly
 from samerge.merged import MergedAdapter
-from samerge.options import fraction, whole
 from samerge.randomised import truncated_svd
 from samerge.report import Report
+from samerge.values import fraction, whole
 
 #: The largest rank where only an energy is asked for.
 DEFAULT_CAP = 128

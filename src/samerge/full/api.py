@@ -26,9 +26,9 @@ from samerge.full.options import FullOptions, resolve
 from samerge.full.record import record
 from samerge.graph import FlowGraph, Weight
 from samerge.inputs import device_of, dtype_of, weights_of
-from samerge.options import density_mean
 from samerge.progress import Progress
 from samerge.report import Report
+from samerge.values import density_mean
 
 
 def merge_full(

@@ -10,7 +10,8 @@ import torch
 
 from samerge.errors import OptionError
 from samerge.graph import FlowGraph
-from samerge.options import check_residual, choice, density_mean, number, whole
+from samerge.options import check_residual
+from samerge.values import choice, density_mean, number, whole
 
 Agreement = Literal["paper", "task"]
 Outside = Literal["average", "sum", "base"]

@@ -33,7 +33,8 @@ from samerge.methods.criteria import AGREE, READ_BASE, kind_of
 from samerge.methods.parameters import parameters_of
 from samerge.methods.problem import Entry, MergedLayer, Outcome, Problem, Share
 from samerge.methods.saliency import Selected, select
-from samerge.options import DEFAULT_RECIPE, INTERFERENCE, RECIPES, MergeOptions, choice, resolve
+from samerge.options import DEFAULT_RECIPE, RECIPES, MergeOptions, resolve
+from samerge.values import INTERFERENCE, choice
 
 #: Share of its components that every expert keeps before another aggregation than the sum, by default.
 LIGHT_DENSITY = 0.75

@@ -24,7 +24,8 @@ from samerge.errors import OptionError
 from samerge.methods.aligned import Aligned, held
 from samerge.methods.parameters import own
 from samerge.methods.ties import TiesParameters
-from samerge.options import MergeOptions, number
+from samerge.options import MergeOptions
+from samerge.values import number
 
 #: Turns of HOOI at most, and the relative gain of the fit below which it stands still.
 _TURNS, _GAIN = 200, 1e-12

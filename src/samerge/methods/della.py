@@ -22,7 +22,8 @@ from samerge.methods.dare import DareTiesParameters
 from samerge.methods.parameters import own
 from samerge.methods.rows import Combine, Layer
 from samerge.methods.signs import elect
-from samerge.options import MergeOptions, number
+from samerge.options import MergeOptions
+from samerge.values import number
 
 
 @dataclass(frozen=True)

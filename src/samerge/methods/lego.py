@@ -23,7 +23,8 @@ from samerge.methods.chance import SeedParameters
 from samerge.methods.exact import empty
 from samerge.methods.parameters import own
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
-from samerge.options import MergeOptions, whole
+from samerge.options import MergeOptions
+from samerge.values import whole
 
 #: Lloyd's steps at most.
 _STEPS = 300

@@ -28,7 +28,8 @@ from samerge.elements.order import largest_of
 from samerge.errors import OptionError
 from samerge.methods.parameters import own
 from samerge.methods.rows import Combine, Layer, column, magnitudes, sizes_of
-from samerge.options import MergeOptions, number
+from samerge.options import MergeOptions
+from samerge.values import number
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from samerge.factors import LoraFactors, norm, pad
 from samerge.methods.exact import empty
 from samerge.methods.parameters import own
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
-from samerge.options import MergeOptions, number
+from samerge.options import MergeOptions
+from samerge.values import number
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samerge.options import choice
+from samerge.values import choice
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from torch import Tensor
 from samerge.core import existing_triplets
 from samerge.errors import OptionError
 from samerge.methods.parameters import own
-from samerge.options import MergeOptions, number
+from samerge.options import MergeOptions
+from samerge.values import number
 
 
 @dataclass(frozen=True)

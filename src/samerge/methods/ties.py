@@ -22,7 +22,8 @@ from samerge.methods.density import densities
 from samerge.methods.parameters import own
 from samerge.methods.rows import Combine, Layer, column, magnitudes
 from samerge.methods.signs import SignParameters, elect
-from samerge.options import MergeOptions, choice
+from samerge.options import MergeOptions
+from samerge.values import choice
 
 
 @dataclass(frozen=True)

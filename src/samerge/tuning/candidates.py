@@ -20,9 +20,9 @@ from samerge.diagnostics.summary import summary
 from samerge.factors import LoraFactors, balanced
 from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base
 from samerge.merged import MergedAdapter
-from samerge.options import auto_factor
 from samerge.report import Report
 from samerge.scaling import norm_rule
+from samerge.values import auto_factor
 
 #: How many merges are kept for trials that differ from them in nothing but the scaling.
 _KEPT = 4

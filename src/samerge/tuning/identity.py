@@ -19,7 +19,7 @@ from samerge.tuning.space import Space
 def identity(candidates: Candidates, space: Space, direction: str, score: str) -> dict[str, Any]:
     """Base, adapters, fixed options, search space, direction and score.
 
-    The recipe is among the options where nothing is named, too: a study that was begun under another default is another.
+    The recipe is among the options where nothing is named, too: one begun under another default is another study.
 
     The base is told by its shapes and the first row of every weight, adapters by their configuration and all their
     values. Names of folders do not count: a study may move with its files.

@@ -17,7 +17,6 @@ from torch import nn
 from samerge.errors import OptionError, SamergeError, TuningError
 from samerge.inputs import AdapterLike
 from samerge.merged import MergedAdapter
-from samerge.options import choice, number, whole
 from samerge.progress import Progress
 from samerge.report import Report
 from samerge.tuning.candidates import Candidates
@@ -26,6 +25,7 @@ from samerge.tuning.on_model import check_model, on_model
 from samerge.tuning.result import TuneResult, TuneTrial, best_of, caution, tuning_record
 from samerge.tuning.space import Space, space_of
 from samerge.tuning.study import ask, finished, open_study, optuna, silent
+from samerge.values import choice, number, whole
 
 logger = logging.getLogger(__name__)
 
