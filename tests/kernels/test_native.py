@@ -199,6 +199,30 @@ def test_another_source_is_another_library(fresh, tmp_path):
     assert len(list(fresh.iterdir())) == 2
 
 
+@pytest.mark.parametrize("damage", ["empty", "half", "garbage", "unloadable"])
+def test_a_damaged_library_is_compiled_anew(fresh, monkeypatch, tmp_path, damage):
+    """In another folder than the sound one, since a path that this process has loaded is not read again."""
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 42; }\n")
+    build.compiled(source)
+    (sound,) = fresh.iterdir()
+    data = sound.read_bytes()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+    damaged = build.cache_folder() / sound.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes({"empty": b"", "half": data[: len(data) // 2]}.get(damage, b"garbage"))
+    if damage == "unloadable":  # whole, but no library of this machine
+        damaged.rename(damaged.with_stem(f"{sound.stem.rpartition('-')[0]}-{build._digest(damaged)}"))
+    assert build.compiled(source).answer() == 42
+    assert (damaged.parent / sound.name).read_bytes() == data
+
+
+def test_a_fresh_library_that_cannot_be_loaded(fresh, monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "_compile", lambda command, source, target: target.write_text("no library") and target)
+    with pytest.raises(KernelError, match=r"cannot be loaded: .*; name another C compiler in CC, or in XDG_CACHE_HOME"):
+        build.compiled(Path(build.__file__).with_name("sweep.c"))
+
+
 def test_several_processes_at_once(fresh):
     code = "from samerge.kernels.native import NativeKernel; print(NativeKernel().name)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -2,7 +2,8 @@
 
 The shared library lies in the user's cache folder under a name that is a hash of the source, the flags, and all macros
 that the compiler defines with these flags: its version and every feature of the processor that `native` stands for. So
-another processor, compiler or release never meets a library that was not made for it.
+another processor, compiler or release never meets a library that was not made for it. A second hash in the name is that
+of the library itself: to load one that lost its end, in a full disk or a crash, would end the process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from samerge.errors import KernelError
@@ -30,7 +32,8 @@ def compiled(source: Path) -> ctypes.CDLL:
     """The shared library of a C file, from the cache or compiled now.
 
     The compiler is `$CC`, or else `cc`. Several processes may come at once: each writes a file of its own and renames
-    it. Where the cache folder cannot be written, the library is made in a temporary one for this process alone.
+    it. One in the cache that is damaged or cannot be loaded is compiled anew. Where the cache folder cannot be written,
+    the library is made in a temporary one for this process alone.
 
     Raises:
         KernelError: there is no compiler, it fails, or what it made cannot be loaded.
@@ -39,18 +42,21 @@ def compiled(source: Path) -> ctypes.CDLL:
     command = [*_compiler(), *FLAGS, *([native] if native else [])]
     macros = _run([*command, "-dM", "-E", "-x", "c", os.devnull])
     key = hashlib.sha256(b"\0".join([source.read_bytes(), " ".join(command[1:]).encode(), macros])).hexdigest()
-    name = f"{source.stem}-{key[:24]}.so"
+    name = f"{source.stem}-{key[:24]}"
     try:
-        cached = cache_folder() / name
-        if cached.is_file():
-            return _load(cached)
-        cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=cached.parent) as folder:
-            made = _compile(command, source, Path(folder) / name)
+        cache = cache_folder()
+        for cached in sorted(cache.glob(f"{name}-*.so")):
+            if cached.stem == f"{name}-{_digest(cached)}":
+                with suppress(KernelError):  # made for another C library, say; the one compiled below tells its error
+                    return _load(cached)
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            made = _compile(command, source, Path(folder) / f"{name}.so")
+            cached = cache / f"{name}-{_digest(made)}.so"
             os.replace(made, cached)
     except OSError:  # a cache that cannot be read or written, or a user without a home
         with tempfile.TemporaryDirectory() as folder:
-            return _load(_compile(command, source, Path(folder) / name))
+            return _load(_compile(command, source, Path(folder) / f"{name}.so"))
     return _load(cached)
 
 
@@ -84,6 +90,10 @@ def _compile(command: list[str], source: Path, target: Path) -> Path:
     return target
 
 
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:24]
+
+
 def _run(command: list[str]) -> bytes:
     shown = shlex.join(command)
     try:
@@ -102,4 +112,7 @@ def _load(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise KernelError(f"the compiled kernel cannot be loaded: {error}; delete {path} and try again") from error
+        raise KernelError(
+            f"the compiled kernel cannot be loaded: {error}; name another C compiler in CC, or in XDG_CACHE_HOME a "
+            f"folder that libraries can be loaded from"
+        ) from error
