@@ -63,7 +63,8 @@ def merge(
 
     Where no method, recipe, selection or aggregation is named, it is the recipe "even", which reads no weights of the
     base. `method="saliency"` is SA-Merging with samerge's corrections, `recipe="paper"` as published. Merges that read
-    the base stream it, a few rows of a weight at a time; it is never built, never changed.
+    the base stream it, a few rows of a weight at a time; it is never built, never changed. In an initialised
+    `torch.distributed` group every process must call it, with the same arguments (docs/distributed.md).
 
     Args:
         base: a folder with `config.json` and safetensors, a hub id, or a loaded model (a `PeftModel` is read below its
