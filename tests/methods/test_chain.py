@@ -271,8 +271,34 @@ def test_each_link_has_its_own_density(case, tmp_path):
 def test_options_that_mean_nothing_to_a_criterion_are_refused(case, selection, option):
     base, adapters, _ = case
     (name,) = option
-    with pytest.raises(samerge.OptionError, match=f"method='{selection}' has no option '{name}'"):
+    with pytest.raises(samerge.OptionError, match=f"^selection='{selection}' has no option '{name}'"):
         samerge.merge(base, adapters, selection=selection, **option)
+
+
+@pytest.mark.parametrize(
+    ("links", "option", "told"),
+    [
+        (
+            {"selection": "norm", "aggregation": "tsv"},
+            {"agreement": "signed"},
+            "selection='norm' with aggregation='tsv'",
+        ),
+            {"selection": "norm", "aggregation": "tsv"},
+            {"agreement": "signed"},
+            "selection='norm' with aggregation='tsv'",
+        ),
+        ({"selection": "norm", "aggregation": "cat"}, {"residual": False}, "selection='norm'"),
+        ({"selection": "random:4"}, {"method_options": {"mu": 1}}, "method_options: selection='random:4'"),
+        ({"selection": "norm", "aggregation": "tsv"}, {"method_options": {"mu": 1}}, "method_options: method='tsv'"),
+        ({"selection": "saliency"}, {"method_options": {"mu": 1}}, "method_options: method='saliency'"),
+        ({"aggregation": "tsv"}, {"iterations": 3}, "method='tsv'"),
+    ],
+)
+def test_a_refusal_names_the_links_as_they_are_given(case, links, option, told):
+    base, adapters, _ = case
+    (name,) = option.get("method_options", option)
+    with pytest.raises(samerge.OptionError, match=f"^{told} has no option '{name}'"):
+        samerge.merge(base, adapters, **links, **option)
 
 
 LAWS = [

@@ -27,7 +27,7 @@ from typing import Any
 
 from samerge.distributed import group
 from samerge.errors import OptionError
-from samerge.methods import entry
+from samerge.methods import REGISTRY, entry
 from samerge.methods.balance import balance
 from samerge.methods.criteria import AGREE, READ_BASE, kind_of
 from samerge.methods.parameters import parameters_of
@@ -87,6 +87,15 @@ class Chain:
         return self.selection != "none"
 
     @property
+    def told(self) -> str:
+        """How a caller names it, for messages: by a method, or by a selection that is none."""
+        if self.name in REGISTRY:
+            return f"method={self.name!r}"
+        return f"selection={self.selection!r}" + (
+            "" if self.aggregation in SUMS else f" with aggregation={self.aggregation!r}"
+        )
+
+    @property
     def entry(self) -> Entry:
         """The aggregation's line of the registry."""
         return entry("linear" if self.aggregation == "sum" else self.aggregation)
@@ -131,7 +140,7 @@ class Chain:
                 f"name the one that does, with method='saliency' (--method saliency; combination_type='saliency' on a "
                 f"live model), or leave {name} out"
             )
-        return f"method={self.name!r} has no option {name!r} (given {given}); leave it out"
+        return f"{self.told} has no option {name!r} (given {given}); leave it out"
 
     def options(
         self, given: Mapping[str, Any], method_options: Mapping[str, Any] | None, measured: bool = False
@@ -164,13 +173,13 @@ class Chain:
             "aggregation": self.aggregation,
             "aggregation_density": density,
             "method_options": parameters_of(
-                self.name if self.aggregation == "sum" else self.aggregation, self.entry.parameters, own
+                self.told if self.aggregation == "sum" else f"method={self.aggregation!r}", self.entry.parameters, own
             ),
         }
         if given.get("rank") is not None and not self.counts:
             if given.get("svd_rank") is not None:
                 raise OptionError(
-                    f"rank={given['rank']} and svd_rank={given['svd_rank']} together: with method={self.name!r} both "
+                    f"rank={given['rank']} and svd_rank={given['svd_rank']} together: with {self.told} both "
                     f"are the rank of the result; give one"
                 )
             filled |= {"rank": None, "svd_rank": given["rank"]}

@@ -12,11 +12,11 @@ from samerge.options import MergeOptions
 T = TypeVar("T")
 
 
-def parameters_of(method: str, kind: type[Any] | None, given: Mapping[str, Any] | None) -> Any:
+def parameters_of(told: str, kind: type[Any] | None, given: Mapping[str, Any] | None) -> Any:
     """A method's own options, filled in and checked.
 
     Args:
-        method: its name, for messages.
+        told: how the method was named, for messages: "method='wudi'".
         kind: the method's frozen dataclass, every field with a default; None for a method without any.
         given: what the user gave, by name; text is read as what the default is.
 
@@ -32,7 +32,7 @@ def parameters_of(method: str, kind: type[Any] | None, given: Mapping[str, Any] 
     for name in given or {}:
         if name not in known:
             what = f"it has {', '.join(known)}" if known else "it has none"
-            raise OptionError(f"method_options: method={method!r} has no option {name!r} of its own; {what}")
+            raise OptionError(f"method_options: {told} has no option {name!r} of its own; {what}")
     if kind is None:
         return None
     return kind(**{name: _read(name, value, known[name]) for name, value in (given or {}).items()})

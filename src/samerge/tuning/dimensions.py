@@ -122,7 +122,7 @@ def dimensions_of(
     if not any(has(one, dimension) for one in links):
         if not any(one.linked for one in links):
             raise OptionError(f"search {name!r}: {links[0].refusal(name, name)}")
-        raise OptionError(f"search {name!r}: method={names_of(links)} has no such option; leave it out")
+        raise OptionError(f"search {name!r}: {names_of(links)} has no such option; leave it out")
     return [dimension]
 
 
@@ -155,8 +155,8 @@ def own_options(links: Chain) -> dict[str, Any]:
 
 
 def names_of(links: Sequence[Chain]) -> str:
-    """What chains are called, each once, for messages."""
-    return ", ".join(dict.fromkeys(one.name for one in links))
+    """How chains are named, each once, for messages."""
+    return ", ".join(dict.fromkeys(one.told for one in links))
 
 
 def unknown(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
