@@ -18,11 +18,11 @@ from samerge.card import model_card
 from samerge.diagnostics.overlap import Overlap, effective_rank, overlaps
 from samerge.diagnostics.pairs import conflicts
 from samerge.diagnostics.reading import reading
-from samerge.diagnostics.signs import sample_rows, sign_counts
 from samerge.diagnostics.summary import expected_retention
 from samerge.factors import LoraFactors
 from samerge.inputs import open_adapters
 from samerge.report import Report
+from samerge.signs import sample_rows, sign_counts
 
 FIGURES = ("retention", "cosine", "interference", "spill", "weighted_interference")
 
@@ -124,8 +124,8 @@ def test_sign_counts_are_those_of_every_element():
         assert int(found.opposed[i, j]) == int((tiles[i] * tiles[j] < 0).sum())
         assert int(found.compared[i, j]) == int((tiles[i] * tiles[j] != 0).sum())
     opposed = sum(int(found.opposed[pair]) for pair in pairs)
-    assert found.among(4) == opposed / sum(int(found.compared[pair]) for pair in pairs)
-    assert found.among(1) is None
+    assert found.among(4).share == opposed / sum(int(found.compared[pair]) for pair in pairs)
+    assert found.among(1).share is None
     assert sample_rows((3, 100), sample=10).tolist() == [1]
     assert sample_rows((3, 2)).tolist() == [0, 1, 2]
 

@@ -247,7 +247,8 @@ def foretold(update: Update, experts: Mapping[str, Update]) -> dict[str, float]:
         layers[module] = {
             "norm": float(norm(merged)),
             # These do not tell merges apart that differ in scale alone, and are not looked at here.
-            **{"effective_rank": 0.0, "sign_conflict": None, "sampled": (0, 0)},
+            **{"effective_rank": 0.0, "sampled": (0, 0)},
+            **dict.fromkeys(("sign_conflict", "sign_conflict_after", "signs_left")),
             "experts": {
                 task: {"norm": float(norm(tau)), "kept": None, "sign_conflict": None, **overlap.figures()}
                 for (task, tau), overlap in found

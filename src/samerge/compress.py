@@ -46,8 +46,12 @@ def svd_basis(factors: LoraFactors) -> LoraFactors:
     Canonical: any (B Q, Q^-1 A) gives the same components. Components whose singular value is below the rounding of
     the factors (`8 r eps sigma_1`) do not exist and are left out; the zero update has rank 0. The core is r x r, so its
     rounding grows with r; a bound that grew with the width would drop real components of wide layers.
+
+    Rows and columns in which the update is zero stay zero, where rounding would leave something (and so a sign).
     """
     u, s, vh = singular_triplets(factors)
+    u = torch.where((factors.B != 0).any(dim=1, keepdim=True), u, 0)
+    vh = torch.where((factors.A != 0).any(dim=0), vh, 0)
     if s.numel():
         eps = torch.finfo(u.dtype).eps
         keep = s > 8 * factors.rank * eps * s[0]

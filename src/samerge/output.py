@@ -80,7 +80,7 @@ def finish(
     settings = {**_settings(problem, experts, factors, layouts, rank, options), **beside.settings}
     for module, shares in (dora_lost or {}).items():
         layers[module]["dora_lost"] = dict(shares)
-    diagnostics = {"absent": undiagnosed} if undiagnosed else diagnosed(problem, factors, layers)
+    diagnostics = {"absent": undiagnosed} if undiagnosed else diagnosed(problem, outcome, factors, layers)
     usual = options.fit and options.svd_rank is None
     warnings = [*_warnings(problem, experts, layers, options.method, usual), *beside.warnings]
     record_ = record(problem, experts, outcome, options, factors, rank, dtype, layers, diagnostics, warnings)

@@ -25,8 +25,8 @@ from samerge.adapters import Adapter
 from samerge.alignment import assemble
 from samerge.compress import svd_basis
 from samerge.conversion.dora import check_dora
-from samerge.diagnostics.signs import sample_rows, sign_counts
 from samerge.factors import LoraFactors
+from samerge.signs import sample_rows, sign_counts
 
 Matrix = tuple[tuple[float | None, ...], ...]
 

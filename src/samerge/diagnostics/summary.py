@@ -21,8 +21,10 @@ def summary(layers: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         `experts`: for each `expected_retention`, `retention`, `cosine`, `interference`, `spill`,
         `weighted_interference`, `sign_conflict` (with the merged update), `budget` (its share of the components that
         were kept, None where none are chosen), `norm`. For the merge: `expected_retention` (the mean), `least` (the
-        expert with the least), `interference` (the mean), `sign_conflict` (among the experts before the merge), `norm`,
-        `effective_rank` (mean over the layers), `sampled` (elements of the signs' sample, and of how many).
+        expert with the least), `interference` (the mean), `sign_conflict` (among the experts before the merge),
+        `sign_conflict_after` (among what pruning left of them, None where nothing prunes), `signs_left` (pairs of signs
+        that there still are, of those before), `norm`, `effective_rank` (mean over the layers), `sampled` (elements of
+        the signs' sample, and of how many).
     """
     merged = math.sqrt(sum(layer["norm"] ** 2 for layer in layers.values()))
     experts = {name: _expert(layers, name, merged) for name in names}
@@ -33,7 +35,10 @@ def summary(layers: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         "expected_retention": _mean(list(expected.values())),
         "least": min(expected, key=lambda name: expected[name]) if expected else None,
         "interference": _mean([row["interference"] for row in experts.values() if row["interference"] is not None]),
-        "sign_conflict": _weighted((layer["sign_conflict"], layer["sampled"][0]) for layer in layers.values()),
+        **{
+            key: _weighted((layer[key], layer["sampled"][0]) for layer in layers.values())
+            for key in ("sign_conflict", "sign_conflict_after", "signs_left")
+        },
         "norm": merged,
         "effective_rank": _mean(ranks),
         "sampled": [sum(layer["sampled"][place] for layer in layers.values()) for place in (0, 1)],

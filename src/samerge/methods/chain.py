@@ -31,7 +31,7 @@ from samerge.methods import REGISTRY, entry
 from samerge.methods.balance import balance
 from samerge.methods.criteria import AGREE, READ_BASE, kind_of
 from samerge.methods.parameters import parameters_of
-from samerge.methods.problem import Entry, MergedLayer, Outcome, Problem, Share
+from samerge.methods.problem import Entry, MergedLayer, Outcome, Problem
 from samerge.methods.saliency import Selected, select
 from samerge.options import DEFAULT_RECIPE, RECIPES, MergeOptions, resolve
 from samerge.values import INTERFERENCE, choice
@@ -219,7 +219,7 @@ class Chain:
             outcome = group().together(lambda: self.entry.run(selected.problem, rest))
             outcome = replace(
                 outcome,
-                layers={m: _joined(layer, selected.shares[m]) for m, layer in outcome.layers.items()},
+                layers={m: _joined(layer, selected, m) for m, layer in outcome.layers.items()},
                 log_connectivity=selected.log_connectivity,
                 kernel=selected.kernel,
             )
@@ -324,13 +324,18 @@ def _name(selection: str, aggregation: str) -> str:
     return selection if aggregation in SUMS else f"{selection}+{aggregation}"
 
 
-def _joined(layer: MergedLayer, before: Mapping[int, Share]) -> MergedLayer:
-    """The layer with what the selection kept in its shares: components and norms from before, energies multiplied."""
+def _joined(layer: MergedLayer, selected: Selected, module: str) -> MergedLayer:
+    """The layer with what the selection kept in its shares: components and norms from before, energies multiplied.
+
+    The conflicts are those that the last to prune left: the aggregation, where it does.
+    """
+    before = selected.shares[module]
     shares = {
         n: replace(before[n], energy=before[n].energy * share.energy, elements=share.elements)
         for n, share in layer.shares.items()
     }
-    return replace(layer, shares=shares)
+    conflict = selected.conflicts[module] if layer.conflict is None else layer.conflict
+    return replace(layer, shares=shares, conflict=conflict)
 
 
 def _noted(layer: MergedLayer, factors: Mapping[int, float]) -> MergedLayer:

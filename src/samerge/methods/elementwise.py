@@ -40,6 +40,7 @@ from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site, iterate
 from samerge.options import MergeOptions
 from samerge.randomised import truncated_svd
+from samerge.signs import conflict_among, sample_rows, values_at
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,14 @@ def _finish(pruner: Pruner, layer: _Layer, active: Sequence[int], rank: int) -> 
     """The layer's merged update of its rank, what that lost, and what each expert kept before."""
     if not layer.factors:
         return MergedLayer(empty(layer.site.shape), {})
-    shares = {active[n]: _share(pruner, layer, n) for n in layer.factors}
+    found = {active[n]: _share(pruner, layer, n) for n in layer.factors}
+    shares = {n: share for n, (share, _) in found.items()}
+    conflict = conflict_among([looked for _, looked in found.values()])
     if all(pruner.masks.count(n, layer.key) is None for n in layer.factors):
         update, lost = truncate(
             concatenate(list(layer.factors.values()), [pruner.weights[n] for n in layer.factors]), rank
         )
-        return MergedLayer(update, shares, lost)
+        return MergedLayer(update, shares, lost, conflict)
 
     def rows(start: int, stop: int) -> Tensor:
         merged = _blank(pruner, layer.key, start, stop).zero_()
@@ -158,19 +161,25 @@ def _finish(pruner: Pruner, layer: _Layer, active: Sequence[int], rank: int) -> 
     update, _, lost = truncated_svd(rows, shape, rank, device=pruner.device, dtype=pruner.dtype)
     if layer.site.layout.transposed:
         update = LoraFactors(A=update.B.T.contiguous(), B=update.A.T.contiguous())
-    return MergedLayer(update, shares, lost)
+    return MergedLayer(update, shares, lost, conflict)
 
 
-def _share(pruner: Pruner, layer: _Layer, n: int) -> Share:
+def _share(pruner: Pruner, layer: _Layer, n: int) -> tuple[Share, Tensor]:
+    """What an expert kept, and its part on the rows that are looked at for signs, (m, in)."""
+    rows, across = sample_rows(layer.site.shape), layer.site.layout.transposed
     factors, kept = layer.factors[n], pruner.masks.count(n, layer.key)
     size, count = float(norm(factors)), math.prod(layer.site.shape)
     if kept is None or not size:
-        return Share(factors.rank, None, size, 1.0, (count if kept is None else kept, count))
-    left = 0.0
+        share = Share(factors.rank, None, size, 1.0, (count if kept is None else kept, count))
+        return share, values_at(factors, rows)
+    left, looked = 0.0, []
     for start, stop in pruner.tiles(layer.key):
         tau = pruner.task_vector(n, layer.key, start, _blank(pruner, layer.key, start, stop))
         left += float(torch.linalg.vector_norm(tau, dtype=torch.float64)) ** 2
-    return Share(factors.rank, None, size, min(1.0, left / size**2), (kept, count))
+        own = rows if across else rows[(rows >= start) & (rows < stop)] - start
+        looked.append(tau[:, own.to(tau.device)].T if across else tau[own.to(tau.device)])
+    share = Share(factors.rank, None, size, min(1.0, left / size**2), (kept, count))
+    return share, torch.cat(looked, dim=1 if across else 0)
 
 
 def _blank(pruner: Pruner, key: str, start: int, stop: int) -> Tensor:

@@ -16,6 +16,7 @@ from samerge.graph import FlowGraph
 from samerge.layouts import Layout
 from samerge.options import MergeOptions
 from samerge.progress import Progress
+from samerge.signs import Conflict
 
 T = TypeVar("T")
 
@@ -118,11 +119,14 @@ class MergedLayer:
         factors: in float32, with scale 1.
         shares: what became of the experts, by number.
         lost: share of the merged energy that the method's own truncation lost.
+        conflict: the signs of the experts' unweighted updates as pruning left them, on `samerge.signs.sample_rows`;
+            None where nothing of them is pruned, or not element by element or component by component.
     """
 
     factors: LoraFactors
     shares: Mapping[int, Share]
     lost: float = 0.0
+    conflict: Conflict | None = None
 
 
 @dataclass(frozen=True)

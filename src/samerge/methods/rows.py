@@ -23,6 +23,7 @@ from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Method, Outcome, Problem, Share, iterate
 from samerge.options import MergeOptions
 from samerge.randomised import truncated_svd
+from samerge.signs import Conflict, conflict_among, sample_rows
 
 #: Entries of one expert's tile.
 TILE_ELEMENTS = 1 << 18
@@ -161,34 +162,37 @@ def _layer(problem: Problem, module: str, shape: tuple[int, int], factors: Mappi
 
 
 def _merge(layer: Layer, combine: Combine, rank: int, problem: Problem) -> MergedLayer:
-    merged, shares = _pass(layer, combine, problem.weights, hold=layer.size <= HELD_ELEMENTS)
+    merged, shares, conflict = _pass(layer, combine, problem.weights, hold=layer.size <= HELD_ELEMENTS)
 
     def rows(start: int, stop: int) -> Tensor:
         return combine(layer, start, layer.rows(start))[1] if merged is None else merged[start:stop]
 
     factors, _, lost = truncated_svd(rows, layer.shape, rank, step=layer.step, device=problem.device)
-    return MergedLayer(factors, shares, lost)
+    return MergedLayer(factors, shares, lost, conflict)
 
 
 def merged_with_shares(layer: Layer, combine: Combine, weights: Sequence[float]) -> tuple[Tensor, dict[int, Share]]:
     """A merged layer as a whole, and what the pruning left of every expert."""
-    merged, shares = _pass(layer, combine, weights, hold=True)
+    merged, shares, _ = _pass(layer, combine, weights, hold=True)  # signs are the layer's, perhaps of other axes
     assert merged is not None
     return merged, shares
 
 
 def _pass(
     layer: Layer, combine: Combine, weights: Sequence[float], hold: bool
-) -> tuple[Tensor | None, dict[int, Share]]:
-    """One pass over a layer: what the pruning left of every expert, and the merged layer where it shall be held."""
+) -> tuple[Tensor | None, dict[int, Share], Conflict]:
+    """One pass over a layer: the merged layer where it shall be held, and what the pruning left: shares, and signs."""
     squares, counts = [0.0] * len(layer.parts), [0] * len(layer.parts)
     totals = [0.0] * len(layer.parts)
-    held = []
+    held, looked = [], []
+    sample = sample_rows(layer.shape)
     for start in layer.starts():
         tiles = layer.rows(start)
         kept, merged = combine(layer, start, tiles)
         if hold:
             held.append(merged)
+        own = sample[(sample >= start) & (sample < start + layer.step)] - start
+        looked.append(kept[:, own.to(kept.device)])
         mask = kept != 0
         for j, tile in enumerate(tiles):
             totals[j] += float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2
@@ -204,4 +208,5 @@ def _pass(
         )
         for j, (n, part) in enumerate(layer.parts.items())
     }
-    return torch.cat(held) if hold else None, shares
+    unweighted = torch.cat(looked, dim=1) * column([weights[n] for n in layer.parts], looked[0]).sign()
+    return torch.cat(held) if hold else None, shares, conflict_among(list(unweighted))

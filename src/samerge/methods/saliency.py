@@ -41,6 +41,7 @@ from samerge.methods.budgets import Layer, budgets, choose
 from samerge.methods.problem import Problem, Share, Site, by_module, iterate
 from samerge.options import MergeOptions
 from samerge.progress import Advance
+from samerge.signs import Conflict, conflict_among, sample_rows, values_at
 from samerge.supply import elsewhere
 
 
@@ -51,12 +52,14 @@ class Selected:
     Args:
         problem: the problem with the surviving components as the experts' factors.
         shares: what became of the experts, by module and number; of this process's sites.
+        conflicts: signs of the surviving parts, by module; of this process's sites.
         log_connectivity: log R by expert number, where it was computed: when gamma was for the last time.
         kernel: the kernel that swept over the base, likewise.
     """
 
     problem: Problem
     shares: Mapping[str, Mapping[int, Share]]
+    conflicts: Mapping[str, Conflict]
     log_connectivity: Mapping[int, float]
     kernel: str | None = None
 
@@ -78,9 +81,11 @@ def select(problem: Problem, options: MergeOptions) -> Selected:
                 found = _restricted(found, layers, chosen)
                 layers = [layer.prune(pick) for layer, pick in zip(layers, chosen, strict=True)]
     own = {site.module for site in problem.own}
+    here = [layer for layer in layers if layer.site.module in own]
     return Selected(
         replace(problem, sites=tuple(_left(layer) for layer in layers)),
-        {layer.site.module: _shares(layer) for layer in layers if layer.site.module in own},
+        {layer.site.module: _shares(layer) for layer in here},
+        {layer.site.module: _conflict(layer) for layer in here},
         dict(enumerate(found.log_connectivity)) if found is not None else {},
         found.kernel if found is not None else None,
     )
@@ -222,6 +227,11 @@ def _left(layer: Layer) -> Site:
 
 def _itself(factors: LoraFactors) -> LoraFactors:
     return factors
+
+
+def _conflict(layer: Layer) -> Conflict:
+    rows = sample_rows(layer.site.shape)
+    return conflict_among([values_at(factors, rows) for factors in layer.factors])
 
 
 def _shares(layer: Layer) -> dict[int, Share]:

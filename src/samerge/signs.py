@@ -20,6 +20,24 @@ SAMPLE = 1 << 14
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """Opposite signs over all pairs of several updates.
+
+    Args:
+        opposed: at how many elements the signs of two are opposite, summed over the pairs.
+        compared: at how many elements both have a sign, likewise.
+    """
+
+    opposed: int
+    compared: int
+
+    @property
+    def share(self) -> float | None:
+        """Share of opposite signs; 0.5 is chance, None where none was compared, as for fewer than two updates."""
+        return self.opposed / self.compared if self.compared else None
+
+
+@dataclass(frozen=True)
 class SignCounts:
     """Counts for every two of several updates.
 
@@ -33,12 +51,12 @@ class SignCounts:
 
     def share(self, i: int, j: int) -> float | None:
         """Share of the elements at which i and j have opposite signs; 0.5 is chance, None where none was compared."""
-        return _share(self.opposed[i, j], self.compared[i, j])
+        return Conflict(int(self.opposed[i, j]), int(self.compared[i, j])).share
 
-    def among(self, count: int) -> float | None:
-        """The same over all pairs of the first `count` updates; None for fewer than two."""
+    def among(self, count: int) -> Conflict:
+        """The same over all pairs of the first `count` updates."""
         above = torch.ones(count, count, dtype=torch.bool, device=self.opposed.device).triu(1)
-        return _share(self.opposed[:count, :count][above].sum(), self.compared[:count, :count][above].sum())
+        return Conflict(*(int(one[:count, :count][above].sum()) for one in (self.opposed, self.compared)))
 
 
 def sample_rows(shape: tuple[int, int], sample: int = SAMPLE) -> Tensor:
@@ -68,17 +86,30 @@ def sign_counts(updates: Sequence[LoraFactors], rows: Tensor) -> SignCounts:
         >>> found.opposed.tolist(), found.compared.tolist()
         ([[0, 1], [1, 0]], [[3, 3], [3, 4]])
     """
-    signs = torch.stack([_signs(update, rows) for update in updates])  # (N, m d_in)
+    return _counted([values_at(update, rows) for update in updates])
+
+
+def conflict_among(values: Sequence[Tensor]) -> Conflict:
+    """Count opposite signs over all pairs of several updates, from their values on some rows.
+
+    Args:
+        values: of each update at the same elements, in the same order; of any shape and scale.
+
+    Example:
+        >>> conflict_among([torch.tensor([1.0, 1.0, 0.0]), torch.tensor([3.0, -0.5, 2.0])])
+        Conflict(opposed=1, compared=2)
+    """
+    return _counted(values).among(len(values)) if len(values) > 1 else Conflict(0, 0)
+
+
+def values_at(update: LoraFactors, rows: Tensor) -> Tensor:
+    """Some rows of an update, as far as signs go: without the size of its scale, (m, d_in)."""
+    return update.B[rows.to(update.B.device)] @ update.A * (1.0 if update.scale >= 0 else -1.0)
+
+
+def _counted(values: Sequence[Tensor]) -> SignCounts:
+    # signs in float32, whose dot products are fast, and exact for whole numbers
+    signs = torch.stack([own.sign().flatten().float() for own in values])  # (N, m d_in)
     exist = signs.abs()
     compared = exist @ exist.T
     return SignCounts(((compared - signs @ signs.T) / 2).long(), compared.long())
-
-
-def _signs(update: LoraFactors, rows: Tensor) -> Tensor:
-    """The signs on some rows, in a line, in float32 (whose dot products are fast, and exact for whole numbers)."""
-    tile = update.B[rows.to(update.B.device)] @ update.A * (1.0 if update.scale >= 0 else -1.0)
-    return tile.sign().flatten().float()
-
-
-def _share(opposed: Tensor, compared: Tensor) -> float | None:
-    return int(opposed) / int(compared) if int(compared) else None
