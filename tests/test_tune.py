@@ -390,6 +390,35 @@ def test_all_trials_failed(llama: Beast, tmp_path) -> None:
         tune(llama, score, trials=3)
 
 
+@pytest.mark.parametrize("file", ["study.jsonl", "study.db"])
+def test_a_study_of_failed_trials_alone_is_begun_anew(llama: Beast, tmp_path, file: str) -> None:
+    def broken(merged):
+        raise RuntimeError("broken")
+
+    same = {"search": {"scaling": (0.1, 2.0)}, "storage": tmp_path / file, "trials": 3}
+    for _ in range(2):  # not at once from the study, but tried again
+        told = []
+        with pytest.raises(TuningError, match="begun anew"):
+            tune(llama, broken, on_trial=told.append, **same)
+        assert len(told) == 3
+    mended = tune(llama, size, **same)
+    assert points(mended) == points(tune(llama, size, trials=3, search=same["search"]))
+    assert points(tune(llama, size, **same)) == points(mended)  # from here on it is gone on with
+
+
+def test_a_missing_base_is_told_before_any_trial(llama: Beast) -> None:
+    def never(merged):
+        raise AssertionError
+
+    for options in ({"method": "saliency"}, {"method": None, "selection": "saliency"}):
+        told = []
+        with pytest.raises(OptionError, match="reads the base model; give base="):
+            samerge.tune(None, llama.adapters, never, **(LINEAR | options), on_trial=told.append, trials=2)
+        assert not told
+    some = {"search": {"method": ["saliency", "linear"]}, "method": None}
+    assert samerge.tune(None, llama.adapters, size, **(LINEAR | some), trials=4).score > 0
+
+
 # --- on a live model ---
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from samerge.errors import OptionError, SamergeError, TuningError
-from samerge.inputs import AdapterLike
+from samerge.inputs import AdapterLike, open_base
 from samerge.merged import MergedAdapter
 from samerge.progress import Progress
 from samerge.report import Report
@@ -104,6 +104,7 @@ def tune(
         check_model(model)
     candidates = Candidates(base, adapters)
     space = space_of(search, {**options, "method": method}, candidates.names)
+    open_base(candidates.base, required=space.needs_base)
     named = score_name or name_of(score)
     what = identity(candidates, space, direction, named if model is None else f"{named} on a model")
     scored = score if model is None else on_model(model, score)
@@ -197,7 +198,10 @@ def _result(
     if best is None or best.score is None:
         counted = Counter(trial.error for trial in done).most_common(3)
         listed = "; ".join(f"{count} times: {error}" for error, count in counted)
-        raise TuningError(f"tuning: all {len(done)} trials failed, {listed}")
+        raise TuningError(
+            f"tuning: all {len(done)} trials failed, {listed}. Put that right and call again: a study of failed trials "
+            f"alone is begun anew"
+        )
     options = space.options(best.options)
     merged = candidates.exactly(options)
     default = next((trial.score for trial in done if not trial.options), None)

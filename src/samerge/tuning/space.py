@@ -38,11 +38,13 @@ class Space:
         dimensions: the searched options, those first that name links of the chain.
         fixed: options of `merge` that were given; where one is searched, too, it is the untuned value.
         names: the adapters.
+        needs_base: whether every trial, whatever its chain, reads the base's weights.
     """
 
     dimensions: tuple[Dimension, ...]
     fixed: Mapping[str, Any] = field(repr=False)
     names: tuple[str, ...]
+    needs_base: bool
 
     def suggest(self, trial: Suggests) -> dict[str, Value]:
         """A point: a value for every dimension that means something to the chain of the point."""
@@ -125,7 +127,7 @@ def space_of(search: Mapping[str, Any] | None, fixed: Mapping[str, Any], names: 
                 f"weights={fixed['weights']!r} with the weights of only some adapters searched; search those of "
                 f"{lacking}, too, or give weights as numbers"
             )
-    return Space(tuple(dimensions), fixed, tuple(names))
+    return Space(tuple(dimensions), fixed, tuple(names), all(one.needs_base for one in links))
 
 
 def _chain(fixed: Mapping[str, Any], values: Mapping[str, Any]) -> Chain:

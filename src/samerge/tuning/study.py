@@ -46,6 +46,9 @@ def silent() -> Iterator[None]:
 def open_study(storage: str | Path | None, direction: str, identity: Mapping[str, Any]) -> Any:
     """A new study, or the one that a file holds; trials that never ended are closed.
 
+    A study of which every finished trial failed has nothing to go on from (a score that was broken, most often), and
+    would count its failures as trials for ever: it is begun anew.
+
     Args:
         storage: a journal file, which is only ever appended to; an SQLite file, by its ending (.db, .sqlite, .sqlite3);
             an URL that optuna knows; None for a study in memory.
@@ -61,6 +64,10 @@ def open_study(storage: str | Path | None, direction: str, identity: Mapping[str
         study = package.create_study(storage=place, study_name=_NAME, direction=direction)
     else:  # not by load_if_exists, which appends to a journal that may be another search's
         study = package.load_study(study_name=_NAME, storage=place)
+        done = finished(study) if _IDENTITY in study.user_attrs else ()
+        if done and all(trial.state == "failed" for trial in done):
+            package.delete_study(study_name=_NAME, storage=place)
+            study = package.create_study(storage=place, study_name=_NAME, direction=direction)
     then = study.user_attrs.get(_IDENTITY)
     if then is None:
         if study.trials:
