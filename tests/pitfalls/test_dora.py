@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import samerge
 import samerge.randomised
 from pitfalls.lab import EXACT, Convolutions, close, gpt2, llama, output, quiet
+from samerge.errors import AdapterError
 
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "linear": (llama, {"target_modules": ["q_proj", "down_proj"]}),
@@ -37,6 +38,16 @@ def test_at_full_rank_the_conversion_is_the_adapter(bench, kind: str) -> None:
     lost = [layer["dora_lost"]["first"] for layer in merged.report.record["layers"].values()]
     assert max(lost) < 1e-5
     assert not merged.settings["use_dora"]
+
+
+def test_without_its_magnitudes_it_is_broken_and_no_plain_lora(bench) -> None:
+    lab = bench(llama)
+    folder = lab.train("a", target_modules=["q_proj"], use_dora=True)
+    file = f"{folder}/adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "layers.1" not in k or "magnitude" not in k}, file)
+    for dora in (None, "exact"):
+        with pytest.raises(AdapterError, match=r"layers\.1\.self_attn\.q_proj.*no lora_magnitude_vector"):
+            lab.merge(folder, dora=dora)
 
 
 def test_live_and_beside_a_plain_adapter(bench) -> None:

@@ -60,8 +60,14 @@ def described(
         rank: the layer's rank where it is known; the configuration's otherwise.
 
     Raises:
-        AdapterError: the shapes do not belong together, or are not those of the configuration.
+        AdapterError: the shapes do not belong together, or are not those of the configuration; or a DoRA adapter has no
+            magnitude, without which its factors are not its update.
     """
+    if config.get("use_dora") and stored.magnitude is None:
+        raise AdapterError(
+            f"reading adapter {adapter!r}, module {target.name!r}: the configuration says use_dora, but there is no "
+            f"lora_magnitude_vector; the file is incomplete, save the adapter again"
+        )
     declared = rank or int(pattern_value(config.get("rank_pattern"), target.name, config["r"]))
     try:
         if target.kind == "parameter":
