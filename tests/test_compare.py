@@ -82,12 +82,15 @@ def test_rows_and_table(found):
         assert row["least_retention"] == min(row["experts"].values())
         assert row["experts"][row["least"]] == row["least_retention"]
         assert row["seconds"] > 0
+        assert row["sign_conflict_before"] == report.diagnostics["sign_conflict"]
+        assert (row["sign_conflict_after"] is None) == (way.split(":")[0] in ("tsv", "wudi"))
     from rich.console import Console
 
     console = Console(width=160, record=True, file=StringIO())
     console.print(found.table())
     text = console.export_text()
     assert all(way in text for way in WAYS)
+    assert "{sign_conflict_before:.1%} to {sign_conflict_after:.1%}".format(**rows["saliency"]) in text
 
 
 def test_a_way_that_fails_does_not_lose_the_others(llama):

@@ -55,7 +55,9 @@ class Comparison:
 
         `rank`, `norm`, `effective_rank`, `expected_retention` (the mean over the experts), `least` (the expert of whom
         least is left) and `least_retention`, `interference`, `sign_conflict` (of the merge with the experts, the mean),
-        `lost` (the largest share of a layer's energy that a truncation lost), and `experts`, what is left of each.
+        `sign_conflict_before` and `sign_conflict_after` (among the experts, and among what pruning left of them, None
+        where the way prunes nothing) with `signs_left`, `lost` (the largest share of a layer's energy that a truncation
+        lost), and `experts`, what is left of each.
         """
         return [self._row(name) for name in self.names]
 
@@ -65,11 +67,16 @@ class Comparison:
 
         table = Table(title="Ways to merge", title_justify="left")
         table.add_column("way", overflow="fold")
-        for column in ("rank", "norm", "left", "least", "interference", "sign conflicts", "lost to SVD", "seconds"):
+        rows = self.rows()
+        pruned = any(row.get("sign_conflict_after") is not None for row in rows)
+        columns = ["rank", "norm", "left", "least", "interference", "sign conflicts", "lost to SVD", "seconds"]
+        if pruned:
+            columns.insert(6, "among adapters, pruned")
+        for column in columns:
             table.add_column(column, justify="right")
-        for row in self.rows():
+        for row in rows:
             if "failed" in row:
-                table.add_row(row["name"], *[""] * 7, f"{row['seconds']:.1f}", style="red")
+                table.add_row(row["name"], *[""] * (len(columns) - 1), f"{row['seconds']:.1f}", style="red")
                 continue
             least = "" if row["least"] is None else f"{row['least']} {_percent(row['least_retention'])}"
             table.add_row(
@@ -80,6 +87,7 @@ class Comparison:
                 least,
                 "" if row["interference"] is None else f"{row['interference']:.2f}",
                 _percent(row["sign_conflict"]),
+                *([_change(row["sign_conflict_before"], row["sign_conflict_after"])] if pruned else []),
                 _percent(row["lost"]),
                 f"{row['seconds']:.1f}",
             )
@@ -120,6 +128,8 @@ class Comparison:
             **{key: found[key] for key in ("norm", "effective_rank", "expected_retention", "interference", "least")},
             "least_retention": None if least is None else experts[least]["expected_retention"],
             "sign_conflict": sum(conflicts) / len(conflicts) if conflicts else None,
+            "sign_conflict_before": found["sign_conflict"],
+            **{key: found[key] for key in ("sign_conflict_after", "signs_left")},
             "lost": max(layer["lost"] for layer in report.record["layers"].values()),
             "experts": {expert: row["expected_retention"] for expert, row in experts.items()},
         }
@@ -277,6 +287,10 @@ def _value(key: str, text: str) -> Any:
         except ValueError:
             return text
     return text
+
+
+def _change(before: float | None, after: float | None) -> str:
+    return "" if before is None or after is None else f"{before:.1%} to {after:.1%}"
 
 
 def _percent(value: float | None) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samerge.errors import AdapterError
+from samerge.errors import AdapterError, OptionError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,9 +47,9 @@ class Report:
     def diagnostics(self) -> Mapping[str, Any] | None:
         """How the merge compares with each expert, from the weights alone; None where there is nothing to compare.
 
-        `expected_retention` (the mean), `least`, `interference`, `sign_conflict`, `norm`, `effective_rank`, and
-        `experts`; what they mean is in docs/diagnostics.md. Records of older versions have none, and those that say why
-        they have none hold `diagnostics.absent`.
+        `expected_retention` (the mean), `least`, `interference`, `sign_conflict`, `sign_conflict_after`, `signs_left`,
+        `norm`, `effective_rank`, and `experts`; what they mean is in docs/diagnostics.md. Records of older versions
+        have none, and those that say why they have none hold `diagnostics.absent`.
         """
         found = self.record.get("diagnostics") or {}
         return None if not found or "absent" in found else found
@@ -58,6 +58,42 @@ class Report:
     def expected_retention(self) -> float | None:
         """What share of the experts' work is expected to be left, 0 to 1, on the mean; None without diagnostics."""
         return None if self.diagnostics is None else self.diagnostics["expected_retention"]
+
+    @property
+    def pruned_conflict(self) -> str | None:
+        """In words, the sign conflicts among the experts before and after pruning; None where nothing was pruned."""
+        found = self.diagnostics or {}
+        before, after = found.get("sign_conflict"), found.get("sign_conflict_after")
+        if before is None or after is None:
+            return None
+        left = f"{found['signs_left']:.1%} of the pairs of signs are left"
+        return f"{before:.1%} before pruning, {after:.1%} after it; {left}"
+
+    def picture(self, path: str | Path) -> Path:
+        """Draw the sign conflicts among the experts, before and after pruning, block by block of the model, as bars.
+
+        Args:
+            path: the file to write; its ending says the kind (png, svg, pdf).
+
+        Returns:
+            The file.
+
+        Raises:
+            OptionError: matplotlib is not installed, the ending is none that it knows, or the record has no such
+                figures, as those of one adapter.
+        """
+        from samerge.picture import grouped_bars
+        from samerge.summary import conflicts_by_block
+
+        blocks = conflicts_by_block(self.record["layers"])
+        named = {"before pruning": "sign_conflict", "after": "sign_conflict_after"}
+        series = {name: {block: row[key] for block, row in blocks.items()} for name, key in named.items()}
+        known = {name: row for name, row in series.items() if any(value is not None for value in row.values())}
+        if not known:
+            raise OptionError(
+                f"drawing {path}: this record tells no sign conflicts among its adapters; merge two or more anew"
+            )
+        return grouped_bars(path, known, list(blocks), "Sign conflicts among the adapters", "share of elements")
 
     def experts(self) -> list[dict[str, Any]]:
         """For each expert: name, weight, modules, components, kept, mean energy kept (weighted by its energy).
@@ -102,10 +138,14 @@ class Report:
         name = ", ".join(str(self.record[key]) for key in ("recipe", "method") if self.record.get(key))
         table = Table(title=f"{name}: {size}, {output['modules']} modules, {output['dtype']}")
         lost = [layer.get("lost") or 0.0 for layer in self.record["layers"].values()]
+        notes = []
         if max(lost, default=0.0) > _TOLD_LOSS:
             mean = sum(lost) / len(lost)
-            table.caption = f"the truncation lost {mean:.0%} of a layer's energy on the mean, {max(lost):.0%} at most"
-            table.caption_justify = "left"
+            notes.append(f"the truncation lost {mean:.0%} of a layer's energy on the mean, {max(lost):.0%} at most")
+        if self.pruned_conflict:
+            notes.append(f"sign conflicts among the adapters: {self.pruned_conflict}")
+        if notes:
+            table.caption, table.caption_justify = "\n".join(notes), "left"
         rows = self.experts()
         what = "elements kept" if any(row["elements"] for row in rows) else "components kept"
         for column in (

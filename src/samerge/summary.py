@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from samerge.diagnostics.summary import weighted_mean
 from samerge.profile import module_type
+
+#: A module's name up to its first number.
+_BLOCK = re.compile(r"^(.*?)(?:(?<=\.)|^)(\d+)(?=\.|$)")
+#: Of signs, for every layer of a record that has diagnostics.
+_SIGNS = ("sign_conflict", "sign_conflict_after")
 
 
 def layer_types(layers: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -18,8 +25,9 @@ def layer_types(layers: Mapping[str, Any]) -> list[dict[str, Any]]:
         For each type: `type`, `layers`, `components`, `kept` (None where the method chooses none), `elements` (kept and
         all, None where the method keeps components), `energy` (share of
         the experts' energy that was kept before truncation), `lost` (share of the merged energy that truncation lost,
-        the mean), `scale` (the mean), `outside` (whether it takes no part in the flow graph), and `kept_of`: for each
-        expert, how many of its components were kept.
+        the mean), `scale` (the mean), `outside` (whether it takes no part in the flow graph), `sign_conflict` and
+        `sign_conflict_after` (among the experts, and among what pruning left of them; None where there is none), and
+        `kept_of`: for each expert, how many of its components were kept.
 
     Example:
         >>> share = {"components": 4, "kept": [0, 2], "norm": 2.0, "energy": 0.5}
@@ -103,6 +111,42 @@ def layer_ranks(layers: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def conflicts_by_block(layers: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Sign conflicts among the experts before and after pruning, by block of the model, in its order.
+
+    A block is all modules of one name up to the first number; it is called by the number where that is enough. Modules
+    without a number stand for themselves, at the end.
+
+    Args:
+        layers: `layers` of a record.
+
+    Returns:
+        `sign_conflict` and `sign_conflict_after` for each block, the means over its modules by elements looked at; None
+        where there is none.
+
+    Example:
+        >>> one = {"sign_conflict": 0.5, "sign_conflict_after": 0.25, "sampled": [8, 8]}
+        >>> found = conflicts_by_block({"h.10.q": one, "h.2.q": one, "h.2.v": {**one, "sign_conflict": 0.25}})
+        >>> list(found), found["2"]
+        (['2', '10'], {'sign_conflict': 0.375, 'sign_conflict_after': 0.25})
+    """
+    groups: dict[tuple[int, str, int], list[Mapping[str, Any]]] = {}
+    for module, layer in layers.items():
+        found = _BLOCK.match(module)
+        groups.setdefault((0, found[1], int(found[2])) if found else (1, module, 0), []).append(layer)
+    several = len({key[:2] for key in groups if not key[0]}) > 1
+    return {
+        name if apart else f"{name}{number}" if several else str(number): _signs(groups[apart, name, number])
+        for apart, name, number in sorted(groups)
+    }
+
+
+def _signs(group: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The means of several layers; None for records of older versions, and of merges that have no diagnostics."""
+    known = [layer for layer in group if layer.get("sampled")]
+    return {key: weighted_mean((layer.get(key), layer["sampled"][0]) for layer in known) for key in _SIGNS}
+
+
 def _of_group(group: list[Mapping[str, Any]]) -> dict[str, Any]:
     shares = [(name, share) for layer in group for name, share in layer["experts"].items()]
     chosen = all(share["kept"] is not None for _, share in shares)
@@ -120,6 +164,7 @@ def _of_group(group: list[Mapping[str, Any]]) -> dict[str, Any]:
         "lost": sum(layer["lost"] for layer in group) / len(group),
         "scale": sum(layer["scale"] for layer in group) / len(group),
         "outside": all(layer["outside"] for layer in group),
+        **_signs(group),
     }
 
 

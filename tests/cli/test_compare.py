@@ -68,4 +68,3 @@ def test_inspect_of_several_adapters(invoke, loras, tmp_path) -> None:
 
 def test_inspect_refuses(invoke, loras) -> None:
     assert "no weights" in invoke("inspect", f"{loras / 'math'}:0.5", loras / "code").stderr
-    assert "name two or more" in invoke("inspect", loras / "math", "--picture", "c.png").stderr

@@ -34,10 +34,27 @@ def test_inspect_json(invoke, merged) -> None:
         "model.layers.*.mlp.down_proj",
         "model.layers.*.self_attn.q_proj",
     ]
+    assert all(0 < row["sign_conflict_after"] < 1 for row in told["layer_types"])
+    assert 0 < told["diagnostics"]["sign_conflict_after"] < 1
     assert told["layer_types"][0]["kept_of"] == {"math": 4, "far": 4}
     assert len(told["worst_layers"]) == 1
     assert told["inputs"][1]["weight"] == 0.5
     assert "layers" not in told
+
+
+def test_inspect_shows_and_draws_sign_conflicts(invoke, tiny_base, loras, tmp_path) -> None:
+    words = ("merge", "-b", tiny_base, "-a", loras / "math", "-a", loras / "code", "-o")
+    for folder, method in (("pruned", "saliency"), ("whole", "linear")):
+        assert invoke(*words, folder, "--method", method).exit_code == 0
+        result = invoke("inspect", folder, "--picture", f"{folder}.png")
+        assert result.exit_code == 0, result.stderr
+        assert "sign conflicts among the adapters" in result.stdout
+        assert ("after pruning" in result.stdout) == (method == "saliency")
+        assert (tmp_path / f"{folder}.png").read_bytes().startswith(b"\x89PNG")
+    assert invoke("merge", "-b", tiny_base, "-a", loras / "math", "-o", "one").exit_code == 0
+    refused = invoke("inspect", "one", "--picture", "one.png")
+    assert refused.exit_code == 2
+    assert "no sign conflicts" in refused.stderr
 
 
 def test_inspect_of_what_is_not_ours(invoke, loras, tmp_path) -> None:

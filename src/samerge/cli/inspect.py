@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samerge.cli.agreement import compared
-from samerge.cli.console import percent, show_json, show_warnings, stdout, two
+from samerge.cli.console import percent, show_json, show_warnings, stderr, stdout, two
 from samerge.cli.options import Json
-from samerge.errors import OptionError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +34,11 @@ def inspect(
     ] = 5,
     picture: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Draw the cosines between several adapters (png, svg, pdf)."),
+        typer.Option(
+            metavar="FILE",
+            help="Draw the cosines between several adapters, or a merge's sign conflicts before and after pruning "
+            "(png, svg, pdf).",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -44,7 +47,7 @@ def inspect(
     From which adapters, which share of each, in which layers, what was lost, what is expected to be left; it reads
     `samerge.json` alone, no model and no weights:
 
-        samerge inspect merged/
+        samerge inspect merged/ --picture signs.png
 
     Who cancels whom, who reacts to the same inputs, who is far larger than the others; it reads the adapters and no
     base model:
@@ -54,17 +57,17 @@ def inspect(
     if len(folder) > 1:
         compared(folder, worst, picture, as_json)
         return
-    if picture:
-        raise OptionError("--picture draws how several adapters agree; name two or more")
-    merged(folder[0], worst, as_json)
+    merged(folder[0], worst, picture, as_json)
 
 
-def merged(folder: str, worst: int, as_json: bool) -> None:
+def merged(folder: str, worst: int, picture: str | None, as_json: bool) -> None:
     """Show what a merged adapter holds."""
     from samerge.report import read_report
     from samerge.summary import layer_types, worst_layers
 
     report = read_report(folder)
+    if picture:
+        stderr().print(f"drawn in {report.picture(picture)}", markup=False)
     record = report.record
     types, least = layer_types(record["layers"]), worst_layers(record["layers"], worst)
     if as_json:
@@ -104,12 +107,14 @@ def _reading(record: Mapping[str, Any]) -> list[str]:
     found = record.get("diagnostics") or {}
     if not found or "absent" in found:
         return [f"expected to be left: not known; {found['absent']}"] if found else []
+    after = found.get("sign_conflict_after")
     least = f"{found['least']} least" if found["least"] else "no adapter with an update"
     parts = [
         f"expected to be left: {percent(found['expected_retention'])} on the mean, {least}",
         f"interference {two(found['interference'])}",
         f"effective rank {two(found['effective_rank'])}",
-        f"sign conflicts among the adapters {percent(found['sign_conflict'])}",
+        f"sign conflicts among the adapters {percent(found['sign_conflict'])}"
+        + ("" if after is None else f", {percent(after)} after pruning"),
     ]
     return ["; ".join(parts)]
 
@@ -127,7 +132,8 @@ def _types(rows: list[dict[str, Any]], names: list[str]) -> Table:
     table = _table("By type of layer", "type", layers="layers", kept="kept", energy="energy kept")
     for name in names:
         table.add_column(f"of {name}", justify="right")
-    for column in ("lost to SVD", "scale"):
+    signs = any(row["sign_conflict_after"] is not None for row in rows)
+    for column in ("lost to SVD", "scale", *(("sign conflicts",) if signs else ())):
         table.add_column(column, justify="right")
     for row in rows:
         kept = "all" if row["kept"] is None else str(row["kept"])
@@ -141,6 +147,7 @@ def _types(rows: list[dict[str, Any]], names: list[str]) -> Table:
             *(str(row["kept_of"].get(name, "")) for name in names),
             f"{row['lost']:.1%}",
             f"{row['scale']:.3g}",
+            *((f"{percent(row['sign_conflict'])} to {percent(row['sign_conflict_after'])}",) if signs else ()),
         )
     return table
 

@@ -36,7 +36,7 @@ def summary(layers: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         "least": min(expected, key=lambda name: expected[name]) if expected else None,
         "interference": _mean([row["interference"] for row in experts.values() if row["interference"] is not None]),
         **{
-            key: _weighted((layer[key], layer["sampled"][0]) for layer in layers.values())
+            key: weighted_mean((layer[key], layer["sampled"][0]) for layer in layers.values())
             for key in ("sign_conflict", "sign_conflict_after", "signs_left")
         },
         "norm": merged,
@@ -52,7 +52,7 @@ def _expert(layers: Mapping[str, Any], name: str, merged: float) -> dict[str, fl
     kept = _kept([share for _, share in found])
     every = _kept([share for layer, _ in found for share in layer["experts"].values()])
     squares = {
-        key: _weighted((None if share[key] is None else share[key] ** 2, share["norm"] ** 2) for _, share in found)
+        key: weighted_mean((None if share[key] is None else share[key] ** 2, share["norm"] ** 2) for _, share in found)
         for key in ("interference", "spill", "weighted_interference")
     }
     size = math.sqrt(own)
@@ -60,7 +60,7 @@ def _expert(layers: Mapping[str, Any], name: str, merged: float) -> dict[str, fl
         "retention": inner / own if own else None,
         "cosine": None if not own else inner / (size * merged) if merged else 0.0,
         **{key: None if square is None else math.sqrt(square) for key, square in squares.items()},
-        "sign_conflict": _weighted((share["sign_conflict"], layer["sampled"][0]) for layer, share in found),
+        "sign_conflict": weighted_mean((share["sign_conflict"], layer["sampled"][0]) for layer, share in found),
         "budget": kept / every if kept is not None and every else None,
         "norm": size,
     }
@@ -90,7 +90,7 @@ def _kept(shares: Sequence[Mapping[str, Any]]) -> int | None:
     return None if any(kept is None for kept in chosen) else sum(len(kept) for kept in chosen)
 
 
-def _weighted(pairs: Iterable[tuple[float | None, float]]) -> float | None:
+def weighted_mean(pairs: Iterable[tuple[float | None, float]]) -> float | None:
     """The weighted mean of what is known; None where nothing is."""
     known = [(value, weight) for value, weight in pairs if value is not None]
     total = sum(weight for _, weight in known)
