@@ -270,6 +270,12 @@ def _diagnostics(record: Mapping[str, Any]) -> str:
         "How the merged update compares with each adapter's own, from the weights alone. What is expected to be left "
         "is 1 for the adapter itself and 0 for the base model: an estimate, and no measurement on any task."
     )
+    before, after = found.get("sign_conflict"), found.get("sign_conflict_after")
+    if before is not None and after is not None:
+        note += (
+            f" Among the adapters, {before:.1%} of the signs of two are opposite, and {after:.1%} among what pruning "
+            f"left of them."
+        )
     return "\n\n".join(["## Compared with the adapters", _table(header, rows), note])
 
 
