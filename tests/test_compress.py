@@ -81,6 +81,15 @@ def test_the_basis_holds_what_exists():
     assert svd_basis(factors(20, 6, 5)).rank == 5  # more components than the matrix has dimensions
 
 
+def test_the_basis_leaves_rows_and_columns_of_zeros_as_they_are():
+    f = factors(4, 9, 7)
+    f.A[:, :2], f.B[0] = 0, 0
+    found = svd_basis(f)
+    assert not found.A[:, :2].any()
+    assert not found.B[0].any()
+    torch.testing.assert_close(found.delta(), f.delta())
+
+
 @pytest.mark.parametrize("width", [64, 4096])
 def test_the_basis_keeps_weak_components_of_wide_layers(width):
     """What is dropped as rounding must be rounding: a component 1e-4 times the first is real in float32."""

@@ -50,8 +50,9 @@ def svd_basis(factors: LoraFactors) -> LoraFactors:
     Rows and columns in which the update is zero stay zero, where rounding would leave something (and so a sign).
     """
     u, s, vh = singular_triplets(factors)
-    u = torch.where((factors.B != 0).any(dim=1, keepdim=True), u, 0)
-    vh = torch.where((factors.A != 0).any(dim=0), vh, 0)
+    for vectors, alive in ((u, factors.B.any(dim=1)), (vh.T, factors.A.any(dim=0))):
+        if not bool(alive.all()):
+            vectors[~alive] = 0
     if s.numel():
         eps = torch.finfo(u.dtype).eps
         keep = s > 8 * factors.rank * eps * s[0]
