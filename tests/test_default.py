@@ -57,7 +57,7 @@ def test_merge(beast: Beast) -> None:
     assert (record["recipe"], record["method"]) == ("even", "tsv")
     assert record["output"]["rank"] == max(item["rank"] for item in record["inputs"])
     links = ("balance", "selection", "aggregation", "spectrum", "scaling")
-    assert [record["options"][link] for link in links] == ["norm", "none", "tsv", "flat", "auto"]
+    assert [record["options"][link] for link in links] == ["norm", "none", "tsv", "flat", "unit"]
     for factors in merged.factors.values():
         s = torch.linalg.svdvals((factors.B @ factors.A).double())
         s = s[s > 1e-3 * s.max()] if s.any() else s

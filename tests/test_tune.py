@@ -201,9 +201,9 @@ def test_a_scaling_of_zero_leaves_nothing(llama: Beast) -> None:
         {"balance": "global", "method": "ties"},
     ],
 )
-def test_another_factor_of_the_norm_rule_likewise(llama: Beast, options) -> None:
+def test_another_rule_that_comes_after_likewise(llama: Beast, options) -> None:
     candidates = Candidates(llama.base, llama.adapters)
-    for scaling in ("auto:0.4", "auto:2.5", 0.8):
+    for scaling in ("auto:0.4", "auto:2.5", "unit", 0.8):
         fast = candidates.merged({**options, "scaling": scaling})
         slow = samerge.merge(llama.base, llama.adapters, scaling=scaling, **options)
         tensors = slow.tensors()

@@ -99,11 +99,12 @@ def merge(
             iteration; k, in every k-th; 0, in the first alone, and restricted to the survivors after that.
         basis: "svd" (default), the singular triplets of each update, which do not depend on how B and A were trained;
             or "native", the columns of B and rows of A as they are.
-        scaling: lambda, or "auto" (default of "even", of every merge with a selection, and of `elementwise`): each
-            layer's merged update gets c times the experts' mean Frobenius norm there, c = 1.3, or 2.0 for a flat
-            spectrum; "auto:<c>" sets c. The exact methods default to 1.0, others to their published lambda. Or
-            "lines:<alpha>:<beta>": alpha + beta l / (L - 1) in layer l of L. Or "interference", the lambda that changes
-            the experts' own outputs least; "interference:layer", one for each layer.
+        scaling: lambda, or "auto" (default of every merge with a selection, and of `elementwise`): each layer's merged
+            update gets c times the experts' mean Frobenius norm there, c = 1.3, or 2.0 for a flat spectrum; "auto:<c>"
+            sets c. Or "unit" (default of "even"): sum |w| / sum w^2 of the layer's experts, 1.0 where all weights are.
+            The exact methods default to 1.0, others to their published lambda. Or "lines:<alpha>:<beta>": alpha + beta
+            l / (L - 1) in layer l of L. Or "interference", the lambda that changes the experts' own outputs least;
+            "interference:layer", one for each layer.
         agreement: "absolute" (default), |gamma eta|; or "signed", |gamma| w eta, so that components that disagree with
             the merge go first. For `elementwise`: "paper" (default), dR/dtau times the merge, with its sign; or "task",
             |dR/dtau| w tau times the merge, positive only where the expert agrees with it.

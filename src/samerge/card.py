@@ -40,6 +40,7 @@ _AFTER = {
     ("spectrum", "flat"): (
         "The singular values of every merged layer are made equal, in the spirit of Iso-C (Marczak et al., 2025)."
     ),
+    ("scaling", "unit"): "The weights count in proportion to each other: brought to one, where they are the same.",
     ("scaling", "auto"): "The norm of every merged layer is set in proportion to the adapters' mean norm there.",
 }
 #: What became of the inputs of methods that do not merge.

@@ -7,8 +7,9 @@
 | `modules_to_save`, `trainable_token_indices` | the plain mean of those that have it, one's, or none, by choice |
 | a copy of a base weight | left out when it equals the base, else an error |
 
-Biases are updates like any other: `scaling` as a number multiplies them. With "auto" they are divided by sum |w_n| over
-the experts that have them: the norm rule has no meaning for them, and one expert keeps its own.
+Biases are updates like any other: `scaling` as a number multiplies them. With "auto" and "unit" they are divided by
+sum |w_n| over the experts that have them: rules that are made for low-rank updates have no meaning for them, and one
+expert keeps its own.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from samerge.layouts import Layout
 from samerge.lines import is_lines
 from samerge.methods.problem import Site
 from samerge.options import MergeOptions
-from samerge.values import INTERFERENCE, auto_factor
+from samerge.values import INTERFERENCE, UNIT, auto_factor
 
 _PREFIX = "base_model.model."
 
@@ -180,7 +181,7 @@ def _check_copy(adapter: str, name: str, load: Load, source: WeightSource | None
 
 def _sum(parts: Sequence[tuple[float, Tensor]], scaling: float | str) -> Tensor:
     total = torch.stack([weight * part.float() for weight, part in parts]).sum(0)
-    if auto_factor(scaling) is not None:
+    if scaling == UNIT or auto_factor(scaling) is not None:
         return total / sum(abs(weight) for weight, _ in parts)
     return total * float(scaling)
 

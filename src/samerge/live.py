@@ -207,7 +207,7 @@ def add_weighted_adapter(
         iterations: scoring and pruning steps.
         refresh: gamma is computed anew every so many iterations, 1 by default; 0 for the first one alone.
         basis: what the rank-1 components are.
-        scaling: lambda, "auto", "auto:<c>", "lines:<alpha>:<beta>", "interference", or "interference:layer".
+        scaling: lambda, "auto", "auto:<c>", "unit", "lines:<alpha>:<beta>", "interference", "interference:layer".
         agreement: "absolute", |gamma eta|, or "signed", |gamma| w eta; "paper" or "task" for `elementwise`.
         scope: rank components in each layer apart, or over all layers.
         connectivity: "flow", "local", or a flow graph of one's own.

@@ -61,7 +61,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "balance": "norm",
         "aggregation": "tsv",
         "spectrum": "flat",
-        "scaling": "auto",
+        "scaling": "unit",
         "fit": True,
     },
 }
@@ -82,8 +82,8 @@ class MergeOptions:
             "adaptive:<mean>". Instead of `rank`.
         iterations: scoring and pruning steps T, at least 1.
         basis: rank-1 components of what: singular triplets, or the columns and rows as trained.
-        scaling: a number lambda, "auto" or "auto:<c>" for the norm rule, "lines:<alpha>:<beta>", "interference" or
-            "interference:layer".
+        scaling: a number lambda, "auto" or "auto:<c>" for the norm rule, "unit", "lines:<alpha>:<beta>", "interference"
+            or "interference:layer".
         agreement: what a score makes of signs; which ones there are depends on the method.
         scope: rank components in each layer and expert apart, or over all layers of an expert.
         connectivity: "flow" through the family's graph, "local" (every layer by itself), or a graph of one's own.

@@ -114,7 +114,11 @@ def _scales(
     flat = outcome.flat or options.spectrum == "flat"
     return {
         module: scale_of(
-            update, {n: s.norm for n, s in outcome.layers[module].shares.items()}, problem.weights, scaling, flat
+            float(norm(update)),
+            {n: s.norm for n, s in outcome.layers[module].shares.items()},
+            problem.weights,
+            scaling,
+            flat,
         )
         for module, update in updates.items()
     }

@@ -1,22 +1,31 @@
-"""How strongly a merged update is applied: a number lambda, or the norm rule.
+"""How strongly a merged update is applied: a number lambda, the norm rule, or the weights brought to one.
 
-The norm rule needs no data: each layer's merged update M is scaled to
+Neither rule needs data, and in both a common factor of the weights cancels and one expert alone keeps its own strength.
+
+The norm rule, "auto", scales each layer's merged update M to
 
     ||M||_F = c * sum_i |w_i| ||tau_i||_F / sum_i |w_i|
 
 over the experts that adapt the layer, with tau_i unpruned. A sum of experts that agree little is too weak in each of
 their directions when it is averaged and too strong as a whole when it is summed; c = 1.3 did best for raw spectra over
-eight text tasks, c = 2.0 for flat ones, whose norm is spread over more directions. "auto:<c>" sets another c. One
-expert alone keeps its own norm (c = 1), a zero update stays zero (also where updates cancel but for rounding), and a
-common factor of the weights cancels.
+eight text tasks, c = 2.0 for flat ones, whose norm is spread over more directions. "auto:<c>" sets another c. A zero
+update stays zero (also where updates cancel but for rounding).
+
+"unit" leaves M the norm that the method gives it, with the weights w_i sum_j |w_j| / sum_j w_j^2 in the place of w_i:
+
+    lambda = sum_i |w_i| / sum_i w_i^2
+
+over the experts whose update there is not zero; 1 where all weights are. It suits methods whose own norm means
+something. TSV makes the experts' directions orthogonal, so that N experts of norm m have the norm m sqrt(N) together,
+sqrt((sum_i |w_i|)^2 / sum_i w_i^2) for any weights, and the leading r directions have their share of it: the norm grows
+with the output rank, as the norm rule does not know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from samerge.factors import LoraFactors, norm
-from samerge.values import auto_factor
+from samerge.values import UNIT, auto_factor
 
 #: Merged norm as a multiple of the experts' mean norm, where two experts or more meet.
 NORM_FACTOR = 1.3
@@ -28,27 +37,35 @@ _ROUNDING = 1e-5
 
 
 def scale_of(
-    merged: LoraFactors, norms: Mapping[int, float], weights: Sequence[float], scaling: float | str, flat: bool = False
+    size: float, norms: Mapping[int, float], weights: Sequence[float], scaling: float | str, flat: bool = False
 ) -> float:
     """The factor that a merged update is multiplied with.
 
     Args:
-        merged: the update at scaling 1.0.
-        norms: Frobenius norm of each expert's own update here, by expert number.
+        size: Frobenius norm of the merged update at scaling 1.0.
+        norms: of each expert's own update here, by expert number.
         weights: one for each expert.
-        scaling: lambda, or "auto" or "auto:<c>" for the norm rule.
+        scaling: lambda, "auto" or "auto:<c>" for the norm rule, or "unit".
         flat: whether the merged update's singular values are all equal.
 
     Example:
-        >>> import torch
-        >>> merged = LoraFactors(torch.eye(2), torch.eye(2) * 3)
-        >>> round(scale_of(merged, {0: 3.0, 1: 1.0}, [1.0, 1.0], "auto"), 4)
-        0.6128
+        >>> round(scale_of(4.0, {0: 3.0, 1: 1.0}, [1.0, 1.0], "auto"), 4)
+        0.65
+        >>> scale_of(4.0, {0: 3.0, 1: 1.0}, [0.5, 0.5], "unit")
+        2.0
     """
+    if scaling == UNIT:
+        return _unit([abs(weights[n]) for n, value in norms.items() if value > 0])
     factor = auto_factor(scaling)
     if factor is None:
         return float(scaling)
-    return norm_rule(float(norm(merged)), norms, weights, factor or (FLAT_NORM_FACTOR if flat else NORM_FACTOR))
+    return norm_rule(size, norms, weights, factor or (FLAT_NORM_FACTOR if flat else NORM_FACTOR))
+
+
+def _unit(weights: Sequence[float]) -> float:
+    most = max(weights, default=0.0)
+    shares = [weight / most for weight in weights if most]  # whose squares neither overflow nor vanish
+    return sum(shares) / sum(share * share for share in shares) / most if shares else 1.0
 
 
 def norm_rule(size: float, norms: Mapping[int, float], weights: Sequence[float], factor: float = NORM_FACTOR) -> float:

@@ -12,6 +12,9 @@ from samerge.lines import alpha_beta, is_lines
 #: The scalings that are found from what the experts lose (`samerge.interference`).
 INTERFERENCE = ("interference", "interference:layer")
 
+#: The scaling that brings the weights to one (`samerge.scaling`).
+UNIT = "unit"
+
 #: The mean of density="adaptive".
 ADAPTIVE_MEAN = 0.1
 
@@ -26,8 +29,8 @@ def check_scaling(scaling: float | str) -> None:
         number("scaling", scaling)
     elif is_lines(scaling):
         alpha_beta(scaling)
-    elif auto_factor(scaling) is None and scaling not in INTERFERENCE:
-        known = ("auto", "a number", "auto:<c>", "lines:<alpha>:<beta>", *INTERFERENCE)
+    elif auto_factor(scaling) is None and scaling not in (UNIT, *INTERFERENCE):
+        known = ("auto", "a number", "auto:<c>", UNIT, "lines:<alpha>:<beta>", *INTERFERENCE)
         choice("scaling", scaling, known)
 
 

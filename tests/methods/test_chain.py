@@ -353,7 +353,7 @@ def dense_even(experts: list[torch.Tensor], rank: int) -> torch.Tensor:
         polar.append(x[:, alive] @ yh[alive])
     u, s, vh = torch.linalg.svd((polar[0] * torch.cat(values)) @ polar[1], full_matrices=False)
     flat = u[:, :rank] @ vh[:rank]
-    return flat * (2.0 * mean / float(flat.norm()))
+    return flat * float(s[:rank].square().mean().sqrt())
 
 
 @pytest.mark.parametrize("rank", [None, 3])

@@ -157,8 +157,8 @@ def merge(
     scaling: Annotated[
         str | None,
         typer.Option(
-            metavar="auto[:C]|FLOAT|lines:A:B|interference[:layer]",
-            help="The strength of the merged update. Default: auto for the recipe even, with a selection and for "
+            metavar="auto[:C]|unit|FLOAT|lines:A:B|interference[:layer]",
+            help="The strength of the merged update. Default: unit for the recipe even, auto with a selection and for "
             "elementwise, 1.0 for the exact methods.",
             rich_help_panel=_OUTPUT,
         ),

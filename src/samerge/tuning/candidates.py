@@ -21,8 +21,8 @@ from samerge.factors import LoraFactors, balanced
 from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base
 from samerge.merged import MergedAdapter
 from samerge.report import Report
-from samerge.scaling import norm_rule
-from samerge.values import auto_factor
+from samerge.scaling import scale_of
+from samerge.values import UNIT, auto_factor
 
 #: How many merges are kept for trials that differ from them in nothing but the scaling.
 _KEPT = 4
@@ -31,9 +31,9 @@ _KEPT = 4
 class Candidates:
     """Merges of one set of adapters.
 
-    A numeric scaling multiplies the merged update after everything else, and so does "auto:<c>", layer by layer. Trials
-    which differ in these alone are one merge, at scaling 1 and in float32, times numbers. Adapters that train biases
-    are merged anew every time: a base's bias is not in proportion.
+    A numeric scaling multiplies the merged update after everything else, and so do "auto:<c>" and "unit", layer by
+    layer. Trials which differ in these alone are one merge, at scaling 1 and in float32, times numbers. Adapters that
+    train biases are merged anew every time: a base's bias is not in proportion.
 
     Args:
         base: as for `merge`.
@@ -64,7 +64,8 @@ class Candidates:
             options: keyword arguments of `merge`.
         """
         scaling = options.get("scaling")
-        if not isinstance(scaling, Real) and not auto_factor(str(scaling)):  # "auto" alone depends on the spectrum
+        comes_after = isinstance(scaling, Real) or scaling == UNIT or auto_factor(str(scaling))
+        if not comes_after:  # "auto" alone depends on the spectrum
             return self._remember(options)
         unit = self._remember({**options, "scaling": 1.0, "dtype": torch.float32})
         if unit.extras:
@@ -89,11 +90,11 @@ class Candidates:
 
 
 def scaled(unit: MergedAdapter, scaling: Any, asked: torch.dtype | None, dtype: torch.dtype) -> MergedAdapter:
-    """A merge at another scaling: the same factors times a number, one for each layer under "auto:<c>".
+    """A merge at another scaling: the same factors times a number, one for each layer under "auto:<c>" and "unit".
 
     Args:
         unit: the merge at scaling 1.0, in float32, without extras.
-        scaling: lambda, or "auto:<c>".
+        scaling: lambda, "auto:<c>" or "unit".
         asked: the dtype that the caller asked for, for the record.
         dtype: the dtype to write.
     """
@@ -120,10 +121,7 @@ def scaled(unit: MergedAdapter, scaling: Any, asked: torch.dtype | None, dtype: 
 
 def _scale(layer: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], scaling: Any) -> float:
     """What a layer at scaling 1.0 is multiplied with."""
-    factor = auto_factor(scaling)
-    if factor is None:
-        return float(scaling)
     norms = {
         n: layer["experts"][one["name"]]["norm"] for n, one in enumerate(inputs) if one["name"] in layer["experts"]
     }
-    return norm_rule(layer["norm"], norms, [one["weight"] for one in inputs], factor)
+    return scale_of(layer["norm"], norms, [one["weight"] for one in inputs], scaling)
