@@ -38,6 +38,15 @@ def test_a_way_that_fails_is_told_at_the_end(invoke, loras, tmp_path) -> None:
     assert [folder.name for folder in (tmp_path / "all").iterdir()] == ["linear"]
 
 
+def test_a_warning_says_which_ways_it_is_of(invoke, loras) -> None:
+    words = ("compare", "-", loras / "math", loras / "code", "-m", "linear", "-m", "dare:rank=1", "--json")
+    (told,) = json.loads(invoke(*words).stdout)["warnings"]
+    assert told.startswith("dare:rank=1: truncation to svd_rank lost over 20% of the energy")
+    words = ("compare", "-", f"{loras / 'math'}:0", loras / "code", "-m", "linear", "-m", "tsv", "--json")
+    (told,) = json.loads(invoke(*words).stdout)["warnings"]
+    assert told == "weight 0 leaves these adapters out: math"
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

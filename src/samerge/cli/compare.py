@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings as python_warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,8 +79,9 @@ def compare(
         samerge compare meta-llama/Llama-3.1-8B math=ada/math-lora code=./code-lora \\
             --method even --method saliency --method tsv:scaling=0.7 --picture ways.png
 
-    What is expected to be left is 100 % for an adapter itself and 0 % for the base model: an estimate from the weights
-    (docs/diagnostics.md), good for the order of ways, no accuracy. The best two, saved:
+    What is expected to be left is 100 % for an adapter itself and 0 % for the base model. It is an estimate from the
+    weights and no accuracy, good for leaving out what is hopeless. It makes too little of merges with a flat spectrum
+    (even, iso-c) and too much of wudi (docs/diagnostics.md). Two of the ways, saved:
 
         samerge compare BASE A B -m even -m saliency -m iso-c --save even --save iso-c --output merged/
 
@@ -117,10 +119,10 @@ def compare(
 
 
 def _show(found: Comparison, saved: dict[str, str], drawn: str | None, as_json: bool, quiet: bool) -> None:
-    notes = dict.fromkeys(text for merged in found.merged.values() for text in merged.report.warnings)
+    notes = _warnings({way: merged.report.warnings for way, merged in found.merged.items()})
     show_warnings(notes)
     if as_json:
-        show_json({"ways": found.rows(), "saved": saved, "picture": drawn, "warnings": list(notes)})
+        show_json({"ways": found.rows(), "saved": saved, "picture": drawn, "warnings": notes})
     elif not quiet:
         stdout().print(found.table())
     for way, reason in found.failed.items():
@@ -130,6 +132,20 @@ def _show(found: Comparison, saved: dict[str, str], drawn: str | None, as_json: 
             stderr().print(f"saved {way} in {folder}", markup=False)
         if drawn:
             stderr().print(f"drawn in {drawn}", markup=False)
+
+
+def _warnings(by_way: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each warning once: as it is where every way has it, else with the ways that have it in front.
+
+    Example:
+        >>> _warnings({"tsv": ["much was lost"], "linear": []})
+        ['tsv: much was lost']
+    """
+    ways: dict[str, list[str]] = {}
+    for way, texts in by_way.items():
+        for text in texts:
+            ways.setdefault(text, []).append(way)
+    return [text if len(own) == len(by_way) else f"{', '.join(own)}: {text}" for text, own in ways.items()]
 
 
 def _targets(ways: list[str], save: list[str], save_all: bool, output: str | None) -> dict[str, Path]:
