@@ -35,7 +35,7 @@ class MiniLM(Suite):
     name: ClassVar[str] = "minilm"
     tasks: ClassVar[tuple[str, ...]] = tuple(sorted(TASKS))
     about: ClassVar[str] = "all-MiniLM-L6-v2 (BERT, 22.7 M), eight text tasks, rank 16, each adapter from its own A"
-    kin: ClassVar[str] = "minilm"
+    kin: ClassVar[str] = "texts"
     judge: ClassVar[bool] = False
     items: ClassVar[Mapping[Split, int]] = {"validation": 100, "test": 200}
 
