@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import sys
@@ -20,6 +21,7 @@ from evidence.collect import mark  # noqa: E402
 from evidence.page import render  # noqa: E402
 from evidence.runs import foretold, norm_scales, settings  # noqa: E402
 from evidence.scores import interval, pack, resampled, score, spearman, unpack  # noqa: E402
+from evidence.shares import ranks, shared  # noqa: E402
 from evidence.table import FAMILIES, Family  # noqa: E402
 from suites.base import LiveWeights, Update, divide, single  # noqa: E402
 
@@ -144,6 +146,59 @@ def test_scale_and_rank_after_the_merge_are_the_merges_own(method, llama):
     assert {"expected_retention", "interference", "cosine"} <= set(found)
     for key, value in found.items():
         assert value == pytest.approx(sum(row[key] for row in own.values()) / len(own), abs=1e-3)
+
+
+def spectra(*sizes: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(sum(sizes))
+    return [torch.rand(n, generator=generator).double().sort(descending=True).values * (n + 1) for n in sizes]
+
+
+def test_ranks_by_energy_hold_the_most_of_all_that_cost_as_much():
+    values = spectra(6, 4, 5)
+    choices = itertools.product(*(range(1, len(own) + 1) for own in values))
+
+    def energy(chosen):
+        return sum(float(own[:k].square().sum()) for own, k in zip(values, chosen, strict=True))
+
+    best = max((chosen for chosen in choices if sum(chosen) <= 3 * 3), key=energy)
+    assert ranks(values, [7, 7, 7], 3, "energy") == list(best)
+    assert len(set(best)) > 1  # or it would say nothing
+
+
+def test_ranks_follow_what_their_rule_looks_at():
+    falling, level = torch.arange(12, 0, -1).double(), torch.ones(12).double()
+    assert ranks([9 * falling, falling], [5, 5], 4, "energy") == [7, 1]
+    assert ranks([9 * falling, falling], [5, 5], 4, "relative") == [4, 4]
+    assert ranks([falling, falling], [10, 1], 4, "relative") == [4, 4]  # whatever it costs
+    assert ranks([falling, falling], [10, 1], 4, "energy") == [3, 12]
+    assert ranks([9 * level, level[:6]], [5, 5], 3, "effective") == [4, 2]  # effective ranks 12 and 6
+    assert ranks([falling, falling[:0]], [5, 5], 2, "energy") == [4, 0]
+
+
+@pytest.mark.parametrize("rule", ["energy", "relative", "effective"])
+def test_ranks_cost_no_more_than_the_uniform_one_and_leave_no_component_that_could_be_had(rule):
+    values, costs = spectra(9, 14, 30, 5), [12, 60, 24, 24]
+    found = ranks(values, costs, 6, rule)
+    left = 6 * sum(costs) - sum(k * cost for k, cost in zip(found, costs, strict=True))
+    assert left >= 0
+    assert all(1 <= k <= len(own) for k, own in zip(found, values, strict=True))
+    assert all(cost > left or k == len(own) for k, cost, own in zip(found, costs, values, strict=True))
+
+
+def test_layers_of_shared_ranks_are_those_of_the_default_at_their_own_rank(llama):
+    [family] = [family for family in FAMILIES if family.shares == "energy"]
+    whole = samerge.merge(
+        None, llama.adapters, scaling=1.0, progress=False, **family.arguments("r", 3, None, family.seeds[0])
+    )
+    found = shared(whole.factors, 3, "energy")
+    by_rank = {
+        k: samerge.merge(None, llama.adapters, recipe="even", svd_rank=k, scaling=1.0, progress=False)
+        for k in {update.rank for update in found.values()}
+    }
+    assert len(by_rank) > 1
+    for module, update in found.items():
+        expected = by_rank[update.rank].delta(module)
+        torch.testing.assert_close(whole.layouts[module].delta(update), expected, rtol=1e-3, atol=1e-5)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from evidence.query import (
     merges,
     ranking,
 )
-from evidence.studies import ablations, predicted, scale, study
+from evidence.studies import ablations, predicted, scale, shares, study
 
 REPEAT = """## To repeat it
 
@@ -40,6 +40,7 @@ def render(results: Results) -> str:
         scale(results),
         ablations(results),
         study(results),
+        shares(results),
         predicted(results),
         uncertainty(results),
         REPEAT,

@@ -22,6 +22,7 @@ from suites.base import SPLITS, Evaluator, Split, Suite, Update, single
 
 import samerge
 from evidence.scores import pack, unpack
+from evidence.shares import shared
 from evidence.table import Budget, Family
 from samerge.compress import truncate
 from samerge.diagnostics.overlap import overlaps
@@ -194,10 +195,11 @@ class Runs:
         if setting.budget == "free" or setting.family.sizing != "truncate":
             return dict(merged.factors)
         assert self._merged is not None
-        key = (self._merged[0], setting.budget)
+        key = (self._merged[0], setting.budget, setting.family.shares)
         if self._cut is None or self._cut[0] != key:
-            rank = self.output_rank(setting.budget)
-            self._cut = (key, {module: truncate(update, rank)[0] for module, update in merged.factors.items()})
+            rank, rule, whole = self.output_rank(setting.budget), setting.family.shares, merged.factors
+            cut = shared(whole, rank, rule) if rule else {m: truncate(update, rank)[0] for m, update in whole.items()}
+            self._cut = (key, cut)
         return self._cut[1]
 
     def output_rank(self, budget: Budget) -> int:

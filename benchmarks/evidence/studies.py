@@ -97,6 +97,33 @@ def study(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def shares(results: Results) -> str:
+    """Ranks that differ between layers."""
+    suites = [suite for suite in results["suites"] if select(results, suite=suite, role="shares")]
+    if not suites:
+        return ""
+    rows = []
+    for budget in ("r", "2r"):
+        for merge in merges(results, ("default", "shares")):
+            cells = [merge, BUDGETS[budget]]
+            for suite in suites:
+                found = select(results, suite=suite, merge=merge, budget=budget, scaling=1.0)
+                cells += [score(found[0], with_interval=True), str(found[0]["rank"])] if found else ["", ""]
+            rows.append(cells)
+    head = ["merge", "parameters as at", *(f"{suite}{what}" for suite in suites for what in ("", ": largest rank"))]
+    return "\n\n".join(
+        [
+            "## Ranks shared unevenly",
+            "The default truncates every layer to one rank. Here the same number of parameters is shared between the "
+            "layers: to have the most energy for the parameters, by every component's share of its own layer's "
+            "energy, or in proportion to the layers' effective ranks; a layer's spectrum is made flat and keeps its "
+            "norm, all at λ 1. A file has one rank for all layers: written with padding, such a merge is as large as "
+            "one of the largest rank.",
+            table(head, rows),
+        ]
+    )
+
+
 def predicted(results: Results) -> str:
     """Whether diagnostics that need no data foretell accuracy."""
     rows = []

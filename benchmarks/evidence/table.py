@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["default", "own", "published", "comparator", "rule", "ablation", "chain"]
+from evidence.shares import Rule
+
+Role = Literal["default", "own", "published", "comparator", "rule", "ablation", "chain", "shares"]
 Budget = Literal["r", "2r", "free"]
 
 #: The same scales for every method, so that none is tuned more finely than another.
@@ -37,6 +39,8 @@ class Family:
         densities: the first is the published one; None where the method has none.
         budgets: output ranks: the experts' own, twice as much, or as much as the method gives.
         sizing: how a budget is met: "truncate" the result, or the method's own option "rank" or "svd_rank".
+        shares: how the layers share a budget that they are truncated to, unless equally; their spectra are made flat
+            thereafter.
         free: options at the budget "free".
         seeds: for methods that draw at random.
         first: which families are run first.
@@ -49,8 +53,9 @@ class Family:
     scalings: tuple[float | str, ...] = SCALES
     published: float | str = 1.0
     densities: tuple[float | None, ...] = (None,)
-    budgets: tuple[Budget, ...] = ("r", "free")
+    budgets: tuple[Budget, ...] = ALL
     sizing: Literal["truncate", "rank", "svd_rank"] = "truncate"
+    shares: Rule | None = None
     free: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int | None, ...] = (None,)
     first: int = 5
@@ -146,6 +151,21 @@ def _chain(aggregation: str, balance: str, spectrum: str, density: float | None 
     )
 
 
+def _shared(rule: Rule, by: str) -> Family:
+    """The default, but for its rank: the layers share its parameters by a rule."""
+    return Family(
+        f"even, ranks by {by}",
+        "shares",
+        {"aggregation": "tsv", "balance": "norm", "spectrum": "kept"},
+        scalings=(1.0,),
+        budgets=("r", "2r"),
+        shares=rule,
+        free={"svd_rank": FULL},
+        first=4,
+        design=True,
+    )
+
+
 def _ruled(method: str, *budgets: Budget) -> Family:
     """A method that every rule of the scale is tried with."""
     scalings = (*SCALES, *NORMS, *INTERFERENCE)
@@ -222,7 +242,7 @@ FAMILIES: tuple[Family, ...] = (
         {"method": "ctm"},
         published=0.75,
         densities=(0.25,),
-        budgets=("r",),
+        budgets=("r", "2r"),
         sizing="svd_rank",
         first=3,
     ),
@@ -230,7 +250,7 @@ FAMILIES: tuple[Family, ...] = (
         "lora-lego",
         "comparator",
         {"method": "lora-lego"},
-        budgets=("r",),
+        budgets=("r", "2r"),
         sizing="rank",
         seeds=(0,),
         first=3,
@@ -270,4 +290,7 @@ FAMILIES: tuple[Family, ...] = (
     *(_chain("tsv", "norm", "flat", density) for density in (0.25, 0.5, 0.75)),
     *(_chain("tsv", "none", "kept", density) for density in (0.25, 0.5, 0.75)),
     *(_chain("sum", "norm", "flat", density) for density in (0.25, 0.5, 0.75)),
+    _shared("energy", "energy"),
+    _shared("relative", "relative energy"),
+    _shared("effective", "effective rank"),
 )
