@@ -245,6 +245,38 @@ class TestResolveAdapter:
         assert b"pickle" not in hub.objects.values()
 
     @pytest.mark.parametrize(
+        ("how", "words"),
+        [
+            ("variable", "OfflineModeIsEnabled.*HF_HUB_OFFLINE"),
+            ("down", "answered 503; try again later"),
+            ("unplugged", "ConnectError.*check the connection"),
+        ],
+    )
+    def test_asking_for_a_pickle_fails(self, hub, monkeypatch, how, words):
+        add_repo(hub, "ada/m", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})
+        with pytest.raises(AdapterError, match="a pickle"):  # the cache has the configuration from here on
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+        if how == "variable":
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        elif how == "down":
+            hub.down = True
+        else:
+            hub.close()
+        asked = r"'ada/m' from the Hub: there is no adapter_model\.safetensors, and asking for adapter_model\.bin fail"
+        with pytest.raises(HubError, match=f"{asked}ed: .*{words}") as caught:
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+        assert caught.value.__cause__ is not None
+
+    def test_a_cache_without_the_weights_asks_no_one(self, hub):
+        add_repo(hub, "ada/m", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})
+        with pytest.raises(AdapterError, match="a pickle"):
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+        hub.requests.clear()
+        with pytest.raises(AdapterError, match=r"cache: there is no adapter_model\.safetensors.*local_files_only"):
+            resolve_adapter("ada/m", endpoint=hub.endpoint, local_files_only=True)
+        assert hub.requests == []
+
+    @pytest.mark.parametrize(
         ("token", "words"),
         [
             (False, "there is no folder of this name"),

@@ -104,7 +104,7 @@ def resolve_adapter(
 
     Raises:
         AdapterError: there is no such folder, or the repository holds no adapter in safetensors.
-        HubError: the Hub refuses or cannot be reached, and the cache does not have it.
+        HubError: the Hub refuses or cannot be reached, and the cache does not have all of it.
 
     Example:
         >>> resolve_adapter("ada/math-lora", revision="v2")  # doctest: +SKIP
@@ -129,21 +129,24 @@ def resolve_adapter(
         local_files_only=local_files_only,
     )
     folder = root / prefix
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            pickled = name == WEIGHTS_NAME and _in_repo(
-                str(source), prefix + _PICKLED_WEIGHTS_NAME, revision, token, endpoint
-            )
-            raise AdapterError(
-                f"{doing} from the Hub: the repository has no {prefix + name}"
-                + (
-                    f", only {_PICKLED_WEIGHTS_NAME}, a pickle, which is not opened because it can run code; load it "
-                    "with PEFT and save it again, which writes safetensors"
-                    if pickled
-                    else "; check that it is a PEFT adapter, its revision, and whether it lies in a subfolder"
-                )
-            )
-    return folder
+    absent = next((prefix + name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()), None)
+    if absent is None:
+        return folder
+    if local_files_only:  # what was downloaded once may be a part of the repository
+        raise AdapterError(
+            f"{doing} from the Hub's cache: there is no {absent}; leave local_files_only out, or run `hf download "
+            f"{source}` where there is a network; check the revision, and whether the adapter lies in a subfolder"
+        )
+    pickle = prefix + _PICKLED_WEIGHTS_NAME
+    if absent == prefix + WEIGHTS_NAME and _in_repo(str(source), absent, pickle, doing, revision, token, endpoint):
+        raise AdapterError(
+            f"{doing} from the Hub: the repository has no {absent}, only {_PICKLED_WEIGHTS_NAME}, a pickle, which is "
+            "not opened because it can run code; load it with PEFT and save it again, which writes safetensors"
+        )
+    raise AdapterError(
+        f"{doing} from the Hub: the repository has no {absent}; check that it is a PEFT adapter, its revision, and "
+        "whether it lies in a subfolder"
+    )
 
 
 def resolve_base(
@@ -190,11 +193,7 @@ def resolve_base(
         doing,
         allow_patterns=[
             *("*.safetensors", "*.safetensors.index.json", "config.json"),
-            *(
-                ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*")
-                if companions
-                else ()
-            ),
+            *(_COMPANIONS if companions else ()),
         ],
         # The patterns' * crosses folders: no copies in other formats (onnx/, original/), no second set of weights
         # under the names of the model's makers, no adapters.
@@ -259,14 +258,14 @@ def _download(
         )
 
 
-def _in_repo(repo_id: str, name: str, revision: str | None, token: str | None, endpoint: str | None) -> bool:
-    """Whether the repository holds a file; False where that cannot be found out."""
+def _in_repo(
+    repo_id: str, absent: str, name: str, doing: str, revision: str | None, token: str | None, endpoint: str | None
+) -> bool:
+    """Whether the repository holds a file where another one is absent; asks the Hub."""
     from huggingface_hub import HfApi
 
-    try:
+    with _hub_errors(f"{doing} from the Hub: there is no {absent}, and asking for {name} failed", repo_id):
         return bool(HfApi(endpoint=endpoint, token=token).file_exists(repo_id, name, revision=revision))
-    except Exception:  # only makes another error's message better
-        return False
 
 
 @contextlib.contextmanager
