@@ -211,3 +211,16 @@ def test_texts() -> None:
         "weights": "nan",
         "method_options": {"mu": 0.1},
     }
+
+
+def test_none_of_balance_and_selection_is_a_choice(invoke, words) -> None:
+    """Not given is another thing: the recipe even would have balance="norm"."""
+    even = (*words[:-2], "--search", "scaling=0.1:2", "--trials", 1, "-o", "out", "--overwrite")
+    for chosen in ("none", "global"):
+        assert invoke(*even, "--option", f"balance={chosen}").exit_code == 0
+        assert read_report("out").record["options"]["balance"] == chosen
+    assert search_space(["balance=none,norm", "selection=none,norm", "svd_rank=none,8"]) == {
+        "balance": ["none", "norm"],
+        "selection": ["none", "norm"],
+        "svd_rank": [None, 8],
+    }

@@ -11,6 +11,9 @@ from samerge.errors import OptionError
 
 _WORDS = {"true": True, "false": False, "none": None}
 
+#: Options that have a value of the name "none", which is another thing than not to give them: a recipe sets them.
+_HAVE_NONE = ("balance", "selection")
+
 
 def search_space(texts: Sequence[str] | None) -> dict[str, Any] | None:
     """`NAME=LOW:HIGH`, `NAME=LOW:HIGH:log`, `scaling=auto:LOW:HIGH` or `NAME=A,B,C` as `samerge.tune` takes them.
@@ -33,9 +36,9 @@ def search_space(texts: Sequence[str] | None) -> dict[str, Any] | None:
         if parts[0] == "auto" and len(parts) == 3:
             found[name] = (f"auto:{parts[1]}", f"auto:{parts[2]}")
         elif "," not in given and len(parts) > 1:
-            found[name] = tuple(read(part) for part in parts)
+            found[name] = tuple(read(part, name) for part in parts)
         else:
-            found[name] = [read(part) for part in given.split(",")]
+            found[name] = [read(part, name) for part in given.split(",")]
     return found
 
 
@@ -53,7 +56,7 @@ def fixed_options(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str
         if name == "method" or (name == "weights" and given not in WEIGHT_RULES):
             way = "give --method" if name == "method" else f"write them behind the adapters, as in {names[0]}:0.8"
             raise OptionError(f"--option {text!r}: {way}")
-        found[name] = read(given)
+        found[name] = read(given, name)
     if not found:
         return found
     from samerge.tuning.dimensions import kinds
@@ -64,15 +67,17 @@ def fixed_options(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str
     return options | ({"method_options": own} if own else {})
 
 
-def read(text: str) -> Any:
-    """A value: a whole number, a number, true, false, none, or the word as it is.
+def read(text: str, name: str) -> Any:
+    """A value of an option: a whole number, a number, true, false, none, or the word as it is.
 
     Example:
-        >>> read("8"), read("0.5"), read("true"), read("adaptive:0.2")
+        >>> read("8", "rank"), read("0.5", "mu"), read("true", "residual"), read("adaptive:0.2", "density")
         (8, 0.5, True, 'adaptive:0.2')
+        >>> read("none", "svd_rank"), read("none", "balance")
+        (None, 'none')
     """
     text = text.strip()
-    if text.lower() in _WORDS:
+    if text.lower() in _WORDS and not (text == "none" and name in _HAVE_NONE):
         return _WORDS[text.lower()]
     try:
         return int(text)
