@@ -9,7 +9,7 @@ from samerge.checkpoints.folder import FolderSource
 from samerge.checkpoints.live import ModelSource
 from samerge.checkpoints.naming import unwrap
 from samerge.checkpoints.protocol import WeightSource
-from samerge.checkpoints.tiling import read_tile, tiles
+from samerge.checkpoints.tiling import read_tile
 from samerge.graph.widths import matrix_shape
 
-__all__ = ["FolderSource", "ModelSource", "WeightSource", "matrix_shape", "read_tile", "tiles", "unwrap"]
+__all__ = ["FolderSource", "ModelSource", "WeightSource", "matrix_shape", "read_tile", "unwrap"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -47,22 +45,3 @@ def read_tile(
             f"say how: give the unquantised base instead"
         )
     return rows.to(device=device, dtype=dtype).reshape(-1, columns)
-
-
-def tiles(
-    source: WeightSource,
-    tensor: str,
-    expert: int | None,
-    device: torch.device,
-    dtype: torch.dtype,
-    elements: int,
-) -> Iterator[tuple[int, Tensor]]:
-    """The rows of a matrix, a tile of about `elements` entries (at least one row) at a time; see `read_tile`.
-
-    Yields:
-        The first row's number, and the tile (rows, columns).
-    """
-    rows, columns = matrix_shape(source.shapes[tensor], expert)
-    step = max(1, min(rows, elements // max(columns, 1)))
-    for start in range(0, rows, step):
-        yield start, read_tile(source, tensor, expert, start, min(start + step, rows), device, dtype)
