@@ -19,8 +19,8 @@ from evidence.table import ALL, FAMILIES
 Line = Mapping[str, Any]
 Record = dict[str, Any]
 
-#: Whom paired differences are taken to: what `merge(base, adapters)` does.
-DEFAULT = ("even", "r", True)
+#: Whom paired differences are taken to, at the same output rank: what `merge(base, adapters)` does.
+DEFAULT = ("even", True)
 
 #: By key. A line may have been written under another table: its role and whether it is published are this one's.
 _KNOWN = {setting.key(): setting for setting in settings(FAMILIES, "*", ALL, judge=False)}
@@ -53,7 +53,7 @@ def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], lis
     base = next(line for line in lines if line["merge"] == "base")
     answers = [_answers(line, "test") for line in (base, *merges)]
     samples = resampled(experts["test"], answers)
-    default = next((i for i, line in enumerate(merges, 1) if _is_default(line)), None)
+    defaults = {line["budget"]: i for i, line in enumerate(merges, 1) if _is_default(line)}
     records = []
     for i, line in enumerate(merges, 1):
         kept = ("merge", "budget", "rank", "density", "scaling", "seed", "mean_scale")
@@ -66,7 +66,7 @@ def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], lis
                 "validation": round(score(_answers(line, "validation"), experts["validation"]), 2),
                 "test": round(score(answers[i], experts["test"]), 2),
                 "interval": _rounded(interval(samples[i])),
-                "to_default": _difference(samples, answers, experts["test"], i, default),
+                "to_default": _difference(samples, answers, experts["test"], i, defaults.get(line["budget"])),
                 "tasks": _accuracies(answers[i]),
                 "merge_seconds": line["merge_seconds"],
                 "foretold": line["foretold"],
@@ -169,7 +169,7 @@ def mark(records: Sequence[Record], kin: Mapping[str, str]) -> None:
 
 
 def _is_default(line: Line) -> bool:
-    return (line["merge"], line["budget"], _setting(line).published) == DEFAULT
+    return (line["merge"], _setting(line).published) == DEFAULT
 
 
 def _setting(line: Line) -> Setting:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from evidence.markdown import listed, score, setting, table
+from evidence.prize import prize
 from evidence.query import (
     BUDGETS,
     Record,
@@ -35,6 +36,7 @@ def render(results: Results) -> str:
         "# Which merge is best: the evidence",
         "Made by `benchmarks/quality.py --render` from benchmarks/results/quality.json; no figure is by hand.",
         answer(results),
+        prize(results),
         measured(results),
         *[by_budget(results, budget) for budget in BUDGETS],
         scale(results),
@@ -121,12 +123,13 @@ def measured(results: Results) -> str:
         "good as the experts.",
         table(head, rows),
         "*base* is the model without any adapter, *one expert for all* the mean score of a single expert on all tasks. "
-        "*design* suites were looked at while samerge's recipe was made and its factors of the norm rule were set; "
-        "*judges* were not. The first untuned scores of `vision` and a few of `smollm2` were known when the recipe "
-        "`even` took the place of `saliency` as the default. "
+        "*design* suites were looked at while samerge's recipe was made and its strength was settled; *judges* "
+        "were not. The first untuned scores of `vision` and a few of `smollm2` were known when the recipe `even` took "
+        "the place of `saliency` as the default, and some at other scales when its strength became that of λ 1, the "
+        "scale that did best on the design suites. The text suites share tasks and their splits of rows. "
         "*published* is a method with the scale and density that its paper or registry gives; *tuned* has the best "
         "score on the suite's validation rows, *tuned elsewhere* the best mean score on the validation rows of the "
-        "suites of other models; *best* has the best test score itself, and so is an upper bound that nobody can "
+        "suites with other tasks; *best* has the best test score itself, and so is an upper bound that nobody can "
         "choose. Every method is tried at the same scales; those with a density at the published one and another. "
         "Intervals are 95 %, from 1000 paired bootstrap samples of the test rows.",
     ]
