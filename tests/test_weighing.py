@@ -49,6 +49,14 @@ def test_weights_are_measured_on_what_they_weigh(tmp_path, weights):
     torch.testing.assert_close(merged.delta("layer"), torch.diag(torch.tensor([5.0, 5.0, 0.0, 0.0])))
 
 
+def test_the_record_says_how_weights_were_found(case):
+    _, adapters, _ = case
+    for weights in ("nan", "auto"):
+        merged = samerge.merge(None, adapters, weights=weights)
+        assert merged.report.record["options"]["weights"] == weights
+    assert "weights" not in samerge.merge(None, adapters, weights=[1, 2, 3]).report.record["options"]
+
+
 def test_nan_weights_with_saliency(llama: Beast):
     merged = samerge.merge(llama.base, llama.adapters, method="saliency", weights="nan")
     assert len({item["weight"] for item in merged.report.record["inputs"]}) == 3

@@ -26,6 +26,7 @@ from samerge.methods.problem import Problem, Site, shared_out
 from samerge.options import MergeOptions
 from samerge.output import finish
 from samerge.progress import Progress
+from samerge.report import Report
 from samerge.weighing import WEIGHT_RULES
 
 
@@ -228,7 +229,11 @@ def merge_opened(
         problem = replace(problem, weights=rule(weighed, options))
     outcome = links.run(problem, options, shared)
     with bars.task("finishing", 1):
-        return finish(problem, experts, outcome, options, links.svd_rank(options, problem.rank), lost)
+        merged = finish(problem, experts, outcome, options, links.svd_rank(options, problem.rank), lost)
+    if rule is None:
+        return merged
+    told = merged.report.record  # has the numbers that were found; this is how
+    return replace(merged, report=Report({**told, "options": {**told["options"], "weights": weights}}))
 
 
 def _problem(
