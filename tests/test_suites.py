@@ -14,10 +14,14 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from samerge.factors import LoraFactors
+from samerge.layouts import Layout
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from suites import dinov2, images, smollm2, texts  # noqa: E402
+from suites.base import DTYPE_VARIABLE, LiveWeights, Update, computing_dtype, precision_of  # noqa: E402
 from suites.training import shuffled, train_lora  # noqa: E402
 from suites.vision import SIDE, Head, first_of_each, prepared  # noqa: E402
 
@@ -203,3 +207,34 @@ def test_linear_weights_are_found_through_their_biases():
     assert set(tensors) == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "norm.bias", positions}
     assert torch.equal(tensors["fc2.weight"], constants["onnx::MatMul_2"].T)
     assert torch.equal(tensors[positions][0, 1:], constants["onnx::Reshape_4"][0])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, torch.bfloat16), ("", torch.bfloat16), ("bfloat16", torch.bfloat16), ("float32", torch.float32)],
+)
+def test_what_evaluators_compute_in(monkeypatch, given, expected):
+    monkeypatch.delenv(DTYPE_VARIABLE, raising=False)
+    if given is not None:
+        monkeypatch.setenv(DTYPE_VARIABLE, given)
+    assert computing_dtype() == expected
+    assert precision_of(expected).startswith(f"{given or 'bfloat16'} weights")
+
+
+def test_another_dtype_is_refused(monkeypatch):
+    monkeypatch.setenv(DTYPE_VARIABLE, "float16")
+    with pytest.raises(ValueError, match="SAMERGE_BENCHMARKS_DTYPE='float16' must be bfloat16 or float32"):
+        computing_dtype()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_updates_are_added_to_the_weights_before_they_were_rounded(dtype):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False))
+    exact = model[0].weight.detach().clone()
+    factors = LoraFactors(torch.randn(2, 6), torch.randn(5, 2))
+    live = LiveWeights.rounded(model, dtype)
+    live.put(Update({"0": factors}, {"0": Layout("linear")}))
+    assert torch.equal(model[0].weight, (exact + factors.B @ factors.A).to(dtype))
+    live.put(None)
+    assert torch.equal(model[0].weight, exact.to(dtype))

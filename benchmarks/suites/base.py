@@ -24,6 +24,9 @@ from samerge.layouts import Layout
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
+#: The environment variable that says what evaluators compute in.
+DTYPE_VARIABLE = "SAMERGE_BENCHMARKS_DTYPE"
+
 Row = TypeVar("Row")
 
 
@@ -89,6 +92,17 @@ class LiveWeights:
                 exact = parameter if self._exact is None else self._exact[name]
                 parameter.copy_(exact.float() + update.delta(module).reshape(parameter.shape))
         self._update = update
+
+    @classmethod
+    def rounded(cls, model: nn.Module, dtype: torch.dtype) -> LiveWeights:
+        """The weights of a float32 model that from here on computes in `dtype`; they stay the exact ones.
+
+        Args:
+            model: the base, changed in place.
+            dtype: of its parameters afterwards.
+        """
+        exact = None if dtype == torch.float32 else {name: p.detach().clone() for name, p in model.named_parameters()}
+        return cls(model.to(dtype), exact)
 
 
 class Evaluator(Protocol):
@@ -175,3 +189,16 @@ def divide(held_out: Sequence[Row], most: int = 1000) -> dict[Split, list[Row]]:
 def default_cache() -> Path:
     """`$SAMERGE_BENCHMARKS_CACHE`, or ~/.cache/samerge-benchmarks."""
     return Path(os.environ.get("SAMERGE_BENCHMARKS_CACHE") or Path.home() / ".cache" / "samerge-benchmarks")
+
+
+def computing_dtype() -> torch.dtype:
+    """What evaluators compute in: `$SAMERGE_BENCHMARKS_DTYPE`, bfloat16 or float32; bfloat16 by default."""
+    name = os.environ.get(DTYPE_VARIABLE) or "bfloat16"
+    if name not in ("bfloat16", "float32"):
+        raise ValueError(f"{DTYPE_VARIABLE}={name!r} must be bfloat16 or float32")
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """An evaluator's `precision`, for weights and activations in one dtype."""
+    return f"{str(dtype).removeprefix('torch.')} weights and activations"

@@ -7,7 +7,6 @@ the text's: one merged adapter serves all tasks, no head is trained. `MiniLM` dr
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from suites.base import LiveWeights, Split, Suite, Update, divide
+from suites.base import LiveWeights, Split, Suite, Update, computing_dtype, divide, precision_of
 from suites.packages import from_pypi
 from suites.texts import TASKS
 from suites.training import shuffled, train_lora
@@ -81,12 +80,11 @@ class MiniLMEvaluator:
         self._labels = {
             task: embed(model, encode(self._tokenizer, list(TASKS[task].labels.values()))) for task in TASKS
         }
-        half = os.environ.get("SAMERGE_BENCHMARKS_DTYPE", "bfloat16") == "bfloat16"
-        exact = {name: p.detach().clone() for name, p in model.named_parameters()} if half else None
-        self._model = model.to(torch.bfloat16) if half else model
-        self._live = LiveWeights(self._model, exact)
+        dtype = computing_dtype()
+        self._model = model
+        self._live = LiveWeights.rounded(model, dtype)
         self._rows: dict[tuple[str, Split, int], tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]] = {}
-        self.precision = f"{'bfloat16' if half else 'float32'} weights and activations"
+        self.precision = precision_of(dtype)
 
     def correct(self, update: Update | None, task: str, split: Split, count: int) -> Tensor:
         self._live.put(update)

@@ -7,7 +7,6 @@ No head is trained, so one merged adapter serves all tasks.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from suites.base import LiveWeights, Split, Suite, Update, divide
+from suites.base import LiveWeights, Split, Suite, Update, computing_dtype, divide, precision_of
 from suites.packages import from_pypi
 from suites.texts import TASKS, Row
 from suites.training import shuffled, train_lora
@@ -182,13 +181,12 @@ class SmolLM2Evaluator:
 
         self._cache = cache
         self._tokenizer = AutoTokenizer.from_pretrained(base)
-        half = os.environ.get("SAMERGE_BENCHMARKS_DTYPE", "bfloat16") == "bfloat16"
-        kind = torch.bfloat16 if half else torch.float32
-        self._model = AutoModelForCausalLM.from_pretrained(base, dtype=kind).eval()
+        dtype = computing_dtype()
+        self._model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
         self._live = LiveWeights(self._model)  # stored as bfloat16, so the model's own weights are the exact ones
         self._words = {task: first_tokens(self._tokenizer, PROMPTS[task], list(TASKS[task].labels)) for task in PROMPTS}
         self._rows: dict[tuple[str, Split, int], tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]] = {}
-        self.precision = f"{'bfloat16' if half else 'float32'} weights and activations"
+        self.precision = precision_of(dtype)
 
     @torch.inference_mode()
     def correct(self, update: Update | None, task: str, split: Split, count: int) -> Tensor:

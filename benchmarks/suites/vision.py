@@ -7,7 +7,6 @@ all classes. Adapters are trained against these heads, and a merge is judged by 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from suites import dinov2
-from suites.base import LiveWeights, Split, Suite, Update, divide
+from suites.base import LiveWeights, Split, Suite, Update, computing_dtype, divide, precision_of
 from suites.images import TASKS, Pictures
 from suites.packages import from_pypi
 from suites.training import shuffled, train_lora
@@ -124,13 +123,12 @@ class VisionEvaluator:
         for task in TASKS:
             train, self._held_out[task] = TASKS[task].pictures(cache)
             self._heads[task] = head(model, train)
-        half = os.environ.get("SAMERGE_BENCHMARKS_DTYPE", "bfloat16") == "bfloat16"
-        exact = {name: p.detach().clone() for name, p in model.named_parameters()} if half else None
-        self._model = model.to(torch.bfloat16) if half else model
-        self._kind = torch.bfloat16 if half else torch.float32
-        self._live = LiveWeights(self._model, exact)
+        dtype = computing_dtype()
+        self._model = model
+        self._dtype = dtype
+        self._live = LiveWeights.rounded(model, dtype)
         self._rows: dict[tuple[str, Split, int], tuple[Tensor, Tensor]] = {}
-        self.precision = f"{'bfloat16' if half else 'float32'} weights and activations"
+        self.precision = precision_of(dtype)
 
     @torch.inference_mode()
     def correct(self, update: Update | None, task: str, split: Split, count: int) -> Tensor:
@@ -143,7 +141,7 @@ class VisionEvaluator:
         if (task, split, count) not in self._rows:
             held_out = self._held_out[task]
             rows = held_out.take(divide(range(len(held_out)))[split][:count])
-            self._rows[task, split, count] = (prepared(rows.pixels).to(self._kind), rows.classes)
+            self._rows[task, split, count] = (prepared(rows.pixels).to(self._dtype), rows.classes)
         return self._rows[task, split, count]
 
 
