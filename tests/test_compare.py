@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from io import StringIO
 
 import pytest
@@ -170,3 +171,14 @@ def test_a_way_may_have_every_option_of_merge() -> None:
     assert {*_LINKS, *_OPTIONS, "weights", "method_options"} == merge
     live = set(inspect.signature(samerge.add_weighted_adapter).parameters)
     assert merge - live == {"method"}  # which PEFT calls combination_type
+
+
+def test_a_bar_says_which_way_it_is_of(llama, monkeypatch):
+    terminal = StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    samerge.compare(llama.base, llama.adapters, ["linear", "tsv:scaling=0.7"])
+    assert "1/2 linear" in terminal.getvalue()
+    assert "2/2 tsv:scaling=0.7" in terminal.getvalue()

@@ -181,15 +181,16 @@ def compare(
     merged: dict[str, MergedAdapter] = {}
     failed: dict[str, str] = {}
     seconds: dict[str, float] = {}
-    for name, way in ways.items():
+    for number, (name, way) in enumerate(ways.items(), 1):
         start = time.perf_counter()
+        bars = Progress(progress, f"{number}/{len(ways)} {name}")
         try:
             own = dict(way)
             weighing = own.pop("weights", weights)
             links, chosen = _planned(own, weighing)
             if source is None and links.needs_base:
                 open_base(None, required=True)
-            merged[name] = merge_opened(experts, source, base, weighing, links, chosen, Progress(progress), shared)
+            merged[name] = merge_opened(experts, source, base, weighing, links, chosen, bars, shared)
         except SamergeError as error:
             failed[name] = str(error)
         seconds[name] = time.perf_counter() - start

@@ -15,10 +15,12 @@ class Progress:
 
     Args:
         enabled: False keeps silent even on a terminal.
+        of: what the stages are of, where there are several such; stands before their names.
     """
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool = True, of: str = "") -> None:
         self._shown = enabled and sys.stderr.isatty()
+        self._of = of
         self.seconds: dict[str, float] = {}
         self._note: Callable[[str], None] = _nowhere
 
@@ -39,6 +41,7 @@ class Progress:
             from rich.progress import Progress as Bars
 
             columns = (
+                *([TextColumn(self._of, markup=False)] if self._of else []),
                 TextColumn("{task.description:>10}", markup=False),
                 BarColumn(),
                 TimeElapsedColumn(),
