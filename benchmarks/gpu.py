@@ -49,17 +49,7 @@ def base_of(shape: Shape, device: torch.device) -> StoredSource:
         for name, size in shape.projections().items()
     }
     vocabulary = torch.empty(shape.vocabulary, shape.hidden, dtype=torch.bfloat16, device="meta")
-    config = {
-        "model_type": "llama",
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.intermediate,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "vocab_size": shape.vocabulary,
-    }
-    return StoredSource(shape.name, config, {"model.embed_tokens.weight": InMemory(vocabulary), **weights})
+    return StoredSource(shape.name, shape.config(), {"model.embed_tokens.weight": InMemory(vocabulary), **weights})
 
 
 def experts_of(graph: FlowGraph, source: StoredSource, count: int, rank: int, device: torch.device) -> list[Any]:

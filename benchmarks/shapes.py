@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -37,6 +38,19 @@ class Shape:
             "mlp.gate_proj": (self.intermediate, self.hidden),
             "mlp.up_proj": (self.intermediate, self.hidden),
             "mlp.down_proj": (self.hidden, self.intermediate),
+        }
+
+    def config(self) -> dict[str, Any]:
+        """What `config.json` says of the shape."""
+        return {
+            "model_type": "llama",
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocabulary,
         }
 
 
@@ -79,14 +93,7 @@ def write_base(shape: Shape, folder: Path, dtype: torch.dtype = torch.bfloat16) 
         json.dumps(
             {
                 "architectures": ["LlamaForCausalLM"],
-                "model_type": "llama",
-                "hidden_size": shape.hidden,
-                "intermediate_size": shape.intermediate,
-                "num_hidden_layers": shape.layers,
-                "num_attention_heads": shape.heads,
-                "num_key_value_heads": shape.kv_heads,
-                "head_dim": shape.head_dim,
-                "vocab_size": shape.vocabulary,
+                **shape.config(),
                 "tie_word_embeddings": True,
                 "torch_dtype": str(dtype).removeprefix("torch."),
             }
