@@ -112,9 +112,40 @@ def test_default_search_leaves_out_what_the_method_lacks() -> None:
     assert words.options({"weights": "nan"}) == {"method": "linear", "weights": "nan"}
 
 
+def test_basis_goes_to_the_trials_that_have_one(llama: Beast) -> None:
+    """A selection has one, and so have weights and a scaling that are found from the experts' inputs; others do not."""
+    names = ["a", "b"]
+    fixed = {"method": "linear", "basis": "native"}
+    with_selection = space_of({"method": ["saliency", "linear"]}, fixed, names)
+    assert with_selection.options({}) == {"method": "linear"}
+    assert with_selection.options({"method": "saliency"}) == {"method": "saliency", "basis": "native"}
+    by_scaling = space_of({"scaling": ["auto", "interference", "interference:layer"]}, fixed, names)
+    assert "basis" not in by_scaling.options({"scaling": "auto"})
+    assert by_scaling.options({"scaling": "interference"})["basis"] == "native"
+    assert by_scaling.options({"scaling": "interference:layer"})["basis"] == "native"
+    by_weights = space_of({"weights": (0.0, 2.0)}, {**fixed, "weights": "auto"}, names)
+    assert by_weights.options({}) == {**fixed, "weights": "auto"}
+    assert "basis" not in by_weights.options({"weights.a": 0.5, "weights.b": 1.5})
+
+    search = {"basis": ["svd", "native"], "method": ["saliency", "linear", "tsv"], "scaling": ["auto", "interference"]}
+    fixed = {"method": None, "aggregation": None, "basis": "native"}
+    result = tune(llama, size, search=search, trials=14, iterations=1, **fixed)
+    seen = set()
+    for trial in result.trials:
+        assert trial.state == "complete", trial.error
+        if trial.options:
+            has = trial.options["method"] == "saliency" or trial.options["scaling"] == "interference"
+            assert ("basis" in trial.options) == has
+            seen.add(has)
+    assert seen == {True, False}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"basis": "svd"}, r"method='linear' has no option 'basis' \(given basis='svd'\)"),
+        ({"basis": "svd", "search": {"scaling": ["auto", 0.5], "method": ["tsv", "linear"]}}, "no option 'basis'"),
+        ({"search": {"basis": ["svd", "native"]}}, "search 'basis': method='linear' has no option 'basis'"),
         ({"search": {"skaling": (0, 1)}}, "did you mean 'scaling'"),
         ({"search": {"density": (0.1, 1.0)}}, "no such option"),
         ({"search": {"scaling": (2.0, 1.0)}}, "low < high"),

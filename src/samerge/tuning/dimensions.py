@@ -17,7 +17,8 @@ from samerge.values import auto_factor
 #: Options that name the links of the chain; they decide which others there are.
 LINKS = ("method", "selection", "aggregation", "recipe")
 
-#: Options that no chain lists: every merge has weights; `basis` depends on how weights and scaling are found.
+#: Options that no chain lists, or not it alone: every merge has weights; `basis` depends on weights and scaling, too,
+#: and `space.Space` asks at every point.
 _ALWAYS = frozenset({"weights", "basis", "method_options", *LINKS})
 
 #: Arguments of `merge` that do not change what comes out of it, or are no options.

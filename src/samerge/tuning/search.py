@@ -75,8 +75,8 @@ def tune(
         score_name: what to call the score in the study; the function's name by default.
         on_trial: called after every trial.
         progress: show a progress bar when on a terminal.
-        **options: other options of `merge`, the same in all trials; where one is searched, too, it is the untuned
-            value.
+        **options: other options of `merge`, the same in all trials to whose links they mean something; where one is
+            searched, too, it is the untuned value.
 
     Returns:
         `.best`, the options; `.merged`, their merge; `.score`, `.default_score`, `.trials`, `.save(folder)`,

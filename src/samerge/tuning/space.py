@@ -29,13 +29,16 @@ from samerge.values import INTERFERENCE
 #: What is searched unless the caller says otherwise; density only where the method has one.
 DEFAULT_SEARCH: Mapping[str, Any] = {"scaling": (0.1, 2.0), "density": (0.05, 1.0), "weights": (0.0, 2.0)}
 
+#: The values of options that are found from the experts' inputs.
+_MEASURED: Mapping[str, tuple[str, ...]] = {"weights": ("auto",), "scaling": INTERFERENCE}
+
 
 @dataclass(frozen=True)
 class Space:
     """What is searched and what is fixed.
 
     Args:
-        dimensions: the searched options, those first that name links of the chain.
+        dimensions: the searched options, those first that name links of the chain, and `basis` last.
         fixed: options of `merge` that were given; where one is searched, too, it is the untuned value.
         names: the adapters.
         needs_base: whether every trial, whatever its chain, reads the base's weights.
@@ -50,9 +53,14 @@ class Space:
         """A point: a value for every dimension that means something to the chain of the point."""
         values: dict[str, Value] = {}
         for dimension in self.dimensions:
-            if dimension.name in LINKS or has(_chain(self.fixed, values), dimension):
+            if dimension.name in LINKS or self._has(values, dimension):
                 values[dimension.name] = dimension.suggest(trial)
         return values
+
+    def _has(self, values: Mapping[str, Value], dimension: Dimension) -> bool:
+        """Whether a dimension means something at a point whose links, and for `basis` all else, are known."""
+        links = _chain(self.fixed, values)
+        return _has_basis(links, self.options(values)) if dimension.name == "basis" else has(links, dimension)
 
     def options(self, values: Mapping[str, Value]) -> dict[str, Any]:
         """The keyword arguments of `merge` at a point; {} is the untuned merge."""
@@ -68,6 +76,8 @@ class Space:
             options["weights"] = (
                 dict.fromkeys(self.names, 1.0) | ({} if isinstance(fixed, str) else dict(fixed)) | weights
             )
+        if not _has_basis(links, options):
+            options.pop("basis", None)
         return options | ({"method_options": own} if own else {})
 
     def given(self) -> dict[str, Any]:
@@ -109,7 +119,7 @@ def space_of(search: Mapping[str, Any] | None, fixed: Mapping[str, Any], names: 
     _check_basis(fixed, given, links)
     dimensions = [
         dimension
-        for name in sorted(given, key=lambda name: LINKS.index(name) if name in LINKS else len(LINKS))
+        for name in sorted(given, key=_place)
         for dimension in dimensions_of(name, given[name], given, links, names)
     ]
     if not dimensions:
@@ -128,6 +138,21 @@ def space_of(search: Mapping[str, Any] | None, fixed: Mapping[str, Any], names: 
                 f"{lacking}, too, or give weights as numbers"
             )
     return Space(tuple(dimensions), fixed, tuple(names), all(one.needs_base for one in links))
+
+
+def _place(name: str) -> int:
+    """Where an option stands in the order in which those of a point are suggested: each after those it depends on."""
+    return LINKS.index(name) if name in LINKS else len(LINKS) + (name == "basis")
+
+
+def _has_basis(links: Chain, options: Mapping[str, Any]) -> bool:
+    """Whether a merge has a basis: by its selection, or by weights or a scaling found from the experts' inputs."""
+    return "basis" in links.uses() or any(_measured(name, options.get(name)) for name in _MEASURED)
+
+
+def _measured(option: str, value: Any) -> bool:
+    """Whether a value of "weights" or "scaling" is found from the experts' inputs, which have a basis."""
+    return isinstance(value, str) and value in _MEASURED[option]
 
 
 def _chain(fixed: Mapping[str, Any], values: Mapping[str, Any]) -> Chain:
@@ -184,13 +209,10 @@ def _check_fixed(fixed: Mapping[str, Any], links: Sequence[Chain]) -> None:
 
 
 def _check_basis(fixed: Mapping[str, Any], search: Mapping[str, Any], links: Sequence[Chain]) -> None:
-    """Refuse `basis` where no trial has one: by a selection, or for weights or a scaling found from experts' inputs."""
-    measured = any(
-        value in rules
-        for option, rules in (("weights", ("auto",)), ("scaling", INTERFERENCE))
-        for value in (fixed.get(option), *(search[option] if isinstance(search.get(option), list) else ()))
-    )
-    if measured or any("basis" in one.uses() for one in links):
+    """Refuse `basis` where no trial has one."""
+    lists = {option: search[option] if isinstance(search.get(option), list) else [] for option in _MEASURED}
+    given = [(option, value) for option in _MEASURED for value in (fixed.get(option), *lists[option])]
+    if any(_measured(*each) for each in given) or any("basis" in one.uses() for one in links):
         return
     if "basis" in fixed:
         raise OptionError(links[0].refusal("basis", f"basis={fixed['basis']!r}"))
