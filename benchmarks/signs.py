@@ -1,0 +1,82 @@
+"""Sign conflicts between trained adapters, before and after pruning: the question of the paper's figure 3c.
+
+    python benchmarks/signs.py                          # all suites of quality.py whose adapters are in its cache
+    python benchmarks/signs.py --suite minilm vision
+
+The adapters are those of benchmarks/quality.py. Results go to benchmarks/results/signs.json, and from there to
+docs/diagnostics.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from speed import machine
+from suites import SUITES, suite
+from suites.base import default_cache
+
+RESULTS = Path(__file__).parent / "results" / "signs.json"
+DOC = Path(__file__).parent.parent / "docs" / "diagnostics.md"
+BEGIN, END = "<!-- table: benchmarks/signs.py -->", "<!-- end of signs -->"
+MERGES: dict[str, dict[str, Any]] = {
+    "the paper's recipe (components, density 0.1)": {"recipe": "paper"},
+    "`saliency`, density 0.1": {"method": "saliency", "density": 0.1},
+    "`random`, density 0.1": {"selection": "random", "density": 0.1},
+    "`elementwise`, density 0.1": {"method": "elementwise", "density": 0.1},
+    "`magnitude-prune`, density 0.1": {"method": "magnitude-prune", "density": 0.1},
+    "`dare`, density 0.1": {"method": "dare", "density": 0.1},
+}
+
+
+def measure(name: str, cache: Path) -> list[dict[str, Any]]:
+    """All merges of one suite's adapters."""
+    import samerge
+
+    one = suite(name, cache)
+    records = []
+    for merge, options in MERGES.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            merged = samerge.merge(one.base(), one.adapters(), progress=False, **options)
+        found = merged.report.record["diagnostics"]
+        figures = {key: round(found[key], 4) for key in ("sign_conflict", "sign_conflict_after", "signs_left")}
+        records.append({"suite": name, "merge": merge, **figures, "sampled": found["sampled"]})
+        print(json.dumps(records[-1]), flush=True)
+    return records
+
+
+def render(found: dict[str, Any]) -> None:
+    """The results as the table of docs/diagnostics.md."""
+    rows = [
+        "| adapters | pruned by | conflict before | conflict after | signs left | conflicts left of all pairs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for item in found["records"]:
+        before, after, left = (item[key] for key in ("sign_conflict", "sign_conflict_after", "signs_left"))
+        figures = [f"{value:.3f}" for value in (before, after, left, after * left)]
+        rows.append(f"| {' | '.join([item['suite'], item['merge'], *figures])} |")
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    table = "\n".join(rows) + f"\n\n{found['machine']}; {versions}."
+    before, rest = DOC.read_text(encoding="utf-8").split(BEGIN)
+    DOC.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", nargs="*", default=list(SUITES), choices=list(SUITES))
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="of benchmarks/quality.py")
+    parser.add_argument("--render", action="store_true", help="only write the table of docs/diagnostics.md anew")
+    given = parser.parse_args()
+    if not given.render:
+        records = [record for name in given.suite for record in measure(name, given.cache)]
+        RESULTS.write_text(json.dumps({"records": records, **machine()}, indent=2) + "\n", encoding="utf-8")
+    render(json.loads(RESULTS.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    main()
