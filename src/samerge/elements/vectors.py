@@ -11,6 +11,7 @@ from torch import Tensor
 from samerge.checkpoints import WeightSource, read_tile
 from samerge.factors import LoraFactors
 from samerge.graph.widths import matrix_shape
+from samerge.layouts import expert_of
 
 
 class TaskVectors(Protocol):
@@ -49,7 +50,7 @@ class CheckpointVectors:
 
     def tile(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor:
         """W_n - theta."""
-        tensor, stacked = split_key(key)
+        tensor, stacked = expert_of(key)
         stop = start + theta.shape[0]
         weight = read_tile(self.experts[expert], tensor, stacked, start, stop, theta.device, theta.dtype)
         return weight - theta
@@ -86,26 +87,13 @@ def oriented(factors: LoraFactors, transposed: bool) -> tuple[Tensor, Tensor]:
     return (f.A.T.contiguous(), f.B.T.contiguous()) if transposed else (f.B, f.A)
 
 
-def split_key(key: str) -> tuple[str, int | None]:
-    """A weight's key as the tensor's name and the number in a stack.
-
-    Example:
-        >>> split_key("experts.up[3]"), split_key("q.weight")
-        (('experts.up', 3), ('q.weight', None))
-    """
-    if key.endswith("]"):
-        tensor, number = key[:-1].rsplit("[", 1)
-        return tensor, int(number)
-    return key, None
-
-
 def rows_of(source: WeightSource, key: str, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Rows of a weight by its key, as a matrix."""
-    tensor, stacked = split_key(key)
+    tensor, stacked = expert_of(key)
     return read_tile(source, tensor, stacked, start, stop, device, dtype)
 
 
 def shape_of(source: WeightSource, key: str) -> tuple[int, int]:
     """(rows, columns) of a weight by its key."""
-    tensor, stacked = split_key(key)
+    tensor, stacked = expert_of(key)
     return matrix_shape(source.shapes[tensor], stacked)

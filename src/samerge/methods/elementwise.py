@@ -31,11 +31,12 @@ from samerge.compress import truncate
 from samerge.elements.masks import Masks
 from samerge.elements.prune import Pruner
 from samerge.elements.spread import element_densities
-from samerge.elements.vectors import LowRankVectors, oriented, shape_of, split_key
+from samerge.elements.vectors import LowRankVectors, oriented, shape_of
 from samerge.errors import BaseModelError
 from samerge.factors import LoraFactors, concatenate, norm
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.widths import local_graph
+from samerge.layouts import expert_of
 from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site, iterate
 from samerge.options import MergeOptions
@@ -120,7 +121,7 @@ def _densities(pruner: Pruner, keys: Sequence[str], options: MergeOptions) -> Ca
 
 
 def _edge(layer: _Layer) -> Weight:
-    tensor, expert = split_key(layer.key)
+    tensor, expert = expert_of(layer.key)
     return Weight("", "", tensor, layer.site.layout.transposed, expert)
 
 
