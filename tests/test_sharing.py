@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from samerge.sharing import conceal
+from samerge.sharing import conceal, shareable
 
 
 def test_local_folders_become_their_last_part(tmp_path: Path) -> None:
@@ -21,3 +21,15 @@ def test_local_folders_become_their_last_part(tmp_path: Path) -> None:
     assert said["base"]["name"] == "my-base"
     assert [item["source"] for item in said["inputs"]] == ["a-lora", "ada/b-lora"]
     assert said["warnings"] == ["another base than my-base"]
+
+
+def test_a_shareable_folder_is_concealed_and_goes(tmp_path: Path) -> None:
+    def save(path: Path) -> Path:
+        path.mkdir()
+        (path / "samerge.json").write_text(json.dumps({"base": {"name": str(tmp_path)}}))
+        return path
+
+    with shareable(save, "adapter") as folder:
+        assert folder.name == "adapter"
+        assert json.loads((folder / "samerge.json").read_text())["base"]["name"] == tmp_path.name
+    assert not folder.parent.exists()

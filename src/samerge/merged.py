@@ -105,14 +105,10 @@ class MergedAdapter:
         Raises:
             HubError: the Hub refused; says what to do.
         """
-        import tempfile
-
         from samerge.hub import push_folder
-        from samerge.sharing import conceal
+        from samerge.sharing import shareable
 
-        with tempfile.TemporaryDirectory() as folder:
-            saved = self.save(Path(folder) / "adapter")
-            conceal(saved)
+        with shareable(self.save, "adapter") as saved:
             return push_folder(
                 saved,
                 repo_id,

@@ -7,11 +7,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from samerge.report import RECORD_NAME
+
+
+@contextmanager
+def shareable(save: Callable[[Path], Path], name: str) -> Iterator[Path]:
+    """A folder to upload, which is gone afterwards: what `save` writes, without the names of local folders.
+
+    Args:
+        save: writes a folder at a path that is free, and returns it.
+        name: of the folder, as messages have it.
+    """
+    with tempfile.TemporaryDirectory() as parent:
+        saved = save(Path(parent) / name)
+        conceal(saved)
+        yield saved
 
 
 def conceal(folder: Path) -> None:

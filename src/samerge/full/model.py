@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,14 +160,10 @@ class MergedModel:
         Raises:
             HubError: the Hub refused; says what to do.
         """
-        import tempfile
-
         from samerge.hub import push_folder
-        from samerge.sharing import conceal
+        from samerge.sharing import shareable
 
-        with tempfile.TemporaryDirectory() as folder:
-            saved = self.save(Path(folder) / "model", max_shard_size=max_shard_size)
-            conceal(saved)
+        with shareable(partial(self.save, max_shard_size=max_shard_size), "model") as saved:
             return push_folder(
                 saved,
                 repo_id,
