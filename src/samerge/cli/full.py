@@ -10,7 +10,7 @@ import typer
 
 from samerge.cli.adapters import parse_adapter, unique
 from samerge.cli.console import show_json, show_warnings, stderr, stdout
-from samerge.cli.options import Json, Private, Quiet
+from samerge.cli.options import Json, Private, PushToHub, Quiet
 from samerge.cli.request import check_folder, check_repository
 from samerge.errors import OptionError
 
@@ -132,9 +132,7 @@ def full(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Push to this repository on the Hub.")
-    ] = None,
+    push_to_hub: PushToHub = None,
     private: Private = False,
     as_json: Json = False,
     quiet: Quiet = False,

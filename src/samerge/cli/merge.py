@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from samerge.cli.adapters import parse_adapter
-from samerge.cli.options import Json, Overwrite, Private, Quiet, number_or_word
+from samerge.cli.options import Json, Overwrite, Private, PushToHub, Quiet, number_or_word
 from samerge.cli.pairs import pairs
 from samerge.cli.request import Request, carry_out
 
@@ -225,9 +225,7 @@ def merge(
         ),
     ] = None,
     overwrite: Overwrite = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Push to this repository on the Hub.")
-    ] = None,
+    push_to_hub: PushToHub = None,
     private: Private = False,
     as_json: Json = False,
     quiet: Quiet = False,

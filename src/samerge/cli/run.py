@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from samerge.cli.options import Json, Overwrite, Private, Quiet
+from samerge.cli.options import Json, Overwrite, Private, PushToHub, Quiet
 from samerge.cli.recipe import read_recipe
 from samerge.cli.request import carry_out
 
@@ -15,9 +15,7 @@ def run_recipe(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The recipe, in YAML.")],
     out: Annotated[str | None, typer.Option("--out", "-o", metavar="FOLDER", help="Instead of the recipe's.")] = None,
     overwrite: Overwrite = False,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="USER/NAME", help="Push to this repository on the Hub.")
-    ] = None,
+    push_to_hub: PushToHub = None,
     private: Private = False,
     as_json: Json = False,
     quiet: Quiet = False,
