@@ -30,10 +30,11 @@ def imported(path: str) -> set[str]:
     """The files of samerge that a file imports when it is imported itself."""
     found = set()
     for node in ast.parse((SOURCE / path).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("samerge."):
-            module = "/".join((node.module or "").split(".")[1:])
-            names = [f"{module}/{alias.name}.py" for alias in node.names] + [f"{module}.py", f"{module}/__init__.py"]
-            found |= {name for name in names if (SOURCE / name).is_file()}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "samerge":
+            package = SOURCE.joinpath(*(node.module or "").split(".")[1:])
+            modules = [package, *(package / alias.name for alias in node.names)]
+            files = [file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")]
+            found |= {file.relative_to(SOURCE).as_posix() for file in files if file.is_file()} - set(DOORS)
     return found
 
 
