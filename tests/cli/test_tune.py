@@ -122,6 +122,7 @@ def test_study_goes_on_and_is_refused_to_others(invoke, words) -> None:
     other = invoke(*words, "--study", "study.jsonl", "-s", "scaling=0.1:3", "-o", "three")
     assert other.exit_code == 2
     assert "search.scaling.high was 2.0 and is 3.0" in other.stderr
+    assert "or remove this one" in other.stderr.replace("\n", " ")
     assert not Path("three").exists()
     taken = invoke(*words, *study, "-o", "two")
     assert taken.exit_code == 2
@@ -135,6 +136,9 @@ def test_failed_trials_show_the_end_of_stderr(invoke, words) -> None:
     assert "trial 0 failed: the command ended with exit code 1: the [data] is missing" in result.stderr
     assert "all 2 trials failed" in result.stderr
     assert not Path("out").exists()
+    Path("my eval.py").write_text(EVAL)
+    assert invoke(*words, "--trials", 2, "-o", "out").exit_code == 0  # the study of failures is no hindrance
+    assert [trial["state"] for trial in read_report("out").record["tuning"]["trials"]] == ["complete"] * 2
 
 
 @pytest.mark.parametrize(

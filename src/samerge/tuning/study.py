@@ -78,7 +78,7 @@ def open_study(storage: str | Path | None, direction: str, identity: Mapping[str
     if different:
         raise OptionError(
             f"the study {storage} belongs to another search: {'; '.join(different[:4])}. Go on with what it was begun "
-            f"with, or choose another file"
+            f"with, choose another file (--study), or remove this one"
         )
     for trial in study.get_trials(deepcopy=False, states=(package.trial.TrialState.RUNNING,)):
         study.tell(trial.number, state=package.trial.TrialState.FAIL)
