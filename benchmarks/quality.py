@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--only", default="*", help="names of merges, a pattern, or several with commas")
     parser.add_argument("--budgets", nargs="*", default=["r", "free", "2r"], help="output ranks")
     parser.add_argument("--published", action="store_true", help="only what a user gets who tunes nothing")
+    parser.add_argument("--scales", nargs="*", help="only these, and the published one")
     parser.add_argument("--items", type=int, nargs=2, metavar=("VALIDATION", "TEST"), help="rows a task")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="downloads, adapters, measurements")
     parser.add_argument("--adapters", type=Path, help="ready-made adapters, one folder a task, for a single suite")
@@ -69,8 +70,9 @@ def measure(name: str, given: argparse.Namespace, end: float | None) -> None:
     runs = Runs(one, items, given.cache / name / "measurements.jsonl")
     runs.references()
     todo = settings(FAMILIES, given.only, given.budgets, judge=one.judge)
-    if given.published:
-        todo = [setting for setting in todo if setting.published]
+    if given.published or given.scales:
+        scales = given.scales or ()
+        todo = [setting for setting in todo if setting.published or str(setting.scaling) in scales]
     for number, setting in enumerate(todo, 1):
         if end is not None and time.monotonic() > end:
             print(f"{name}: stopped after {number - 1} of {len(todo)}")

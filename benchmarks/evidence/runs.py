@@ -79,13 +79,13 @@ def settings(families: Iterable[Family], only: str, budgets: Iterable[str], judg
 def _turn(setting: Setting) -> tuple[int, int]:
     """When a setting's turn is: a run that is cut off shall have the breadth.
 
-    What every method gives untuned comes first, then the scales at its published density, then other densities and
-    larger ranks.
+    What every method gives untuned comes first, then the scales at its published density, at all output ranks one
+    after the other, which are of one merge; then other densities.
     """
     family = setting.family
     if setting.published and setting.budget == family.budgets[0]:
         return 0, 2 * family.design
-    return 1 + 2 * (setting.density != family.densities[0]) + (setting.budget == "2r"), family.first
+    return 1 + 2 * (setting.density != family.densities[0]), family.first
 
 
 class Runs:
