@@ -437,6 +437,18 @@ def test_a_study_of_failed_trials_alone_is_begun_anew(llama: Beast, tmp_path, fi
     assert points(tune(llama, size, **same)) == points(mended)  # from here on it is gone on with
 
 
+@pytest.mark.parametrize("file", ["study.jsonl", "study.db"])
+def test_two_processes_at_a_time_are_told(llama: Beast, tmp_path, file: str) -> None:
+    same = {"search": {"scaling": (0.1, 2.0)}, "storage": tmp_path / file, "trials": 2, "score_name": "size"}
+
+    def while_another_one_goes_on(merged):
+        return tune(llama, size, **same).score
+
+    with pytest.raises(TuningError, match="another process has taken the study over and ended trial 0"):
+        tune(llama, while_another_one_goes_on, **same)
+    assert points(tune(llama, size, **same)) == points(tune(llama, size, trials=2, search=same["search"]))
+
+
 def test_a_missing_base_is_told_before_any_trial(llama: Beast) -> None:
     def never(merged):
         raise AssertionError

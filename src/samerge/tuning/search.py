@@ -150,7 +150,11 @@ def _trial(
     seed: int,
     done: tuple[TuneTrial, ...],
 ) -> None:
-    """One trial: the untuned merge first, then what the optimiser suggests. An interrupted one counts for nothing."""
+    """One trial: the untuned merge first, then what the optimiser suggests. An interrupted one counts for nothing.
+
+    Raises:
+        TuningError: another process uses the study.
+    """
     states = optuna().trial.TrialState
     start = time.perf_counter()
     trial = ask(study, seed, len(done))
@@ -165,10 +169,16 @@ def _trial(
     except BaseException:
         study.tell(trial, state=states.FAIL)
         raise
-    if error is not None:
-        trial.set_user_attr("error", error)
-    trial.set_user_attr("seconds", round(time.perf_counter() - start, 4))
-    study.tell(trial, value, state=states.FAIL if error is not None else None)
+    try:
+        if error is not None:
+            trial.set_user_attr("error", error)
+        trial.set_user_attr("seconds", round(time.perf_counter() - start, 4))
+        study.tell(trial, value, state=states.FAIL if error is not None else None)
+    except RuntimeError as raised:  # optuna: the trial is finished; a class of its own in its later versions alone
+        raise TuningError(
+            f"tuning: another process has taken the study over and ended trial {trial.number}; one process at a time. "
+            f"The finished trials are in the study; go on with it once the other one is done, or choose another file"
+        ) from raised
 
 
 def _score(candidates: Candidates, options: Mapping[str, Any], score: Callable[[MergedAdapter], Any]) -> float:
