@@ -75,28 +75,27 @@ def test_unit_gives_orthogonal_experts_of_one_norm_their_norm_together(weights, 
 
 
 @pytest.mark.parametrize(
-    ("norms", "weights", "scale"),
+    ("weights", "scale"),
     [
-        ({0: 1.0, 1: 2.0}, [1.0, 1.0], 1.0),
-        ({0: 1.0, 1: 2.0}, [0.5, -0.5], 2.0),
-        ({0: 1.0, 1: 2.0}, [1.0, 3.0], 0.4),
-        ({0: 1.0}, [0.25, 9.0], 4.0),  # the second does not adapt the layer
-        ({0: 1.0, 1: 0.0}, [0.25, 9.0], 4.0),  # or does nothing there
-        ({0: 1.0, 1: 2.0}, [0.25, 0.0], 4.0),
-        ({0: 1.0, 1: 2.0}, [0.25, 1e-9], 4.0),  # and leaves gently
-        ({0: 1.0, 1: 2.0}, [1e-200, 1e-200], 1e200),
-        ({0: 0.0, 1: 0.0}, [0.5, 0.5], 1.0),
-        ({}, [0.5], 1.0),
-        ({0: 1.0}, [0.0], 1.0),
+        ([1.0, 1.0], 1.0),
+        ([0.5, -0.5], 2.0),
+        ([1.0, 3.0], 0.4),
+        ([0.25], 4.0),
+        ([0.25, 0.0], 4.0),
+        ([0.25, 1e-9], 4.0),  # which leaves gently
+        ([1e-200, 1e-200], 1e200),
+        ([0.0], 1.0),
     ],
 )
-def test_unit_by_hand(norms, weights, scale):
-    assert scale_of(7.0, norms, weights, "unit") == pytest.approx(scale)
+def test_unit_by_hand(weights, scale):
+    """Whatever the experts' norms, in layers that one of them adapts, too."""
+    for norms in ({0: 1.0, 1: 2.0}, {0: 1.0}, {0: 0.0}, {}):
+        assert scale_of(7.0, norms, weights, "unit") == pytest.approx(scale)
 
 
 @pytest.mark.parametrize("method", ["tsv", "linear", "ties"])
 def test_unit_is_scaling_one_where_the_weights_are_equal(tmp_path, method):
-    """Of any size, through the whole merge; a layer that one expert adapts counts its weight alone."""
+    """Of any size, through the whole merge, in a layer that one expert adapts, too."""
     tables = [chain_factors(chain([9, 8, 7]), 3, seed) for seed in range(2)]
     del tables[1]["layers.1"]
     adapters = [write_adapter(tmp_path / f"e{n}", table) for n, table in enumerate(tables)]
@@ -105,8 +104,8 @@ def test_unit_is_scaling_one_where_the_weights_are_equal(tmp_path, method):
         unit = samerge.merge(None, adapters, method=method, scaling="unit", weights=weights)
         for module in plain.factors:
             torch.testing.assert_close(unit.delta(module), plain.delta(module), rtol=1e-4, atol=1e-6)
-    uneven = samerge.merge(None, adapters, method=method, scaling="unit", weights=[0.2, 5.0])
-    torch.testing.assert_close(uneven.delta("layers.1"), plain.delta("layers.1"), rtol=1e-4, atol=1e-6)
+    uneven = samerge.merge(None, adapters, method=method, scaling="unit", weights=[1e-6, 5.0])
+    assert float(uneven.delta("layers.1").norm()) < 1e-6 * float(plain.delta("layers.1").norm())  # it all but left
 
 
 def test_zero_stays_zero():

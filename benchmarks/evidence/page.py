@@ -58,7 +58,7 @@ def answer(results: Results) -> str:
     lines = ["## Which merge should I use?", ""]
     lines.append(
         f"Mean over {listed(suites)}"
-        + (", on which nothing was tuned." if judging else ", on which the recipe was made: leads, not proof.")
+        + (", on which the recipe was not made." if judging else ", on which the recipe was made: leads, not proof.")
         + " Scores are per cent of the experts' accuracy."
     )
     for budget, what in BUDGETS.items():

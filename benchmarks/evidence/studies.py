@@ -54,14 +54,16 @@ def ablations(results: Results) -> str:
             mean = sum(r["test"] for r in plain) / len(plain) if plain else None
             note = f" ({len(plain)} seeds)" if len(plain) > 1 else ""
             cells += ["" if mean is None else f"{mean:.1f}{note}", str(plain[0]["rank"]) if plain else ""]
-            cells.append(f"{max(r['test'] for r in found):.1f}" if found else "")
+            cells.append(score(max(found, key=lambda r: r["validation"])) if found else "")
         rows.append(cells)
-    head = ["variant", *(f"{suite}{what}" for suite in suites for what in ("", ": rank", ": best of three scales"))]
+    columns = ("", ": rank", ": best of three scales")
+    head = ["variant", *(f"{suite}{what}" for suite in suites for what in columns)]
     return "\n\n".join(
         [
             "## Ablations of the selection",
-            "All at auto:1.3, and the best of auto:1.0, 1.3 and 1.6 where these were measured. The output rank is the "
-            "experts': variants with a density keep that share of every expert, and are truncated where that is more.",
+            "All at auto:1.3, and, as *best of three scales*, at that of auto:1.0, 1.3 and 1.6 which is best on the "
+            "validation rows, where these were measured. The output rank is the experts': variants with a density keep "
+            "that share of every expert, and are truncated where that is more.",
             "![Ablations](pictures/quality-ablations.png)",
             table(head, rows),
         ]

@@ -102,7 +102,7 @@ def merge(
             or "native", the columns of B and rows of A as they are.
         scaling: lambda, or "auto" (default of every merge with a selection, and of `elementwise`): each layer's merged
             update gets c times the experts' mean Frobenius norm there, c = 1.3, or 2.0 for a flat spectrum; "auto:<c>"
-            sets c. Or "unit" (default of "even"): sum |w| / sum w^2 of the layer's experts, 1.0 where all weights are.
+            sets c. Or "unit" (default of "even"): sum |w| / sum w^2, which is 1.0 where all weights are.
             The exact methods default to 1.0, others to their published lambda. Or "lines:<alpha>:<beta>": alpha + beta
             l / (L - 1) in layer l of L. Or "interference", the lambda that changes the experts' own outputs least;
             "interference:layer", one for each layer.

@@ -1,6 +1,6 @@
 """How strongly a merged update is applied: a number lambda, the norm rule, or the weights brought to one.
 
-Neither rule needs data, and in both a common factor of the weights cancels and one expert alone keeps its own strength.
+Neither rule needs data. In both a common factor of the weights cancels, and an adapter merged by itself keeps its norm.
 
 The norm rule, "auto", scales each layer's merged update M to
 
@@ -15,7 +15,7 @@ update stays zero (also where updates cancel but for rounding).
 
     lambda = sum_i |w_i| / sum_i w_i^2
 
-over the experts whose update there is not zero; 1 where all weights are. It suits methods whose own norm means
+over all experts, one number for all layers; 1 where all weights are. It suits methods whose own norm means
 something. TSV makes the experts' directions orthogonal, so that N experts of norm m have the norm m sqrt(N) together,
 sqrt((sum_i |w_i|)^2 / sum_i w_i^2) for any weights, and the leading r directions have their share of it: the norm grows
 with the output rank, as the norm rule does not know.
@@ -55,16 +55,22 @@ def scale_of(
         2.0
     """
     if scaling == UNIT:
-        return _unit([abs(weights[n]) for n, value in norms.items() if value > 0])
+        return unit(weights)
     factor = auto_factor(scaling)
     if factor is None:
         return float(scaling)
     return norm_rule(size, norms, weights, factor or (FLAT_NORM_FACTOR if flat else NORM_FACTOR))
 
 
-def _unit(weights: Sequence[float]) -> float:
-    most = max(weights, default=0.0)
-    shares = [weight / most for weight in weights if most]  # whose squares neither overflow nor vanish
+def unit(weights: Sequence[float]) -> float:
+    """lambda of "unit": sum |w| / sum w^2, and 1 where all weights are 0.
+
+    Example:
+        >>> unit([1.0, 1.0]), unit([0.5, -0.5])
+        (1.0, 2.0)
+    """
+    most = max((abs(weight) for weight in weights), default=0.0)
+    shares = [abs(weight) / most for weight in weights if most]  # whose squares neither overflow nor vanish
     return sum(shares) / sum(share * share for share in shares) / most if shares else 1.0
 
 
