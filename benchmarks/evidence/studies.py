@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from evidence.markdown import score, table
 from evidence.query import BUDGETS, MAIN, Record, Results, merges, select
 from evidence.scores import spearman
+from evidence.table import ABLATED_AT
 
 
 def scale(results: Results) -> str:
@@ -49,12 +52,13 @@ def ablations(results: Results) -> str:
         cells = [merge]
         for suite in suites:
             found = select(results, suite=suite, merge=merge, budget="r")
-            found = [r for r in found if r["scaling"] in ("auto:1.0", "auto:1.3", "auto:1.6")]
-            plain = [r for r in found if r["scaling"] == "auto:1.3"]
-            mean = sum(r["test"] for r in plain) / len(plain) if plain else None
+            by_scale = {scaling: [r for r in found if r["scaling"] == scaling] for scaling in ABLATED_AT}
+            by_scale = {scaling: seeds for scaling, seeds in by_scale.items() if seeds}
+            plain = by_scale.get("auto:1.3", [])
             note = f" ({len(plain)} seeds)" if len(plain) > 1 else ""
-            cells += ["" if mean is None else f"{mean:.1f}{note}", str(plain[0]["rank"]) if plain else ""]
-            cells.append(score(max(found, key=lambda r: r["validation"])) if found else "")
+            cells += [f"{_mean(plain, 'test'):.1f}{note}", str(plain[0]["rank"])] if plain else ["", ""]
+            best = max(by_scale.values(), key=lambda seeds: _mean(seeds, "validation"), default=None)
+            cells.append("" if best is None else f"{_mean(best, 'test'):.1f}")
         rows.append(cells)
     columns = ("", ": rank", ": best of three scales")
     head = ["variant", *(f"{suite}{what}" for suite in suites for what in columns)]
@@ -148,6 +152,10 @@ def predicted(results: Results) -> str:
     )
     head = ["suite", "over", "settings", *results["records"][0]["foretold"]]
     return "\n\n".join(["## Foretold without data", text, table(head, rows)])
+
+
+def _mean(records: Sequence[Record], field: str) -> float:
+    return sum(float(record[field]) for record in records) / len(records)
 
 
 def _is_ruled(record: Record) -> bool:

@@ -15,6 +15,8 @@ Budget = Literal["r", "2r", "free"]
 SCALES: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0, 1.4, 2.0)
 #: Multiples of the experts' mean norm.
 NORMS: tuple[str, ...] = ("auto:1.0", "auto:1.3", "auto:1.6", "auto:2.0")
+#: Those that variants of the selection are tried at.
+ABLATED_AT: tuple[str, ...] = NORMS[:3]
 #: Rules that look at what the experts lose.
 INTERFERENCE: tuple[str, ...] = ("interference", "interference:layer")
 
@@ -113,7 +115,7 @@ def _ablation(name: str, seeds: tuple[int | None, ...] = (None,), **options: Any
         name,
         "ablation",
         {"selection": "saliency", **options},
-        scalings=("auto:1.0", "auto:1.3", "auto:1.6"),
+        scalings=ABLATED_AT,
         published="auto:1.3",
         budgets=("r",),
         sizing="rank" if rank else "truncate",
@@ -280,6 +282,16 @@ FAMILIES: tuple[Family, ...] = (
     _ablation("by chance", selection="random", seeds=(0, 1, 2)),
     *(_ablation(f"native, by {name}", selection=name, basis="native") for name in ("sensitivity", "agreement", "norm")),
     _ablation("native, by chance", selection="random", basis="native", seeds=(0, 1, 2)),
+    Family(
+        "STAR's truncation instead",
+        "ablation",
+        {"method": "star"},
+        scalings=ABLATED_AT,
+        published="auto:1.3",
+        budgets=("r",),
+        first=4,
+        design=True,
+    ),
     _ablation("T = 1", iterations=1),
     _ablation("T = 3", iterations=3),
     _ablation("native, T = 1", basis="native", iterations=1),
