@@ -123,8 +123,6 @@ class TestBadInput:
         ("changes", "error", "words"),
         [
             ({"tensors": {}}, AdapterError, "not one tensor"),
-            ({"tensors": {A: torch.tensor([1.0, float("inf")])}}, AdapterError, re.escape(A) + r" \(2,\).*float32"),
-            ({"tensors": {A: torch.tensor([70000.0]).half()}}, AdapterError, "float16; write with dtype='float32'"),
             ({"tensors": {A: torch.empty(2, device="meta")}}, AdapterError, "meta device"),
             ({"config": {"r": object()}}, TypeError, r"writing adapter_config\.json"),
             ({"record": {"dtype": torch.float32}}, TypeError, r"writing samerge\.json"),

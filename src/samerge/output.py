@@ -64,19 +64,21 @@ def finish(
     def scaled(site: Site) -> dict[str, Any]:
         layer, update, scale = outcome.layers[site.module], updates.pop(site.module), scales[site.module]
         update = balanced(LoraFactors(update.A, update.B * scale))
-        factors[site.module] = update
+        factors[site.module] = profile.cast(site.module, update, dtype)
         return _layer_record(problem, site, layer, scale, losses[site.module], update)
 
     layers = by_module(problem.sites, scaled)
     layouts: dict[str, Layout] = {site.module: site.layout for site in problem.sites}
     for module, (like, shape) in assemble.missing_layers(problem.sites, problem.source).items():
-        factors[module] = LoraFactors(torch.zeros(0, shape[1]), torch.zeros(shape[0], 0))
+        factors[module] = LoraFactors(torch.zeros(0, shape[1], dtype=dtype), torch.zeros(shape[0], 0, dtype=dtype))
         layouts[module] = like.layout
     rank = max(1, *(layer["rank"] for layer in layers.values()))
-    factors = {m: pad(factors[m], rank).to(dtype=dtype) for m in factors}
+    factors = {m: pad(factors[m], rank) for m in factors}
     factors.update(_from_others(problem, rank, dtype, factors))
     factors = {m: factors[m] for m in sorted(factors)}
     beside = merge_extras(experts, problem.weights, problem.sites, layouts, options, problem.source)
+    for name, tensor in beside.tensors.items():
+        profile.check_finite(name, tensor)
     settings = {**_settings(problem, experts, factors, layouts, rank, options), **beside.settings}
     for module, shares in (dora_lost or {}).items():
         layers[module]["dora_lost"] = dict(shares)

@@ -10,6 +10,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from samerge.errors import AdapterError
+from samerge.factors import LoraFactors
 from samerge.layouts import Layout
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
@@ -50,6 +55,35 @@ def settings(base: str | None, rank: int, modules: Sequence[str], layouts: Itera
         "init_lora_weights": True,
         "inference_mode": True,
     }
+
+
+def cast(module: str, factors: LoraFactors, dtype: torch.dtype) -> LoraFactors:
+    """The factors of one module in the dtype of the output.
+
+    Raises:
+        AdapterError: they are too large for it.
+
+    Example:
+        >>> cast("proj", LoraFactors(torch.ones(1, 3), torch.ones(2, 1)), torch.float16).B.dtype
+        torch.float16
+    """
+    found = factors.to(dtype=dtype)
+    check_finite(f"{module}.lora_A", found.A)
+    check_finite(f"{module}.lora_B", found.B)
+    return found
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor of the output that holds NaN or infinite values, such as what a cast to float16 leaves.
+
+    Raises:
+        AdapterError: it does; says the way out.
+    """
+    if tensor.is_floating_point() and tensor.element_size() > 1 and not bool(torch.isfinite(tensor).all()):
+        raise AdapterError(
+            f"making the adapter: {name} {tuple(tensor.shape)} holds values that are not finite in {tensor.dtype}; "
+            f"use dtype='float32' or 'bfloat16', or a smaller scaling, and check the inputs"
+        )
 
 
 def siblings(found: Mapping[str, str], stems: Iterable[str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import torch
 from samerge.checkpoints import WeightSource
 from samerge.factors import LoraFactors, balanced, pad
 from samerge.layouts import Layout
-from samerge.profile import settings, target_modules
+from samerge.profile import cast, settings, target_modules
 
 
 def servable(
@@ -29,7 +29,7 @@ def servable(
     """
     modules = {tensor.removesuffix(".weight"): update for tensor, update in sorted(updates.items())}
     rank = max(1, *(factors.rank for factors, _ in modules.values()))
-    factors = {module: pad(balanced(f), rank).to(dtype=dtype) for module, (f, _) in modules.items()}
+    factors = {module: cast(module, pad(balanced(f), rank), dtype) for module, (f, _) in modules.items()}
     layouts = {module: Layout(transposed=transposed) for module, (_, transposed) in modules.items()}
     matrices = {tensor.removesuffix(".weight") for tensor, shape in source.shapes.items() if len(shape) >= 2}
     targets = target_modules(list(modules), matrices - set(modules))

@@ -20,6 +20,7 @@ from samerge.diagnostics.summary import summary
 from samerge.factors import LoraFactors, balanced
 from samerge.inputs import AdapterLike, dtype_of, open_adapters, open_base
 from samerge.merged import MergedAdapter
+from samerge.profile import cast
 from samerge.report import Report
 from samerge.scaling import scale_of
 from samerge.values import UNIT, auto_factor
@@ -102,7 +103,7 @@ def scaled(unit: MergedAdapter, scaling: Any, asked: torch.dtype | None, dtype: 
     name = str(dtype).removeprefix("torch.")
     scales = {module: _scale(layer, record["inputs"], scaling) for module, layer in record["layers"].items()}
     factors = {
-        module: balanced(LoraFactors(f.A, f.B * scales.get(module, 1.0))).to(dtype=dtype)  # layers added have no scale
+        module: cast(module, balanced(LoraFactors(f.A, f.B * scales.get(module, 1.0))), dtype)  # added layers: no scale
         for module, f in unit.factors.items()
     }
     layers = {
