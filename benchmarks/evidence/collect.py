@@ -138,9 +138,9 @@ def mark(records: Sequence[Record], kin: Mapping[str, str]) -> None:
     """Write into the records which settings were chosen, and how.
 
     `marks` holds "tuned" (best validation score of the suite itself), "tuned elsewhere" (best mean validation score of
-    the suites of other kin), and "best" (best test score: an upper bound that nobody can choose). Candidates are the
-    scales that all methods are tried at and the published one, so that none has more of them for its rules; where a
-    merge was tried at rules alone, all.
+    the suites of other kin), and "best" (best test score: an upper bound that nobody can choose). Candidates, noted as
+    `candidate`, are the scales that all methods are tried at and the published one, so that none has more of them for
+    its rules; where a merge was tried at rules alone, all.
 
     Args:
         records: of all suites.
@@ -149,10 +149,11 @@ def mark(records: Sequence[Record], kin: Mapping[str, str]) -> None:
     groups: dict[tuple[str, str], dict[str, dict[tuple[Any, Any], Record]]] = defaultdict(lambda: defaultdict(dict))
     numbers = {(r["merge"], r["budget"]) for r in records if not isinstance(r["scaling"], str)}
     for record in records:
-        record["marks"] = []
+        record["marks"], record["candidate"] = [], False
         ruled = isinstance(record["scaling"], str) and not record["published"]
         if ruled and (record["merge"], record["budget"]) in numbers:
             continue
+        record["candidate"] = True
         setting = (record["density"], record["scaling"])
         groups[record["merge"], record["budget"]][record["suite"]].setdefault(setting, record)
     for by_suite in groups.values():

@@ -15,6 +15,7 @@ from evidence.query import (
     marked,
     merges,
     ranking,
+    select,
 )
 from evidence.studies import ablations, predicted, scale, shares, study
 
@@ -130,7 +131,8 @@ def measured(results: Results) -> str:
         "*published* is a method with the scale and density that its paper or registry gives; *tuned* has the best "
         "score on the suite's validation rows, *tuned elsewhere* the best mean score on the validation rows of the "
         "suites with other tasks; *best* has the best test score itself, and so is an upper bound that nobody can "
-        "choose. Every method is tried at the same scales; those with a density at the published one and another. "
+        "choose. *tried* is from how many settings these are chosen: the published one, scales from 0.3 to 2.0, and "
+        "for `ties` and `knots-ties` a second density; the same for all but where time did not allow it. "
         "Intervals are 95 %, from 1000 paired bootstrap samples of the test rows.",
     ]
     for name, about in results["suites"].items():
@@ -155,18 +157,19 @@ def by_budget(results: Results, budget: str) -> str:
             own = {mark: marked(results, merge, suite, budget, mark) for mark in ("published", *_MARKS)}
             if own["published"] is None:
                 continue
-            rows.append((own["published"]["test"], merge, own))
+            tried = len([r for r in select(results, merge=merge, suite=suite, budget=budget) if r["candidate"]])
+            rows.append((own["published"]["test"], merge, own, tried))
         if rows:
             rows.sort(key=lambda row: -row[0])
-            head = ["merge", "rank", "published", "to the default", "tuned", "tuned elsewhere", "best", "at"]
-            parts += [f"### {suite}", table(head, [_row(merge, own) for _, merge, own in rows])]
+            head = ["merge", "rank", "published", "to the default", "tried", "tuned", "tuned elsewhere", "best", "at"]
+            parts += [f"### {suite}", table(head, [_row(merge, own, tried) for _, merge, own, tried in rows])]
     return "\n\n".join(parts) if len(parts) > 2 else ""
 
 
 _MARKS = ("tuned", "tuned elsewhere", "best")
 
 
-def _row(merge: str, own: Mapping[str, Record | None]) -> list[str]:
+def _row(merge: str, own: Mapping[str, Record | None], tried: int) -> list[str]:
     published, best = own["published"], own["best"]
     assert published is not None
     difference = published["to_default"]
@@ -175,6 +178,7 @@ def _row(merge: str, own: Mapping[str, Record | None]) -> list[str]:
         str(published["rank"]),
         score(published, with_interval=True),
         "" if difference is None else f"{difference[0]:+.1f} [{difference[1]:+.1f}, {difference[2]:+.1f}]",
+        str(tried),
         score(own["tuned"]),
         score(own["tuned elsewhere"]),
         score(best),

@@ -12,7 +12,10 @@ MARGIN = 0.5
 
 
 def prize(results: Results) -> str:
-    """For every output rank and judging suite, and their mean: the default and the best other merge at its best."""
+    """For every output rank and judging suite, and their mean: the default and the best other merge at its best.
+
+    Variants of the default, "<default>, ...", are no others.
+    """
     suites = judges(results)
     rows = [row for budget in BUDGETS for row in _rows(results, budget, suites)]
     if not rows:
@@ -29,7 +32,7 @@ def prize(results: Results) -> str:
 
 def _rows(results: Results, budget: str, suites: Sequence[str]) -> list[list[str]]:
     own = default_name(results)
-    others = [merge for merge in merges(results) if merge != own]
+    others = [merge for merge in merges(results) if merge != own and not merge.startswith(f"{own},")]
     found = []
     for suite in suites:
         default = marked(results, own, suite, budget, "published")
