@@ -9,7 +9,7 @@ its experts the base plus the adapters in examples/ (four tasks, each at two str
 low-rank). The dense side holds all tensors in float32, takes dR/dW by autograd and finds its thresholds by sorting; it
 runs fewer iterations where said so, and its seconds are scaled up: every iteration costs it the same. On a machine that
 does other things at the same time, the seconds of the CPU say more than those of the clock. Results go to
-benchmarks/results/full.json.
+benchmarks/results/full.json, and from there to docs/full.md.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import tables
 from memory import peak_mib
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "full.json"
+RESULTS = tables.RESULTS / "full.json"
+DOC = tables.DOCS / "full.md"
 DENSITY, ITERATIONS = 0.1, 10
 NOISE = 1e-3
 
@@ -252,6 +254,20 @@ def compare(name: str, folder: Path, count: int, dense_iterations: int, mergekit
     }
 
 
+def table(records: list[dict[str, Any]]) -> str:
+    """The results as docs/full.md shows them."""
+    dense, key = f"dense, with autograd (scaled to {ITERATIONS} iterations)", f"seconds_at_{ITERATIONS}_iterations"
+    cells = []
+    for item in records:
+        sides = (item["samerge"], {**item["dense_autograd"], "seconds": item["dense_autograd"][key]})
+        told = [f"{s['seconds']:.0f} s, {s['peak_rss_mib']} MiB" for s in sides]
+        ties = item["mergekit_ties"]
+        told += ["fails" if "error" in ties else f"{ties['seconds']:.0f} s, {ties['peak_rss_mib']} MiB"]
+        cells.append([f"{item['experts']} of {item['model']}", *told])
+    rows = tables.rows(["experts", "samerge", dense, "mergekit's TIES (one pass)"], cells)
+    return f"{rows}\n\n{records[0]['machine']}."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mergekit", help="the program mergekit-yaml, in an environment of its own")
@@ -277,7 +293,9 @@ def main() -> None:
             known[name] = compare(name, folder, count, given.dense_iterations, given.mergekit)
             print(json.dumps(known[name], indent=2))
             RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(sorted(known.values(), key=lambda item: item["model"]), indent=2) + "\n")
+            records = sorted(known.values(), key=lambda item: item["model"])
+            RESULTS.write_text(json.dumps(records, indent=2) + "\n")
+            tables.write(DOC, "full.py", table(records))
     if not given.folder:
         print("the files were in a temporary folder and are gone")
 

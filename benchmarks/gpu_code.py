@@ -1,6 +1,6 @@
 """Compile the Triton kernel for GPUs that need not be there, and say what each program takes of one.
 
-    python benchmarks/gpu_code.py            # a table, and benchmarks/results/gpu_code.json
+    python benchmarks/gpu_code.py            # benchmarks/results/gpu_code.json, and from it the table of docs/gpu.md
     python benchmarks/gpu_code.py --all      # more block sizes
 
 Registers, shared memory and spills are what NVIDIA's assembler reports. Instructions are counted in the machine code
@@ -18,7 +18,9 @@ import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import tables
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -27,7 +29,8 @@ from triton.compiler import ASTSource
 from samerge.kernels.triton_kernel import sweep_kernel
 from samerge.kernels.triton_tiles import PIECES, Blocks, Products
 
-RESULTS = Path(__file__).parent / "results" / "gpu_code.json"
+RESULTS = tables.RESULTS / "gpu_code.json"
+DOC = tables.DOCS / "gpu.md"
 SWEEPS = ("forward", "backward", "backward, (in, out)")
 _TYPES = {"starts": "*i32", "experts": "*i32"} | dict.fromkeys(["left", "right", "u", "v", "flows", "gammas"], "*fp32")
 
@@ -136,6 +139,17 @@ def _loop(machine: str) -> list[str]:
     return max(loops, key=len)
 
 
+def table(found: dict[str, Any]) -> str:
+    """The results as docs/gpu.md shows them: of weights stored (out, in)."""
+    header = ["GPU", "products", "sweep", "registers", "stack, B", "shared, KiB", "instructions"]
+    cells = []
+    for item in found["codes"]:
+        if item["sweep"] != SWEEPS[2]:
+            cells.append([f"sm_{item['arch']}", f"`{item['products']}`", item["sweep"], str(item["registers"])])
+            cells[-1] += [str(item["stack"]), f"{item['shared'] / 1024:.0f}", f"{item['instructions']:.1f}"]
+    return f"{tables.rows(header, cells)}\n\nTriton {found['versions']['triton']}."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="more block sizes; nothing is written")
@@ -159,6 +173,7 @@ def main() -> None:
         RESULTS.write_text(
             json.dumps({"versions": versions, "codes": [asdict(code) for code in codes]}, indent=1) + "\n"
         )
+        tables.write(DOC, "gpu_code.py", table(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import tables
 from speed import DOC, machine
 
-RESULTS = Path(__file__).parent / "results" / "modes.json"
-BEGIN, END = "<!-- table: benchmarks/modes.py -->", "<!-- end of modes -->"
+RESULTS = tables.RESULTS / "modes.json"
 MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "exact": ("native", {}),
     "kernel torch": ("torch", {}),
@@ -93,20 +93,14 @@ def measure(base: Path, name: str, folder: Path, runs: int) -> list[dict[str, An
     return records
 
 
-def render(found: dict[str, Any]) -> None:
-    """The results as the table of docs/speed.md."""
-    rows = [
-        "| adapters | basis | mode | kept alike (Jaccard) | components of like fate | processor seconds |",
-        "|---|---|---|---|---|---|",
-    ]
+def table(found: dict[str, Any]) -> str:
+    """The results as docs/speed.md shows them."""
+    header = ["adapters", "basis", "mode", "kept alike (Jaccard)", "components of like fate", "processor seconds"]
+    cells = []
     for item in found["records"]:
-        cells = [f"{item['set']} ({item['adapters']})", item["basis"], item["mode"]]
-        cells += [f"{item['jaccard']:.3f}", f"{item['same']:.3f}", f"{item['cpu_seconds']:.2f}"]
-        rows.append(f"| {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    table = "\n".join(rows) + f"\n\n{found['machine']}; {versions}."
-    before, rest = DOC.read_text(encoding="utf-8").split(BEGIN)
-    DOC.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        cells.append([f"{item['set']} ({item['adapters']})", item["basis"], item["mode"]])
+        cells[-1] += [f"{item['jaccard']:.3f}", f"{item['same']:.3f}", f"{item['cpu_seconds']:.2f}"]
+    return f"{tables.rows(header, cells)}\n\n{tables.origin(found)}"
 
 
 def main() -> None:
@@ -116,19 +110,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--render", action="store_true", help="only write the table of docs/speed.md anew")
     given = parser.parse_args()
-    if given.render:
-        render(json.loads(RESULTS.read_text()))
-        return
-    import torch
+    if not given.render:
+        import torch
 
-    torch.set_num_threads(1)
-    records = []
-    for word in given.set:
-        name, _, folder = word.partition("=")
-        records += measure(given.base, name, Path(folder), given.runs)
-    found = {"records": records, **machine()}
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n")
-    render(found)
+        torch.set_num_threads(1)
+        records = []
+        for word in given.set:
+            name, _, folder = word.partition("=")
+            records += measure(given.base, name, Path(folder), given.runs)
+        RESULTS.write_text(json.dumps({"records": records, **machine()}, indent=2) + "\n", encoding="utf-8")
+    tables.write(DOC, "modes.py", table(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/peft_tests.py --peft-source ../peft   # a checkout or a bare repository that is there already
 
 PEFT's source goes to a cache outside this repository. Its tests are run four times, with `add_weighted_adapter` routed
-as `peft_suite/route.py` says. Writes benchmarks/results/peft_tests.json.
+as `peft_suite/route.py` says. Writes benchmarks/results/peft_tests.json, and from it the table of docs/peft_tests.md.
 """
 
 from __future__ import annotations
@@ -21,12 +21,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import tables
+
 HERE = Path(__file__).parent
 SUITE = HERE / "peft_suite"
-RESULTS = HERE / "results" / "peft_tests.json"
+RESULTS = tables.RESULTS / "peft_tests.json"
+DOC = tables.DOCS / "peft_tests.md"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "samerge" / "peft"
 REPOSITORY = "https://github.com/huggingface/peft"
-ROUTES = ("peft", "exact", "saliency", "linear")
+#: What is sent through samerge, by the name of the route.
+ROUTES = {
+    "peft": "nothing (PEFT alone)",
+    "exact": "`cat`, `svd`",
+    "saliency": "`cat`, `svd` as `saliency` at density 1, scaling 1",
+    "linear": "`cat`, `svd`, `linear`",
+}
 SELECTION = "TestMultipleActiveAdapters or weighted"
 
 #: Why a test that PEFT passes may fail when samerge merges: by a part of the failure's message.
@@ -86,6 +95,21 @@ def difference(text: str) -> str:
     return next((why for part, why in EXPLAINED.items() if part in text), f"unexplained: {text.splitlines()[0][:200]}")
 
 
+def table(results: dict[str, Any]) -> str:
+    """The results as docs/peft_tests.md shows them."""
+    header = ["routed to samerge", "passed", "failed", "skipped", "tests that merge", "of these passed"]
+    cells = []
+    for route, row in results["routes"].items():
+        counts = (row["passed"], row["tests"] - row["passed"] - row["skipped"], row["skipped"])
+        counts += tuple(row[key] for key in ("tests that merge adapters", "of these passed", "merges by samerge"))
+        cells.append([ROUTES[route], *(str(count) for count in counts)])
+    commit, _, day = results["peft tests"].partition(" ")
+    told = (
+        f"{results['routes']['peft']['tests']} tests of commit {commit[:8]} ({day}); peft {results['peft installed']}."
+    )
+    return f"{tables.rows([*header, 'merges by samerge'], cells)}\n\n{told}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peft-source", type=Path, help="a clone of PEFT; fetched when left out")
@@ -120,6 +144,7 @@ def main() -> int:
             print(route, {key: value for key, value in row.items() if key != "differences"})
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    tables.write(DOC, "peft_tests.py", table(results))
     return int(any("unexplained" in why for r in results["routes"].values() for why in r["differences"].values()))
 
 

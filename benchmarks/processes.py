@@ -1,9 +1,10 @@
 """What several processes on one machine hold, exchange and take: a real merge, measured in every process.
 
-    python benchmarks/processes.py    # writes the measured table of docs/distributed.md
+    python benchmarks/processes.py    # some minutes; writes the measured table of docs/distributed.md
 
 The files are random weights of a real shape. All processes run on one machine, over gloo; time is the processor's, so
-that it does not depend on how many cores there are. `traffic.py` checks its formulas against a small run of this.
+that it does not depend on how many cores there are. Results go to benchmarks/results/processes.json, and from there to
+docs/distributed.md. `traffic.py` checks its formulas against a small run of this.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-DOC = Path(__file__).parent.parent / "docs" / "distributed.md"
-BEGIN, END = "<!-- table: benchmarks/processes.py -->", "<!-- end of measured table -->"
+import tables
+
+DOC = tables.DOCS / "distributed.md"
+RESULTS = tables.RESULTS / "processes.json"
 
 
 def measured(base: Path, adapters: list[Path], processes: int, **options: Any) -> list[dict[str, float]]:
@@ -88,30 +91,47 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--adapters", type=int, default=64)
     parser.add_argument("--iterations", type=int, default=1)
+    parser.add_argument("--render", action="store_true", help="only write the table of docs/distributed.md anew")
     arguments = parser.parse_args()
     if arguments.worker:
         return work(json.loads(arguments.worker))
+    if not arguments.render:
+        RESULTS.write_text(json.dumps(measure(arguments), indent=2) + "\n", encoding="utf-8")
+    tables.write(DOC, "processes.py", table(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The merge by one, two and four processes: of each figure the largest of any process."""
     from models import prepare
+    from speed import machine
 
     case = prepare(arguments.folder, arguments.model, arguments.layers, arguments.adapters)
     size = sum((path / "adapter_model.safetensors").stat().st_size for path in case.adapters)
-    rows = [
-        f"| processes | peak resident memory of the largest, MiB | of it before the {size / 2**20:.0f} MiB of adapters "
-        "are merged | handed to broadcast | handed to all_reduce | CPU seconds, each process |",
-        "|---|---|---|---|---|---|",
-    ]
+    records = []
     for processes in (1, 2, 4):
         found = measured(case.base, list(case.adapters), processes, iterations=arguments.iterations)
         most = {name: max(one[name] for one in found) for name in found[0]}
-        rows.append(
-            f"| {processes} | {most['peak']:.0f} | {most['before']:.0f} | {most['broadcast'] / 1e6:.0f} MB | "
-            f"{most['all_reduce'] / 1e6:.0f} MB | {most['seconds']:.0f} |"
-        )
-        print(rows[-1], flush=True)
-    text = DOC.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    DOC.write_text(f"{before}{BEGIN}\n" + "\n".join(rows) + f"\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        records.append({"processes": processes, **most, "seconds": round(most["seconds"], 2)})
+        print(json.dumps(records[-1]), flush=True)
+    settings = {"model": case.name, "adapters": arguments.adapters, "iterations": arguments.iterations}
+    return {**settings, "adapters_mib": round(size / 2**20), "records": records, **machine()}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The results as docs/distributed.md shows them."""
+    header = ["processes", "peak resident memory of the largest, MiB"]
+    header += [f"of it before the {found['adapters_mib']} MiB of adapters are merged", "handed to broadcast"]
+    header += ["handed to all_reduce", "CPU seconds, each process"]
+    cells = [
+        [
+            str(item["processes"]),
+            *(f"{item[name]:.0f}" for name in ("peak", "before")),
+            *(f"{item[name] / 1e6:.0f} MB" for name in ("broadcast", "all_reduce")),
+            f"{item['seconds']:.0f}",
+        ]
+        for item in found["records"]
+    ]
+    return f"{tables.rows(header, cells)}\n\n{tables.origin(found)}"
 
 
 if __name__ == "__main__":

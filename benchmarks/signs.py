@@ -15,13 +15,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import tables
 from speed import machine
 from suites import SUITES, suite
 from suites.base import default_cache
 
-RESULTS = Path(__file__).parent / "results" / "signs.json"
-DOC = Path(__file__).parent.parent / "docs" / "diagnostics.md"
-BEGIN, END = "<!-- table: benchmarks/signs.py -->", "<!-- end of signs -->"
+RESULTS = tables.RESULTS / "signs.json"
+DOC = tables.DOCS / "diagnostics.md"
 MERGES: dict[str, dict[str, Any]] = {
     "the paper's recipe (components, density 0.1)": {"recipe": "paper"},
     "`saliency`, density 0.1": {"method": "saliency", "density": 0.1},
@@ -49,20 +49,14 @@ def measure(name: str, cache: Path) -> list[dict[str, Any]]:
     return records
 
 
-def render(found: dict[str, Any]) -> None:
-    """The results as the table of docs/diagnostics.md."""
-    rows = [
-        "| adapters | pruned by | conflict before | conflict after | signs left | conflicts left of all pairs |",
-        "|---|---|---|---|---|---|",
-    ]
+def table(found: dict[str, Any]) -> str:
+    """The results as docs/diagnostics.md shows them."""
+    header = ["adapters", "pruned by", "conflict before", "conflict after", "signs left"]
+    cells = []
     for item in found["records"]:
         before, after, left = (item[key] for key in ("sign_conflict", "sign_conflict_after", "signs_left"))
-        figures = [f"{value:.3f}" for value in (before, after, left, after * left)]
-        rows.append(f"| {' | '.join([item['suite'], item['merge'], *figures])} |")
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    table = "\n".join(rows) + f"\n\n{found['machine']}; {versions}."
-    before, rest = DOC.read_text(encoding="utf-8").split(BEGIN)
-    DOC.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        cells.append([item["suite"], item["merge"], *(f"{one:.3f}" for one in (before, after, left, after * left))])
+    return f"{tables.rows([*header, 'conflicts left of all pairs'], cells)}\n\n{tables.origin(found)}"
 
 
 def main() -> None:
@@ -75,7 +69,7 @@ def main() -> None:
     if not given.render:
         records = [record for name in given.suite for record in measure(name, given.cache)]
         RESULTS.write_text(json.dumps({"records": records, **machine()}, indent=2) + "\n", encoding="utf-8")
-    render(json.loads(RESULTS.read_text(encoding="utf-8")))
+    tables.write(DOC, "signs.py", table(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import tables
 from memory import peak_mib
 from models import Case, prepare
 
-RESULTS = Path(__file__).parent / "results" / "speed.json"
-DOC = Path(__file__).parent.parent / "docs" / "speed.md"
-BEGIN, END = "<!-- table: benchmarks/speed.py -->", "<!-- end of table -->"
+RESULTS = tables.RESULTS / "speed.json"
+DOC = tables.DOCS / "speed.md"
 SETTINGS = ("side", "model", "adapters", "rank", "iterations")
 
 
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.render:
-        render(json.loads(RESULTS.read_text()))
+        tables.write(DOC, "speed.py", table(json.loads(RESULTS.read_text())))
     elif given.child:
         case = prepare(Path(given.folder), given.model, given.layers[0] if given.layers else None, given.adapters)
         print(
@@ -190,26 +190,18 @@ def keep(record: dict[str, Any]) -> None:
     records = [old for old in records if any(old[key] != record[key] for key in SETTINGS)] + [record]
     records.sort(key=lambda item: [str(item[key]) for key in ("model", "adapters", "iterations", "side")])
     RESULTS.write_text(json.dumps(records, indent=2) + "\n")
-    render(records)
+    tables.write(DOC, "speed.py", table(records))
 
 
-def render(records: list[dict[str, Any]]) -> None:
-    """The results as the table of docs/speed.md."""
-    rows = [
-        "| model | adapters | merge | iterations | seconds | peak memory, MiB | read, MiB | base, MiB | adapters, MiB "
-        "| scoring / floor |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def table(records: list[dict[str, Any]]) -> str:
+    """The results as docs/speed.md shows them."""
+    header = ["model", "adapters", "merge", "iterations", "seconds", "peak memory, MiB", "read, MiB", "base, MiB"]
+    keys = ["model", "adapters", "side", "iterations", "seconds", "peak_rss_mib", "read_mib", "base_mib"]
+    cells = []
     for item in records:
-        keys = ("model", "adapters", "side", "iterations", "seconds", "peak_rss_mib", "read_mib", "base_mib")
-        cells = [item.get(key) for key in (*keys, "adapters_mib", "ratio_to_floor")]
-        shown = ("" if cell is None else f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells)
-        rows.append(f"| {' | '.join(shown)} |")
-    versions = records[-1]["versions"]
-    machine = f"{records[-1]['machine']}; " + ", ".join(f"{name} {version}" for name, version in versions.items())
-    before, rest = DOC.read_text(encoding="utf-8").split(BEGIN)
-    table = "\n".join(rows)
-    DOC.write_text(f"{before}{BEGIN}\n{table}\n\n{machine}.\n{END}{rest.split(END)[1]}", encoding="utf-8")
+        own = [item.get(key) for key in (*keys, "adapters_mib", "ratio_to_floor")]
+        cells.append(["" if one is None else f"{one:.2f}" if isinstance(one, float) else str(one) for one in own])
+    return f"{tables.rows([*header, 'adapters, MiB', 'scoring / floor'], cells)}\n\n{tables.origin(records[-1])}"
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import tables
 from processes import measured
 from shapes import SHAPES, Shape, write_adapter, write_base
 
-DOC = Path(__file__).parent.parent / "docs" / "distributed.md"
-BEGIN, END = "<!-- table: benchmarks/traffic.py -->", "<!-- end of table -->"
+DOC = tables.DOCS / "distributed.md"
 LARGE = (
     Shape("70B (Llama-3.1)", 8192, 28672, 80, 64, 8, 128256),
     Shape("405B (Llama-3.1)", 16384, 53248, 126, 128, 8, 128256),
@@ -90,9 +90,7 @@ def main() -> None:
         print(f"bytes handed to {name} in one iteration of a small merge: counted {counted}, by formula {formula}")
         if counted != formula:
             raise SystemExit("the formula is wrong")
-    text = DOC.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    DOC.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    tables.write(DOC, "traffic.py", table())
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ def test_demo(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert right["merged"] > right["base"]  # on the demo's own sentences, as shown
     told = " ".join(shown.split())
     assert f"the default, recipe even, {right['merged']}; method saliency" in told
+    said = f"the four experts answer {right['expert']} as a reader would, the one merged adapter {right['merged']}, "
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"{said}the base model alone {right['base']}." in readme
 
 
 @pytest.mark.real
