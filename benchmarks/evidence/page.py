@@ -17,7 +17,8 @@ from evidence.query import (
     ranking,
     select,
 )
-from evidence.studies import ablations, predicted, scale, shares, study
+from evidence.scale import scale
+from evidence.studies import ablations, predicted, shares, study
 
 REPEAT = """## To repeat it
 

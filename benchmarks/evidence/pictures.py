@@ -53,12 +53,12 @@ def by_method(results: dict[str, Any]) -> Any:
 
 def against_scale(results: dict[str, Any]) -> Any:
     """Score against lambda; rules without data as stars at their mean scale."""
-    names = [m for m in merges(results) if any(isinstance(r["scaling"], str) for r in select(results, merge=m))][:8]
+    names = [merge for merge in merges(results) if _has_rules(results, merge)][: len(COLOURS)]
     suites = list(results["suites"])
     figure, axes = _grid(len(suites), 4.6, 3.6)
     for axis, suite in zip(axes, suites, strict=False):
         for colour, merge in zip(COLOURS, names, strict=False):
-            found = select(results, suite=suite, merge=merge, budget="r") or select(results, suite=suite, merge=merge)
+            found = select(results, suite=suite, merge=merge, budget="r")
             found = [record for record in found if record["density"] == found[0]["density"]]
             line = sorted((r["scaling"], r["test"]) for r in found if not isinstance(r["scaling"], str))
             stars = [(r["mean_scale"], r["test"]) for r in found if isinstance(r["scaling"], str)]
@@ -75,6 +75,12 @@ def against_scale(results: dict[str, Any]) -> Any:
         axis.set_ylabel("% of the experts' accuracy", fontsize=8)
     axes[0].legend(fontsize=7)
     return figure
+
+
+def _has_rules(results: dict[str, Any], merge: str) -> bool:
+    """Whether a merge was tried at several rules for its scale."""
+    found = select(results, merge=merge, budget="r")
+    return len({record["scaling"] for record in found if isinstance(record["scaling"], str)}) > 1
 
 
 def by_ablation(results: dict[str, Any]) -> Any:

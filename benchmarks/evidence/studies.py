@@ -1,44 +1,13 @@
-"""The parts of the page about what a merge is made of: scale, selection, composition, and what is foretold."""
+"""The parts of the page about what a merge is made of: selection, composition, ranks, and what is foretold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from evidence.markdown import score, table
-from evidence.query import BUDGETS, MAIN, Record, Results, merges, select
+from evidence.query import BUDGETS, Record, Results, merges, select
 from evidence.scores import spearman
 from evidence.table import ABLATED_AT
-
-
-def scale(results: Results) -> str:
-    """What rules without data lose against the best scale on the grid."""
-    rows = []
-    for suite in results["suites"]:
-        for merge in merges(results, (*MAIN, "chain")):
-            for budget in BUDGETS:
-                found = select(results, suite=suite, merge=merge, budget=budget)
-                density = found[0]["density"] if found else None
-                found = [record for record in found if record["density"] == density]
-                rules = {r["scaling"]: r for r in found if isinstance(r["scaling"], str)}
-                numbers = [record for record in found if not isinstance(record["scaling"], str)]
-                if not rules or not numbers:
-                    continue
-                best = max(numbers, key=lambda record: record["test"])
-                losses = [f"{name} {rule['test'] - best['test']:+.1f}" for name, rule in rules.items()]
-                rows.append(
-                    [suite, merge, BUDGETS[budget], f"{best['test']:.1f} at {best['scaling']:g}", ", ".join(losses)]
-                )
-    if not rows:
-        return ""
-    return "\n\n".join(
-        [
-            "## Scale without data",
-            "The best λ of the grid, chosen on the test rows themselves, and what a rule that needs no data scores "
-            "beside it. `auto:c` brings every layer to c times the experts' mean norm.",
-            "![Score against scale](pictures/quality-scale.png)",
-            table(["suite", "merge", "output rank", "best λ", "rules, to the best λ"], rows),
-        ]
-    )
 
 
 def ablations(results: Results) -> str:
