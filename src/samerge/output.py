@@ -25,7 +25,7 @@ from samerge.methods.problem import MergedLayer, Outcome, Problem, Site, by_modu
 from samerge.options import MergeOptions
 from samerge.record import record
 from samerge.report import Report
-from samerge.scaling import scale_of
+from samerge.scaling import ROUNDING, scale_of
 from samerge.spectrum import flatten
 from samerge.supply import elsewhere, send_all
 from samerge.values import INTERFERENCE
@@ -229,8 +229,12 @@ def _warnings(
     if strangers:
         found.append(strangers)
         python_warnings.warn(strangers, stacklevel=5)
+    nothing = _nothing(problem, layers)
+    if nothing:
+        found.append(nothing)
+        python_warnings.warn(nothing, stacklevel=5)
     ignored = [name for name, weight in zip(problem.names, problem.weights, strict=True) if weight == 0]
-    if ignored:
+    if ignored and len(ignored) < len(problem.names):
         found.append(f"weight 0 leaves these adapters out: {', '.join(ignored)}")
     dtypes = {e.name: str(e.dtype).removeprefix("torch.") for e in experts}
     if len(set(dtypes.values())) > 1:
@@ -248,6 +252,32 @@ def _warnings(
             f"layers (most in {worst}: {heavy[worst]:.0%}); a larger {option} keeps more"
         )
     return found
+
+
+def _nothing(problem: Problem, layers: Mapping[str, Any]) -> str | None:
+    """What to say when the merged update is zero in every layer, and why it is, as far as can be told."""
+    weights = dict(zip(problem.names, problem.weights, strict=True))
+
+    def most(layer: Mapping[str, Any]) -> float:
+        """The largest norm that an expert's part of the sum has."""
+        return max((abs(weights[n] * layer["scale"]) * one["norm"] for n, one in layer["experts"].items()), default=0.0)
+
+    if any(layer["norm"] > ROUNDING * most(layer) for layer in layers.values()):
+        return None
+    if not any(weights.values()):
+        why = "all weights are 0; give one adapter another"
+    elif not any(one["norm"] for layer in layers.values() for one in layer["experts"].values()):
+        why = "every update that went in is zero already (B is 0 in LoRA that was never trained)"
+    elif not any(one["norm"] * one["energy"] for layer in layers.values() for one in layer["experts"].values()):
+        why = "pruning kept nothing; choose a larger density, or a rank"
+    elif not any(layer["scale"] for layer in layers.values()):
+        why = "the scaling is 0; choose another"
+    else:
+        why = (
+            "the weighted updates cancel each other, but for rounding; check the adapters (is one given twice, with "
+            "weights of opposite sign?) with samerge inspect A B"
+        )
+    return f"the merged update is zero in every layer, so that the adapter does nothing: {why}"
 
 
 def _dora_warnings(layers: Mapping[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ NORM_FACTOR = 1.3
 FLAT_NORM_FACTOR = 2.0
 
 #: A merged norm below this share of the experts' norms is what float32 leaves of updates that cancel: zero.
-_ROUNDING = 1e-5
+ROUNDING = 1e-5
 
 
 def scale_of(
@@ -89,7 +89,7 @@ def norm_rule(size: float, norms: Mapping[int, float], weights: Sequence[float],
     """
     share = sum(abs(weights[n]) for n in norms)
     total = sum(abs(weights[n]) * value for n, value in norms.items())
-    if not share or size <= _ROUNDING * total:
+    if not share or size <= ROUNDING * total:
         return 1.0
     together = sum(value > 0 for value in norms.values()) > 1
     return (factor if together else 1.0) * total / share / size

@@ -209,7 +209,8 @@ def test_weight_zero_takes_no_part(case):
     without = merge((folder, two, base, None), weights=[1.0, 0.5])
     for module in ("layers.0", "layers.1", "layers.2"):
         torch.testing.assert_close(with_it.delta(module), without.delta(module))
-    nobody = merge(case, weights=[0.0, 0.0, 0.0])
+    with pytest.warns(UserWarning, match="zero in every layer, .*: all weights are 0"):
+        nobody = merge(case, weights=[0.0, 0.0, 0.0])
     assert not nobody.delta("layers.0").any()
 
 
