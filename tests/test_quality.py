@@ -19,7 +19,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from evidence.collect import mark  # noqa: E402
 from evidence.page import render  # noqa: E402
+from evidence.prize import prize  # noqa: E402
 from evidence.runs import foretold, norm_scales, settings  # noqa: E402
+from evidence.scale import regrets  # noqa: E402
 from evidence.scores import interval, pack, resampled, score, spearman, unpack  # noqa: E402
 from evidence.shares import ranks, shared  # noqa: E402
 from evidence.table import FAMILIES, Family  # noqa: E402
@@ -222,3 +224,46 @@ def test_live_weights_are_what_peft_makes_and_come_back(llama):
 def test_the_page_is_what_the_results_render_to():
     results = json.loads((ROOT / "benchmarks/results/quality.json").read_text(encoding="utf-8"))
     assert (ROOT / "docs/evidence.md").read_text(encoding="utf-8") == render(results)
+
+
+def results_of(rows: list[tuple[str, str, object, float, float]]) -> dict:
+    """Results of one output rank from (suite, merge, scale, validation score, test score); λ 1 is published."""
+    records = [
+        {
+            **record(suite, scaling, validation, test),
+            **{"merge": merge, "role": "default" if merge == "even" else "comparator", "published": scaling == 1.0},
+            **{"interval": [test - 1, test + 1], "to_default": [0.5, -1.0, 2.0]},
+        }
+        for suite, merge, scaling, validation, test in rows
+    ]
+    suites = {row[0]: {"judge": True} for row in rows}
+    mark(records, {suite: suite for suite in suites})
+    return {"suites": suites, "records": records}
+
+
+def test_what_rules_lose_is_counted_from_the_best_number():
+    numbers = [
+        ("a", "tsv", scaling, 50.0, test) for scaling, test in ((0.5, 80.0), (0.7, 83.0), (1.0, 82.0), (2.0, 60.0))
+    ]
+    rules = [("a", "tsv", "auto:1.3", 99.0, 84.5), ("a", "tsv", "auto:2.0", 99.0, 81.0)]
+    [found] = regrets(results_of(numbers + rules))
+    assert (found.best["scaling"], found.flat) == (0.7, False)
+    assert found.losses == {"auto:1.3": 1.5, "auto:2.0": -2.0, "unit": -1.0}
+    assert regrets(results_of(numbers)) == []  # nothing to compare
+    assert regrets(results_of(numbers[:3] + rules)) == []  # too few to call one of them the best
+
+
+def test_the_default_is_held_against_the_best_of_the_others_at_its_best():
+    rows = [
+        *(("a", "even", 1.0, 0.0, 90.0), ("b", "even", 1.0, 0.0, 70.0)),
+        *(("a", "even", 2.0, 0.0, 99.0), ("b", "even", 2.0, 0.0, 99.0)),  # the default is not tuned
+        *(("a", "even, weights auto", 1.0, 0.0, 99.0), ("b", "even, weights auto", 1.0, 0.0, 99.0)),  # nor another
+        *(("a", "tsv", 1.0, 9.0, 80.0), ("a", "tsv", 2.0, 1.0, 91.0)),  # chosen by test rows, not by validation
+        *(("b", "tsv", 1.0, 9.0, 69.0), ("b", "tsv", 2.0, 1.0, 60.0)),
+        *(("a", "ties", 1.0, 0.0, 85.0), ("b", "ties", 1.0, 0.0, 70.2)),
+    ]
+    page = prize(results_of(rows))
+    assert "| the experts' rank | a | 90.0 | tsv | λ 2 | 91.0 | -0.5 [-2.0, +1.0] |" in page
+    assert "| the experts' rank | b | 70.0 | ties | λ 1 | 70.2 | -0.5 [-2.0, +1.0] |" in page
+    assert "| the experts' rank | mean | 80.0 | tsv |  | 80.0 | +0.0 |" in page  # (91 + 69) / 2 against 80
+    assert page.endswith("Everywhere it is within 0.5 of the best, or ahead.")
