@@ -233,6 +233,14 @@ def test_rank_twice_is_an_error(case):
         samerge.merge(None, adapters, selection="norm", rank=4, density=0.5)
 
 
+@pytest.mark.parametrize("links", [{}, {"method": "tsv"}, {"method": "svd"}, {"selection": "norm"}])
+@pytest.mark.parametrize("rank", [0, -1, 1.5])
+def test_a_rank_that_is_none_is_told_by_its_own_name(case, links, rank):
+    _, adapters, _ = case
+    with pytest.raises(samerge.OptionError, match=f"^rank={rank} must be a whole number of at least 1"):
+        samerge.merge(None, adapters, rank=rank, **links)
+
+
 def test_each_link_has_its_own_density(case, tmp_path):
     _, adapters, tables = case
     merged = samerge.merge(

@@ -34,7 +34,7 @@ from samerge.methods.parameters import parameters_of
 from samerge.methods.problem import Entry, MergedLayer, Outcome, Problem
 from samerge.methods.saliency import Selected, select
 from samerge.options import DEFAULT_RECIPE, RECIPES, MergeOptions, resolve
-from samerge.values import INTERFERENCE, choice
+from samerge.values import INTERFERENCE, choice, whole
 
 #: Share of its components that every expert keeps before another aggregation than the sum, by default.
 LIGHT_DENSITY = 0.75
@@ -177,6 +177,7 @@ class Chain:
             ),
         }
         if given.get("rank") is not None and not self.counts:
+            whole("rank", given["rank"])  # by its own name; below it is the svd_rank
             if given.get("svd_rank") is not None:
                 raise OptionError(
                     f"rank={given['rank']} and svd_rank={given['svd_rank']} together: with {self.told} both "
