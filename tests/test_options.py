@@ -147,7 +147,7 @@ def test_the_links_have_choices(name, choices):
 def test_the_even_recipe():
     o = resolve("tsv", "even", {}, {"scaling": 1.0, "density": 1.0})
     assert (o.balance, o.aggregation, o.spectrum, o.scaling, o.fit, o.selection) == (
-        *("norm", "tsv", "flat", "auto", True, "none"),
+        *("norm", "tsv", "flat", "unit", True, "none"),
     )
     assert resolve("tsv", "even", {"spectrum": "kept"}, {"scaling": 1.0}).spectrum == "kept"
     plain = options()

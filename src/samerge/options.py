@@ -103,6 +103,7 @@ class MergeOptions:
         fit: whether the result has the largest source rank where `svd_rank` says no other.
         refresh: gamma is computed anew every so many iterations; 0 for the first one alone.
         precision: what the flows and gamma are computed in.
+        unused: names of those above that mean nothing to the chain that they are the options of.
     """
 
     method: str
@@ -131,6 +132,7 @@ class MergeOptions:
     fit: bool = False
     refresh: int = 1
     precision: Precision = "float32"
+    unused: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         whole("rank", self.rank)
@@ -186,12 +188,12 @@ class MergeOptions:
         return density_mean(self.density)
 
     def record(self) -> dict[str, Any]:
-        """The options as plain JSON values."""
+        """The options as plain JSON values, without those that mean nothing here."""
         table = {item.name: getattr(self, item.name) for item in fields(self)}
         table["connectivity"] = "custom graph" if isinstance(self.connectivity, FlowGraph) else self.connectivity
         table["dtype"] = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
         table["method_options"] = None if self.method_options is None else asdict(self.method_options)
-        return table
+        return {name: value for name, value in table.items() if name not in {*self.unused, "unused"}}
 
 
 def resolve(method: str, recipe: str | None, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> MergeOptions:
@@ -219,6 +221,7 @@ def resolve(method: str, recipe: str | None, given: Mapping[str, Any], defaults:
         | {  # type: ignore[arg-type]
             "method": method,
             "recipe": recipe,
+            "unused": frozenset(),
         }
     )
 

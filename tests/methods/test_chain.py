@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from tiny import chain as weights_of_chain
 from tiny import chain_factors, write_adapter, write_base
 
 import samerge
+from samerge.card import model_card
 from samerge.compress import svd_basis
 from samerge.factors import LoraFactors
 from samerge.methods import REGISTRY
@@ -239,6 +242,45 @@ def test_a_rank_that_is_none_is_told_by_its_own_name(case, links, rank):
     _, adapters, _ = case
     with pytest.raises(samerge.OptionError, match=f"^rank={rank} must be a whole number of at least 1"):
         samerge.merge(None, adapters, rank=rank, **links)
+
+
+COMMON = {
+    *("method", "recipe", "selection", "aggregation", "balance", "spectrum", "scaling", "svd_rank", "fit"),
+    *("dtype", "device", "modules_to_save", "dora"),
+}
+SELECTING = {"rank", "density", "iterations", "basis", "scope"}
+READING = {"connectivity", "residual", "prune_outside", "refresh", "precision"}
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ({}, {"density"}),
+        ({"recipe": "even"}, {"density"}),
+        ({"method": "linear"}, set()),
+        ({"method": "svd", "rank": 3}, set()),
+        ({"method": "linear", "scaling": "interference"}, {"basis"}),
+        ({"method": "linear", "weights": "auto"}, {"basis", "weights"}),
+        ({"method": "ties"}, {"density", "method_options"}),
+        ({"method": "lora-lego"}, {"rank", "method_options"}),
+        ({"selection": "norm"}, SELECTING),
+        ({"selection": "agreement"}, SELECTING | {"agreement"}),
+        ({"selection": "norm", "aggregation": "tsv"}, SELECTING - {"rank"} | {"aggregation_density"}),
+        ({"method": "saliency"}, SELECTING | READING | {"agreement"}),
+        ({"method": "saliency", "connectivity": "local"}, SELECTING | READING - {"residual"} | {"agreement"}),
+        ({"recipe": "paper", "connectivity": "local"}, SELECTING | READING - {"residual"} | {"agreement"}),
+        (
+            {"method": "elementwise", "connectivity": "local"},
+            {"density", "iterations", "agreement", "connectivity", "prune_outside"},
+        ),
+    ],
+)
+def test_the_record_has_the_options_that_mean_something(llama, options, more):
+    """And no others: whatever is in it took part."""
+    merged = samerge.merge(llama.base, llama.adapters, progress=False, **options)
+    assert set(merged.report.record["options"]) == COMMON | more
+    configuration = model_card(merged.report.record).partition("## Configuration")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)`", configuration, re.M)) == COMMON | more
 
 
 def test_each_link_has_its_own_density(case, tmp_path):

@@ -50,7 +50,7 @@ _COMMON = frozenset(
 #: Options of what comes after a selection; selections that differ in these alone are the same.
 _AFTER = frozenset(
     {"method", "recipe", "aggregation", "aggregation_density", "method_options", "spectrum", "scaling", "svd_rank"}
-    | {"dtype", "modules_to_save", "fit"}
+    | {"dtype", "modules_to_save", "fit", "unused"}
 )
 
 #: Selections that several chains have in common.
@@ -192,7 +192,23 @@ class Chain:
             if isinstance(value, str) and not adaptive:
                 name = self.aggregation if self.selects else self.name
                 raise OptionError(f"density={value!r}: method={name!r} knows no adaptive density; give a number")
-        return options
+        return replace(options, unused=self._unused(options, measured))
+
+    def _unused(self, options: MergeOptions, measured: bool) -> frozenset[str]:
+        """The options that mean nothing to this chain as it is filled in, and are not in the record."""
+        used = replace(self, named=True).uses() | {"method", "recipe", "fit"}  # a density that nobody gave is used, too
+        used -= set() if self.counts else {"rank"}  # which is the svd_rank here
+        if measured or options.scaling in INTERFERENCE:
+            used |= {"basis"}
+        if self.needs_base:
+            used |= {"prune_outside"}
+        if options.connectivity != "flow":
+            used -= {"residual"}
+        if self.selects and "density" in self.entry.uses:
+            used |= {"aggregation_density"}
+        if self.entry.parameters is not None:
+            used |= {"method_options"}
+        return frozenset(item.name for item in fields(options)) - used
 
     def svd_rank(self, options: MergeOptions, source_rank: int) -> int | None:
         """The rank that the result is truncated to, from the largest source rank; None for none."""
