@@ -111,6 +111,25 @@ def test_effective_rank(d_out, d_in, ranks):
         assert 1 - 1e-9 <= effective_rank(part) <= part.rank + 1e-9
 
 
+@pytest.mark.parametrize(("a", "b"), [(1e36, 1.0), (1.0, 1e36), (1e18, 1e18), (1e-36, 1.0), (1e-18, 1e-18)])
+def test_very_large_and_small_updates_have_the_figures_of_others(tmp_path, a, b):
+    """In the record, where nothing is NaN, infinite or zero by overflow."""
+    tables = [tiny.chain_factors(tiny.chain([9, 8, 7]), 3, seed) for seed in range(2)]
+
+    def record(name, a, b):
+        scaled = [{m: (A * a, B * b) for m, (A, B) in table.items()} for table in tables]
+        folders = [tiny.write_adapter(tmp_path / name / f"e{n}", table) for n, table in enumerate(scaled)]
+        return samerge.merge(None, folders, method="linear").report.record
+
+    plain, extreme = record("plain", 1.0, 1.0), record("extreme", a, b)
+    for name, figures in plain["diagnostics"]["experts"].items():
+        for key, value in {**figures, "norm": figures["norm"] * a * b}.items():
+            found = extreme["diagnostics"]["experts"][name][key]
+            assert found == (None if value is None else pytest.approx(value, rel=1e-4, abs=0)), key
+    for module, layer in plain["layers"].items():
+        assert extreme["layers"][module]["effective_rank"] == pytest.approx(layer["effective_rank"], rel=1e-4)
+
+
 def test_sign_counts_are_those_of_every_element():
     parts = updates(12, 9, (2, 3, 1, 4))
     parts[0].B[3] = 0  # a row without signs

@@ -158,7 +158,8 @@ def effective_rank(factors: LoraFactors) -> float:
         2.0
     """
     f = factors.folded()
-    product = (f.B.T @ f.B).double() @ (f.A @ f.A.T).double()  # (r, r), the eigenvalues are sigma_k^2
+    (B, _), (A, _) = _unit(f.B), _unit(f.A)  # no number times an update changes how many directions it has
+    product = (B.T @ B).double() @ (A @ A.T).double()  # (r, r), the eigenvalues are in proportion to sigma_k^2
     fourth = float((product * product.T).sum())
     return float(product.diagonal().sum()) ** 2 / fourth if fourth > 0 else 0.0
 
@@ -169,7 +170,19 @@ def _square(matrix: Tensor) -> float:
 
 def _product_square(left: Tensor, right: Tensor) -> float:
     """||left right^T||_F^2 = <left^T left, right^T right>."""
-    return float(((left.T @ left).double() * (right.T @ right).double()).sum().clamp_min(0))
+    (left, one), (right, other) = _unit(left), _unit(right)
+    square = float(((left.T @ left).double() * (right.T @ right).double()).sum().clamp_min(0))
+    return square * (one * other) ** 2
+
+
+def _unit(matrix: Tensor) -> tuple[Tensor, float]:
+    """The matrix over a power of two, so that its largest element is near 1, and that power.
+
+    Exact, and products of it neither overflow nor vanish in float32 however large or small the matrix is.
+    """
+    most = float(matrix.abs().amax()) if matrix.numel() else 0.0
+    power = math.ldexp(1.0, math.frexp(most)[1] - 1) if most else 1.0
+    return matrix / power, power
 
 
 def _ratio(value: float, by: float) -> float | None:
