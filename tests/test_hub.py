@@ -174,8 +174,11 @@ class TestPush:
 
     def test_offline(self, hub, folder, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+        with pytest.raises(HubError, match="HF_HUB_OFFLINE") as raised:
             push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
+        assert "nothing was pushed" in str(raised.value)
+        assert "hf upload ada/m FOLDER" in str(raised.value)
+        assert not any(word in str(raised.value) for word in ("cache", "hf download"))
         assert hub.requests == []
 
     def test_what_is_no_folder(self, hub, tmp_path):

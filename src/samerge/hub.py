@@ -62,7 +62,7 @@ def push_folder(
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=endpoint, token=token, library_name="samerge")
-    with _hub_errors(f"pushing {path.name} to {repo_id!r}", repo_id):
+    with _hub_errors(f"pushing {path.name} to {repo_id!r}", repo_id, pushing=True):
         # A bare name means "mine": creating it answers with the full id, which the other routes ask for. Anyone may
         # open a pull request, but only the owner may create: what exists is not created once more.
         known = "/" in repo_id and api.repo_exists(repo_id)
@@ -269,7 +269,7 @@ def _in_repo(
 
 
 @contextlib.contextmanager
-def _hub_errors(doing: str, repo_id: str) -> Iterator[None]:
+def _hub_errors(doing: str, repo_id: str, pushing: bool = False) -> Iterator[None]:
     """Raise whatever huggingface_hub raises as a HubError that says what was being done and the way out."""
     try:
         yield
@@ -277,10 +277,10 @@ def _hub_errors(doing: str, repo_id: str) -> Iterator[None]:
         # an upload's error is wrapped in a RuntimeError that says only which file it was
         told = error.__cause__ if type(error) is RuntimeError and isinstance(error.__cause__, Exception) else error
         lines = [line.strip() for line in str(told).splitlines() if line.strip()] or ["no details"]
-        raise HubError(f"{doing}: {type(told).__name__}: {lines[0]}; {_way_out(told, repo_id)}") from error
+        raise HubError(f"{doing}: {type(told).__name__}: {lines[0]}; {_way_out(told, repo_id, pushing)}") from error
 
 
-def _way_out(error: Exception, repo_id: str) -> str:
+def _way_out(error: Exception, repo_id: str, pushing: bool) -> str:
     from huggingface_hub import errors
 
     status = _status(error)
@@ -303,6 +303,11 @@ def _way_out(error: Exception, repo_id: str) -> str:
     if status is not None:
         return f"the Hub answered {status}; try again later, and see https://status.huggingface.co"
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
+        if pushing:
+            return (
+                f"nothing was pushed, the Hub is offline or out of reach: check the connection and HF_HUB_OFFLINE, or "
+                f"save to a folder (--output) and run `hf upload {repo_id} FOLDER` where there is a network"
+            )
         return (
             f"it is not in the cache, and the Hub is offline or out of reach: check the connection and HF_HUB_OFFLINE, "
             f"run `hf download {repo_id}` where there is a network, or give a folder"
