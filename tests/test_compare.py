@@ -119,6 +119,24 @@ def test_picture(found, tmp_path):
         found.picture(tmp_path / "ways.docx")
 
 
+@pytest.mark.parametrize(
+    ("ways", "told"),
+    [
+        (["linear", "tsv"], None),
+        (["even", "iso-c", "linear:spectrum=flat"], None),  # all judged alike
+        (["even", "iso-c", "linear"], "makes too little of even, iso-c (docs/diagnostics.md)"),
+        (["linear", "wudi"], "makes too much of wudi (docs/diagnostics.md)"),
+        (["even", "wudi"], "makes too little of even and too much of wudi (docs/diagnostics.md)"),
+    ],
+)
+def test_ways_that_the_estimate_misjudges_are_named_beside_others(llama, tmp_path, ways, told):
+    found = samerge.compare(None, llama.adapters, ways, progress=False)
+    assert found.note == (None if told is None else f"What is left is an estimate that {told}.")
+    assert found.table().caption == found.note
+    drawn = found.picture(tmp_path / "ways.svg").read_text()
+    assert ("docs/diagnostics.md" in drawn) == (told is not None)
+
+
 def test_nothing_to_draw(llama, tmp_path):
     with pytest.raises(OptionError, match="no merge succeeded"):
         samerge.compare(None, llama.adapters, ["saliency"], progress=False).picture(tmp_path / "a.png")

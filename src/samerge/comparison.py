@@ -61,11 +61,24 @@ class Comparison:
         """
         return [self._row(name) for name in self.names]
 
+    @property
+    def note(self) -> str | None:
+        """Which ways the expected retention makes too little or too much of beside others; None where it is fair."""
+        kinds = {name: _bias(merged) for name, merged in self.merged.items()}
+        if len(set(kinds.values())) < 2:
+            return None
+        told = [
+            f"too {how} of {', '.join(name for name, kind in kinds.items() if kind == how)}"
+            for how in ("little", "much")
+            if how in kinds.values()
+        ]
+        return f"What is left is an estimate that makes {' and '.join(told)} (docs/diagnostics.md)."
+
     def table(self) -> Table:
         """One row for each way."""
         from rich.table import Table
 
-        table = Table(title="Ways to merge", title_justify="left")
+        table = Table(title="Ways to merge", title_justify="left", caption=self.note, caption_justify="left")
         table.add_column("way", overflow="fold")
         rows = self.rows()
         pruned = any(row.get("sign_conflict_after") is not None for row in rows)
@@ -111,7 +124,8 @@ class Comparison:
         if not rows:
             raise OptionError(f"drawing {path}: no merge succeeded, so there is nothing to draw")
         adapters = list(dict.fromkeys(name for experts in rows.values() for name in experts))
-        return grouped_bars(path, rows, adapters, "Expected to be left of each adapter", "expected retention")
+        title = "Expected to be left of each adapter"
+        return grouped_bars(path, rows, adapters, title, "expected retention", note=self.note)
 
     def _row(self, name: str) -> dict[str, Any]:
         told: dict[str, Any] = {"name": name, "seconds": self.seconds[name]}
@@ -252,6 +266,14 @@ def _ways(methods: Sequence[str] | Mapping[str, Mapping[str, Any]], common: Mapp
             if key not in (*_LINKS, *_OPTIONS, "weights", "method_options"):
                 raise OptionError(f"way {name!r}: merge has no option {key!r}")
     return {name: {**common, **way} for name, way in ways.items()}
+
+
+def _bias(merged: MergedAdapter) -> str | None:
+    """How the expected retention misjudges a merge (docs/diagnostics.md): "little", "much", or None."""
+    options = merged.report.record["options"]
+    if options["spectrum"] == "flat" or options["aggregation"] == "iso-c":
+        return "little"
+    return "much" if options["aggregation"] == "wudi" else None
 
 
 def _planned(way: Mapping[str, Any], weights: Any) -> tuple[Chain, MergeOptions]:

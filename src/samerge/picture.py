@@ -48,7 +48,12 @@ def heat_map(path: str | Path, values: Sequence[Sequence[float | None]], names: 
 
 
 def grouped_bars(
-    path: str | Path, values: Mapping[str, Mapping[str, float | None]], names: Sequence[str], title: str, label: str
+    path: str | Path,
+    values: Mapping[str, Mapping[str, float | None]],
+    names: Sequence[str],
+    title: str,
+    label: str,
+    note: str | None = None,
 ) -> Path:
     """Draw numbers as bars, one group for each name and one colour for each series.
 
@@ -58,6 +63,7 @@ def grouped_bars(
         names: the groups.
         title: over the picture.
         label: of the numbers' axis.
+        note: small, under the picture.
 
     Returns:
         The file.
@@ -76,6 +82,8 @@ def grouped_bars(
     axes.set_ylabel(label)
     axes.set_title(title)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if note:
+        figure.supxlabel(note, fontsize=8, wrap=True)
     return write(figure, path)
 
 

@@ -122,7 +122,7 @@ def _show(found: Comparison, saved: dict[str, str], drawn: str | None, as_json: 
     notes = _warnings({way: merged.report.warnings for way, merged in found.merged.items()})
     show_warnings(notes)
     if as_json:
-        show_json({"ways": found.rows(), "saved": saved, "picture": drawn, "warnings": notes})
+        show_json({"ways": found.rows(), "saved": saved, "picture": drawn, "note": found.note, "warnings": notes})
     elif not quiet:
         stdout().print(found.table())
     for way, reason in found.failed.items():
