@@ -216,6 +216,40 @@ def same_diagnostics(fast, slow, signs: bool = True) -> None:
             assert ours["experts"][name]["weighted_interference"] is None
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"spectrum": "foo"}, "spectrum='foo' is not known; choose one of kept, flat"),
+        ({"method": "tsv", "svd_rank": 0}, "svd_rank=0 must be a whole number"),
+        ({"method": "tsv", "dtype": "float31"}, "dtype='float31' is not known"),
+        ({"method": "tsv", "rank": 0}, "rank=0 must be a whole number"),
+        ({"method": "wudi", "method_options": {"mu": "much"}}, "mu='much' must be a number"),
+        (
+            {"method": "linear", "balance": "even", "search": {"method": ["linear", "tsv"]}},
+            "balance='even' is not known",
+        ),
+    ],
+)
+def test_a_fixed_option_that_no_trial_could_have_is_refused_before_the_first(llama, options, words) -> None:
+    def never(merged):
+        raise AssertionError("a trial was scored")
+
+    with pytest.raises(OptionError, match=words):
+        samerge.tune(None, llama.adapters, never, **{"search": {"scaling": (0.5, 1.0)}, "progress": False, **options})
+
+
+@pytest.mark.parametrize(
+    ("search", "fixed"),
+    [
+        ({"spectrum": ["kept", "flat"]}, {"method": "linear", "spectrum": "foo"}),  # the untuned merge alone fails
+        ({"density": (0.2, 0.5)}, {"selection": "norm", "scope": "global"}),
+        ({"density": [None, 2.0, 0.5, 0.7]}, {"selection": "norm", "scope": "global"}),
+    ],
+)
+def test_a_fixed_option_that_some_trials_can_have_is_none_to_refuse(search, fixed) -> None:
+    assert space_of(search, fixed, ["math"]).dimensions
+
+
 def test_a_scaling_of_zero_leaves_nothing(llama: Beast) -> None:
     nothing = Candidates(llama.base, llama.adapters).merged({"method": "linear", "scaling": 0.0}).report
     with pytest.warns(UserWarning, match="the scaling is 0"):

@@ -201,7 +201,7 @@ def compare(
         try:
             own = dict(way)
             weighing = own.pop("weights", weights)
-            links, chosen = _planned(own, weighing)
+            links, chosen = planned(own, weighing)
             if source is None and links.needs_base:
                 open_base(None, required=True)
             merged[name] = merge_opened(experts, source, base, weighing, links, chosen, bars, shared)
@@ -276,7 +276,16 @@ def _bias(merged: MergedAdapter) -> str | None:
     return "much" if options["aggregation"] == "wudi" else None
 
 
-def _planned(way: Mapping[str, Any], weights: Any) -> tuple[Chain, MergeOptions]:
+def planned(way: Mapping[str, Any], weights: Any) -> tuple[Chain, MergeOptions]:
+    """What a merge with some options will do, before anything is read.
+
+    Args:
+        way: options of `merge`, by name.
+        weights: as `merge` takes them.
+
+    Raises:
+        OptionError: one is not known, is out of its range, or does not go with another.
+    """
     links = chain(*(way.get(name) for name in _LINKS))
     given = {name: way.get(name) for name in _OPTIONS}
     given["dtype"] = dtype_of(given["dtype"])

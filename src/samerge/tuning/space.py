@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from samerge.comparison import planned
 from samerge.errors import OptionError
 from samerge.methods import entry
 from samerge.methods.chain import Chain, chain
@@ -137,7 +138,9 @@ def space_of(search: Mapping[str, Any] | None, fixed: Mapping[str, Any], names: 
                 f"weights={fixed['weights']!r} with the weights of only some adapters searched; search those of "
                 f"{lacking}, too, or give weights as numbers"
             )
-    return Space(tuple(dimensions), fixed, tuple(names), all(one.needs_base for one in links))
+    space = Space(tuple(dimensions), fixed, tuple(names), all(one.needs_base for one in links))
+    _check_values(space)
+    return space
 
 
 def _place(name: str) -> int:
@@ -206,6 +209,42 @@ def _check_fixed(fixed: Mapping[str, Any], links: Sequence[Chain]) -> None:
     for name in own:
         if not any(name in own_options(one) for one in links):
             raise OptionError(f"method_options: {names_of(links)} has no option {name!r} of its own")
+
+
+def _check_values(space: Space) -> None:
+    """Refuse fixed options with which no trial can be merged: the untuned merge cannot, nor points all over the space.
+
+    Raises:
+        OptionError: of the untuned merge.
+    """
+    refused: OptionError | None = None
+    count = max((len(d.choices or ()) for d in space.dimensions), default=0)
+    for place in (None, *range(max(count, 2))):
+        try:
+            options = space.options({} if place is None else space.suggest(_Place(place)))
+            planned(options, options.get("weights"))
+        except OptionError as error:
+            refused = refused or error
+        else:
+            return
+    if refused is not None:
+        raise refused
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Suggests the value at some place of every list, and the lower or the upper bound of all else."""
+
+    place: int
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return high if self.place % 2 else low
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        return high if self.place % 2 else low
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        return choices[self.place % len(choices)]
 
 
 def _check_basis(fixed: Mapping[str, Any], search: Mapping[str, Any], links: Sequence[Chain]) -> None:
