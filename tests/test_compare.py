@@ -8,6 +8,7 @@ from io import StringIO
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 import samerge
 from samerge.comparison import _LINKS, _OPTIONS, parse_way
@@ -51,6 +52,31 @@ def test_ways_that_select_alike_score_once(zoo, monkeypatch):
     ways = ["saliency", "saliency:scaling=0.5", "saliency:dtype=bfloat16", "saliency:rank=4", "saliency:weights=nan"]
     assert not samerge.compare(beast.base, beast.adapters, ways, progress=False).failed
     assert len(calls) == 3  # another rank and other weights are other selections
+
+
+def test_dora_adapters_are_converted_once(llama, tmp_path, monkeypatch):
+    """For all ways of one rank of the conversion; each way is the merge alone."""
+    import samerge.conversion.dora as dora
+
+    for name in ("a", "b"):
+        config = LoraConfig(r=3, target_modules=["q_proj"], use_dora=name == "b", init_lora_weights=False)
+        get_peft_model(llama.model(), config).save_pretrained(tmp_path / name)
+    adapters = {name: tmp_path / name for name in ("a", "b")}
+    calls, real = [], dora.truncated_svd
+    monkeypatch.setattr(dora, "truncated_svd", lambda *given, **named: calls.append(given) or real(*given, **named))
+    ways = {
+        "tsv": {"method": "tsv", "dora": "exact"},
+        "even": {"dora": "exact", "weights": [1.0, 2.0]},
+        "wide": {"method": "tsv", "dora": "exact:5"},
+    }
+    found = samerge.compare(llama.base, adapters, ways, progress=False)
+    assert not found.failed
+    assert len(calls) == 2 * len(llama.model().model.layers)  # one module a layer, at two ranks
+    for name, way in ways.items():
+        alone = samerge.merge(llama.base, adapters, progress=False, **way)
+        assert alone.report.record["layers"] == found.merged[name].report.record["layers"]
+        for module in alone.factors:
+            assert torch.equal(alone.delta(module), found.merged[name].delta(module))
 
 
 def test_factors_are_read_once(llama, monkeypatch):

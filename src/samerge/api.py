@@ -205,7 +205,7 @@ def merge_opened(
         links: the chain of links.
         options: its options, filled in.
         bars: where to report progress.
-        shared: selections of other merges of the same experts and base, to be used again and added to.
+        shared: what other merges of the same experts and base had, to be used again and added to.
     """
     with bars.task("aligning", 1):
         rule = WEIGHT_RULES.get(weights) if isinstance(weights, str) else None
@@ -223,7 +223,8 @@ def merge_opened(
         view, sites, device = group().together(aligned)
         if links.by_site and group().size > 1:
             sites = shared_out(sites, values)
-    problem, lost = _problem(experts, values, sites, view, options, links.needs_base, device, bars)
+    sites, lost = _plain(sites, experts, view, options, device, bars, shared)
+    problem = _problem(experts, values, sites, view, options, links.needs_base, device, bars)
     if rule is not None:  # measured on what they weigh
         weighed = problem if options.balance == "none" else balance(problem, options.balance).problem
         problem = replace(problem, weights=rule(weighed, options))
@@ -236,6 +237,23 @@ def merge_opened(
     return replace(merged, report=Report({**told, "options": {**told["options"], "weights": weights}}))
 
 
+def _plain(
+    sites: tuple[Site, ...],
+    experts: Sequence[Adapter],
+    source: WeightSource | None,
+    options: MergeOptions,
+    device: torch.device,
+    bars: Progress,
+    shared: Shared | None,
+) -> tuple[tuple[Site, ...], Mapping[str, Mapping[str, float]]]:
+    """The sites with every DoRA module converted, and what that lost; from another merge where it is the same."""
+    held = {} if shared is None else shared.converted
+    key = (options.dora, str(device), *((site.module, site.owner, *site.experts) for site in sites))
+    if key not in held:
+        held[key] = converted(sites, [expert.name for expert in experts], options.dora, source, device, bars)
+    return held[key]
+
+
 def _problem(
     experts: Sequence[Adapter],
     weights: tuple[float, ...],
@@ -245,13 +263,12 @@ def _problem(
     needs_graph: bool,
     device: torch.device,
     bars: Progress,
-) -> tuple[Problem, Mapping[str, Mapping[str, float]]]:
+) -> Problem:
     names = tuple(expert.name for expert in experts)
-    sites, lost = converted(sites, names, options.dora, source, device, bars)
     graph = None
     if needs_graph and source is not None:
         graph = assemble.flow_graph(sites, source, options)
         within = assemble.inside(graph)
         sites = tuple(replace(site, inside=site.key in within) for site in sites)
     rank = max(module.rank for site in sites for module in site.experts.values())
-    return Problem(names, weights, sites, rank, source, graph, device, bars), lost
+    return Problem(names, weights, sites, rank, source, graph, device, bars)

@@ -160,8 +160,8 @@ def compare(
 ) -> Comparison:
     """Merge the same adapters in several ways and compare, without data, what each leaves of them.
 
-    Base and adapters are opened once, the adapters' factors are read once, and ways that select alike share the
-    scoring, which is what reads the base. A way that fails does not keep the others from being merged.
+    Base and adapters are opened once, the adapters' factors are read once, DoRA adapters are converted once, and ways
+    that select alike share the scoring, which is what reads the base. A way that fails does not keep the others from being merged.
 
     Args:
         base: as for `merge`; None where no way reads it.
@@ -191,7 +191,7 @@ def compare(
     with bars.task("reading", 1):
         experts = [_read_once(adapter) for adapter in open_adapters(base, adapters)]
         source = open_base(base, required=False)
-    shared: Shared = {}
+    shared = Shared()
     merged: dict[str, MergedAdapter] = {}
     failed: dict[str, str] = {}
     seconds: dict[str, float] = {}

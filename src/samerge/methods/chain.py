@@ -20,9 +20,9 @@ is the largest source rank.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, MutableMapping
+from collections.abc import Hashable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from samerge.distributed import group
@@ -31,7 +31,7 @@ from samerge.methods import REGISTRY, entry
 from samerge.methods.balance import balance
 from samerge.methods.criteria import AGREE, READ_BASE, kind_of
 from samerge.methods.parameters import parameters_of
-from samerge.methods.problem import Entry, MergedLayer, Outcome, Problem
+from samerge.methods.problem import Entry, MergedLayer, Outcome, Problem, Site
 from samerge.methods.saliency import Selected, select
 from samerge.options import DEFAULT_RECIPE, RECIPES, MergeOptions, resolve
 from samerge.values import INTERFERENCE, choice, whole
@@ -53,8 +53,19 @@ _AFTER = frozenset(
     | {"dtype", "modules_to_save", "fit", "unused"}
 )
 
-#: Selections that several chains have in common.
-Shared = MutableMapping[Hashable, Selected]
+
+@dataclass
+class Shared:
+    """What several merges of the same experts and base have in common, so that it is computed once.
+
+    Args:
+        selections: by all that they depend on.
+        converted: sites whose DoRA modules were converted, with what that lost; likewise.
+    """
+
+    selections: dict[Hashable, Selected] = field(default_factory=dict)
+    converted: dict[Hashable, tuple[tuple[Site, ...], Mapping[str, Mapping[str, float]]]] = field(default_factory=dict)
+
 
 _SELECTING = frozenset({"rank", "density", "iterations", "basis", "scope"})
 #: Those of them, and of selections that read the base, that say nothing where nothing is selected.
@@ -222,9 +233,9 @@ class Chain:
         Args:
             problem: the experts, brought together.
             options: filled in.
-            shared: selections of other chains for the same experts, base and weights. One that differs from this one
-                in nothing but what comes after the selection is taken from there instead of being scored anew, and a
-                new one is put there.
+            shared: what other chains for the same experts and base had. A selection that differs from this one in
+                nothing but what comes after it is taken from there instead of being scored anew, and a new one is put
+                there.
         """
         balanced = balance(problem, options.balance) if options.balance != "none" else None
         current = problem if balanced is None else balanced.problem
@@ -251,9 +262,9 @@ class Chain:
             return select(problem, options)
         names = (item.name for item in fields(options) if item.name not in _AFTER)
         key = (problem.weights, problem.group, *(getattr(options, name) for name in names))
-        if key not in shared:
-            shared[key] = select(problem, options)
-        return shared[key]
+        if key not in shared.selections:
+            shared.selections[key] = select(problem, options)
+        return shared.selections[key]
 
     def _own(self, given: Mapping[str, Any] | None) -> tuple[Mapping[str, Any] | None, float | str | None]:
         """`method_options` without the aggregation's density, and that."""
