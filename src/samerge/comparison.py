@@ -161,7 +161,8 @@ def compare(
     """Merge the same adapters in several ways and compare, without data, what each leaves of them.
 
     Base and adapters are opened once, the adapters' factors are read once, DoRA adapters are converted once, and ways
-    that select alike share the scoring, which is what reads the base. A way that fails does not keep the others from being merged.
+    that select alike share the scoring, which is what reads the base. A way that fails does not keep the others from
+    being merged.
 
     Args:
         base: as for `merge`; None where no way reads it.
