@@ -15,7 +15,6 @@ the page.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from evidence.collect import collect
 from evidence.page import render
 from evidence.pictures import draw
 from evidence.runs import Runs, settings
+from evidence.store import load
 from evidence.table import FAMILIES
 from suites import SUITES, suite
 from suites.base import Split, default_cache
@@ -56,7 +56,7 @@ def main() -> None:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(collect(given.cache), encoding="utf-8")
     if given.render:
-        results = json.loads(RESULTS.read_text(encoding="utf-8"))
+        results = load(RESULTS.read_text(encoding="utf-8"))
         (DOCS / "evidence.md").write_text(render(results), encoding="utf-8")
         draw(results, DOCS / "pictures")
 

@@ -24,6 +24,7 @@ from evidence.runs import foretold, norm_scales, settings  # noqa: E402
 from evidence.scale import regrets  # noqa: E402
 from evidence.scores import interval, pack, resampled, score, spearman, unpack  # noqa: E402
 from evidence.shares import ranks, shared  # noqa: E402
+from evidence.store import dump, load  # noqa: E402
 from evidence.table import FAMILIES, Family  # noqa: E402
 from suites.base import LiveWeights, Update, divide, single  # noqa: E402
 
@@ -222,7 +223,7 @@ def test_live_weights_are_what_peft_makes_and_come_back(llama):
 
 
 def test_the_page_is_what_the_results_render_to():
-    results = json.loads((ROOT / "benchmarks/results/quality.json").read_text(encoding="utf-8"))
+    results = load((ROOT / "benchmarks/results/quality.json").read_text(encoding="utf-8"))
     assert (ROOT / "docs/evidence.md").read_text(encoding="utf-8") == render(results)
 
 
@@ -267,3 +268,18 @@ def test_the_default_is_held_against_the_best_of_the_others_at_its_best():
     assert "| the experts' rank | b | 70.0 | ties | λ 1 | 70.2 | -0.5 [-2.0, +1.0] |" in page
     assert "| the experts' rank | mean | 80.0 | tsv |  | 80.0 | +0.0 |" in page  # (91 + 69) / 2 against 80
     assert page.endswith("Everywhere it is within 0.5 of the best, or ahead.")
+
+
+def test_the_file_of_results_is_a_list_that_says_what_each_record_is():
+    text = (ROOT / "benchmarks/results/quality.json").read_text(encoding="utf-8")
+    rows, results = json.loads(text), load(text)
+    needed = {"suite", "merge", "role", "rank", "scaling", "seed", "score", "tasks", "items", "versions"}
+    assert all(needed <= row.keys() for row in rows)
+    assert {row["role"] for row in rows} == {"default", "comparator", "reference", "ablation"}
+    assert dump(results) == text
+    for name, about in results["suites"].items():  # the base, and each task's expert
+        references = [row for row in rows if row["suite"] == name and row["role"] == "reference"]
+        assert [row["merge"] for row in references] == ["base", *(f"expert {task}" for task in about["experts"])]
+        for row in references[1:]:
+            task = row["merge"].removeprefix("expert ")
+            assert row["tasks"][task] == about["experts"][task]

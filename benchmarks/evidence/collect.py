@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evidence.runs import Setting, read_lines, settings
 from evidence.scores import Answers, interval, resampled, score, unpack
+from evidence.store import dump
 from evidence.table import ALL, FAMILIES
 
 Line = Mapping[str, Any]
@@ -42,8 +43,7 @@ def collect(cache: Path) -> str:
             suites[name] = {**about, "checks": checks}
             records += own
     mark(records, {name: about["kin"] for name, about in suites.items()})
-    body = ",\n".join(json.dumps(record) for record in records)
-    return f'{{"suites": {json.dumps(suites, indent=1)},\n"records": [\n{body}\n]}}\n'
+    return dump({"suites": suites, "records": records})
 
 
 def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], list[Record]]:
@@ -82,7 +82,8 @@ def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], lis
         "precision": base["identity"].split("/")[-1],
         "items": {split: sum(len(one) for one in experts[split].values()) for split in experts},
         "experts": _accuracies(experts["test"]),
-        "experts_elsewhere": round(_elsewhere(lines, experts["test"]), 2),
+        "individuals": _individuals(lines, experts["test"]),
+        "rank": next(record["rank"] for record in records if (record["role"], record["budget"]) == ("default", "r")),
         "base": {
             "test": round(score(answers[0], experts["test"]), 2),
             "interval": _rounded(interval(samples[0])),
@@ -185,10 +186,16 @@ def _accuracies(answers: Answers) -> dict[str, float]:
     return {task: round(100 * float(one.float().mean()), 2) for task, one in answers.items()}
 
 
-def _elsewhere(lines: Iterable[Line], experts: Answers) -> float:
-    """Mean score of the experts over all tasks: what one of them alone would do."""
-    found = [score(_answers(line, "test"), experts) for line in lines if line["merge"].startswith("expert ")]
-    return sum(found) / len(found)
+def _individuals(lines: Iterable[Line], experts: Answers) -> dict[str, Record]:
+    """Score and accuracies of every expert over all tasks: what one of them alone would do."""
+    return {
+        line["merge"].removeprefix("expert "): {
+            "test": round(score(answers, experts), 2),
+            "tasks": _accuracies(answers),
+        }
+        for line in lines
+        if line["merge"].startswith("expert ") and (answers := _answers(line, "test"))
+    }
 
 
 def _difference(
