@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,10 @@ def _parts(page: Path, script: str) -> tuple[str, str, str]:
     return before + begin, table, END + after
 
 
-def rows(header: list[str], cells: list[list[str]]) -> str:
+def rows(header: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- ", "|---").replace("--- |", "---|")
+    first, *rest = (f"| {' | '.join(line)} |" for line in (header, *cells))
+    return "\n".join([first, "|" + "---|" * len(header), *rest])
 
 
 def origin(found: dict[str, Any]) -> str:

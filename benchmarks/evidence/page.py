@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from statistics import fmean, median_high
 
-from evidence.markdown import listed, score, setting, table
+from tables import rows as table
+
+from evidence.markdown import listed, score, setting
 from evidence.prize import prize
 from evidence.query import (
     BUDGETS,
@@ -119,7 +122,7 @@ def measured(results: Results) -> str:
             str(len(about["experts"])),
             f"{about['items']['validation']} / {about['items']['test']}",
             f"{about['base']['test']:.1f}",
-            f"{_mean(own['test'] for own in about['individuals'].values()):.1f}",
+            f"{fmean(own['test'] for own in about['individuals'].values()):.1f}",
             "judges" if about["judge"] else "design",
         ]
         for name, about in results["suites"].items()
@@ -205,16 +208,6 @@ def uncertainty(results: Results) -> str:
         + ". The intervals hold the sampling of rows alone: not that of adapters, of tasks or of base models. Every "
         "task has one adapter from one training run in each suite, all are small models with adapters of few steps, "
         "and all tasks are classification. The median time of a merge here is "
-        + f"{_median(r['merge_seconds'] for r in results['records']):.1f} s."
+        + f"{median_high(r['merge_seconds'] for r in results['records']):.1f} s."
     )
     return f"## How uncertain this is\n\n{text}"
-
-
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
-
-
-def _median(values: Iterable[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evidence.markdown import score, setting, table
+from tables import rows as table
+
+from evidence.markdown import score, setting
 from evidence.query import BUDGETS, Record, Results, default_name, judges, marked, mean_over_suites, merges
 
 #: A default that loses no more than this, in points, leaves little to tune.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evidence.markdown import table
+from tables import rows as table
+
 from evidence.query import BUDGETS, MAIN, Record, Results, merges, select
 
 #: As many scales must have been tried for the best of them to count as the best.

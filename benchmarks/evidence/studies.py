@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
-from evidence.markdown import score, table
+from tables import rows as table
+
+from evidence.markdown import score
 from evidence.query import BUDGETS, Record, Results, merges, select
 from evidence.scores import spearman
 from evidence.table import ABLATED_AT
@@ -124,7 +127,7 @@ def predicted(results: Results) -> str:
 
 
 def _mean(records: Sequence[Record], field: str) -> float:
-    return sum(float(record[field]) for record in records) / len(records)
+    return fmean(record[field] for record in records)
 
 
 def _is_ruled(record: Record) -> bool:
