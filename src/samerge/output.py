@@ -25,7 +25,7 @@ from samerge.methods.problem import MergedLayer, Outcome, Problem, Site, by_modu
 from samerge.options import MergeOptions
 from samerge.record import record
 from samerge.report import Report
-from samerge.scaling import ROUNDING, scale_of
+from samerge.scaling import ROUNDING, fixed_scale, scale_of
 from samerge.spectrum import flatten
 from samerge.supply import elsewhere, send_all
 from samerge.values import INTERFERENCE
@@ -113,6 +113,9 @@ def _scales(
     if is_lines(scaling):
         modules = {site.module: site.layout.kind == "embedding" for site in problem.sites}
         return layer_scalings(modules, problem.source.shapes if problem.source else (), str(scaling))
+    fixed = fixed_scale(problem.weights, scaling)
+    if fixed is not None:
+        return dict.fromkeys(updates, fixed)
     flat = outcome.flat or options.spectrum == "flat"
     return {
         module: scale_of(

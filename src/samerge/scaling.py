@@ -54,12 +54,23 @@ def scale_of(
         >>> scale_of(4.0, {0: 3.0, 1: 1.0}, [0.5, 0.5], "unit")
         2.0
     """
+    fixed = fixed_scale(weights, scaling)
+    if fixed is not None:
+        return fixed
+    factor = auto_factor(scaling) or (FLAT_NORM_FACTOR if flat else NORM_FACTOR)
+    return norm_rule(size, norms, weights, factor)
+
+
+def fixed_scale(weights: Sequence[float], scaling: float | str) -> float | None:
+    """lambda where it is one number for all layers, so that nobody needs their norms; None for the norm rule.
+
+    Example:
+        >>> fixed_scale([0.5, 0.5], "unit"), fixed_scale([0.5, 0.5], 0.7), fixed_scale([0.5, 0.5], "auto")
+        (2.0, 0.7, None)
+    """
     if scaling == UNIT:
         return unit(weights)
-    factor = auto_factor(scaling)
-    if factor is None:
-        return float(scaling)
-    return norm_rule(size, norms, weights, factor or (FLAT_NORM_FACTOR if flat else NORM_FACTOR))
+    return float(scaling) if auto_factor(scaling) is None else None
 
 
 def unit(weights: Sequence[float]) -> float:
