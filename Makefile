@@ -1,5 +1,6 @@
 # make demo    set everything up, merge four real adapters, show the result at work
 # make test    set everything up, run the tests
+# make test-benchmarks   the tests of the benchmarks' own code, and of the tables that they write
 # make check   lint, format and types, as CI does
 # make clean   remove what the above have made
 #
@@ -16,13 +17,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test check clean
+.PHONY: demo test test-benchmarks check clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test-ready
 	$(BIN)/python -m pytest
+
+test-benchmarks: $(VENV)/.test-ready
+	$(BIN)/python -m pytest benchmarks/tests
 
 check: $(VENV)/.check-ready
 	$(BIN)/ruff check

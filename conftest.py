@@ -3,5 +3,5 @@
 from importlib.util import find_spec
 
 collect_ignore = (
-    [] if find_spec("triton") else [f"src/samerge/kernels/triton_{name}.py" for name in ("kernel", "tiles")]
+    [] if find_spec("triton") else [f"src/samerge/saliency/kernels/triton_{name}.py" for name in ("kernel", "tiles")]
 )

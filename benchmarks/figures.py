@@ -94,7 +94,7 @@ def diagnostics(folder: Path) -> Records:
     from shapes import SHAPES, write_adapter
 
     import samerge
-    from samerge import output
+    from samerge.merging import finish as output
 
     _, trained = examples(folder)
     shape = dataclasses.replace(SHAPES["llama-8b"], name="llama-8b-1", layers=1)
@@ -136,8 +136,8 @@ def decomposition(folder: Path) -> Records:
     import torch
 
     import samerge
+    from samerge.linalg.randomised_svd import Rows, truncated_svd
     from samerge.methods import elementwise
-    from samerge.randomised import Rows, truncated_svd
 
     def errors(rows: Rows, shape: tuple[int, int], rank: int, powers: tuple[int, ...]) -> list[float]:
         exact = rows(0, shape[0]).double()
@@ -182,9 +182,9 @@ def kernel(folder: Path) -> Records:
     """The sweeps of one tile by the kernel in C and by plain torch, beside thin products alone."""
     import torch
 
-    from samerge.factors import LoraFactors
-    from samerge.kernels.native import NativeKernel
-    from samerge.kernels.tiles import TorchKernel
+    from samerge.linalg.factors import LoraFactors
+    from samerge.saliency.kernels.native import NativeKernel
+    from samerge.saliency.kernels.tiles import TorchKernel
 
     experts, records = 8, []
     kernels = {"native": NativeKernel(), "torch": TorchKernel(torch.device("cpu"), torch.float32)}

@@ -27,11 +27,11 @@ from typing import Any
 import torch
 from shapes import SHAPES, Shape
 
-from samerge.checkpoints.stored import InMemory, StoredSource
-from samerge.connectivity import Connectivity, connectivity
-from samerge.factors import LoraFactors
 from samerge.graph import FlowGraph, build_graph
-from samerge.saliency import top
+from samerge.linalg.factors import LoraFactors
+from samerge.saliency.connectivity import Connectivity, connectivity
+from samerge.saliency.scores import top
+from samerge.weights.stored import InMemory, StoredSource
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 TOY = Shape("toy", 64, 96, 1, 4, 2, 100)
@@ -116,7 +116,7 @@ def difference(found: Connectivity, expected: Connectivity) -> dict[str, Any]:
 
 def tune(shape: Shape, count: int, rank: int, device: torch.device) -> list[dict[str, Any]]:
     """Milliseconds of both sweeps of the largest weight, for several block sizes."""
-    from samerge.kernels.triton_tiles import PIECES, Blocks, pack, sweep
+    from samerge.saliency.kernels.triton_tiles import PIECES, Blocks, pack, sweep
 
     out, into = max(shape.projections().values(), key=math.prod)
     theta = torch.randn(out, into, device=device).bfloat16()

@@ -26,8 +26,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from samerge.kernels.triton_kernel import sweep_kernel
-from samerge.kernels.triton_tiles import PIECES, Blocks, Products
+from samerge.saliency.kernels.triton_kernel import sweep_kernel
+from samerge.saliency.kernels.triton_tiles import PIECES, Blocks, Products
 
 RESULTS = tables.RESULTS / "gpu_code.json"
 DOC = tables.DOCS / "gpu.md"

@@ -30,8 +30,8 @@ class Case:
 
     def graph_size(self) -> tuple[int, int]:
         """Entries, and bytes on disk, of the base's matrices in the flow graph."""
-        from samerge.checkpoints import FolderSource
         from samerge.graph import build_graph
+        from samerge.weights import FolderSource
 
         source = FolderSource(self.base)
         tensors = build_graph(source.config, source.shapes).tensors

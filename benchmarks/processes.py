@@ -50,7 +50,7 @@ def work(request: dict[str, Any]) -> None:
     from memory import peak_mib
 
     import samerge
-    from samerge.distributed import join, leave
+    from samerge.parallel.processes import join, leave
 
     torch.set_num_threads(1)
     group = join()

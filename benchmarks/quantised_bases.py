@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from samerge.checkpoints import FolderSource, ModelSource, WeightSource
-from samerge.checkpoints.live import ModelSource as LiveSource
+from samerge.weights import FolderSource, ModelSource, WeightSource
+from samerge.weights.live_model import ModelSource as LiveSource
 
 RESULTS = Path(__file__).parent / "results" / "quantised_bases.json"
 CASES: dict[str, tuple[str, Callable[[], float]]] = {}

@@ -19,9 +19,9 @@ def naive(base: Path, adapters: list[Path], iterations: int, rank: int = 16) -> 
 
     Residual edges and all, over the same graph; of each expert, the best `rank / N` components of every layer stay.
     """
-    from samerge.checkpoints import FolderSource
     from samerge.graph import Gather, build_graph
     from samerge.graph.widths import stream_widths
+    from samerge.weights import FolderSource
 
     source = FolderSource(base)
     graph = build_graph(source.config, source.shapes)

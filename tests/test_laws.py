@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tiny import chain, chain_factors, write_adapter, write_base
 
 import samerge
-from samerge.checkpoints import ModelSource
-from samerge.connectivity import connectivity
-from samerge.factors import LoraFactors
 from samerge.graph import FlowGraph, Weight
+from samerge.linalg.factors import LoraFactors
+from samerge.saliency.connectivity import connectivity
+from samerge.weights import ModelSource
 
 WIDTHS = st.lists(st.integers(2, 12), min_size=2, max_size=5)
 RANKS = st.lists(st.integers(1, 6), min_size=1, max_size=4)

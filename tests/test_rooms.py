@@ -1,59 +1,81 @@
-"""The table of rooms in docs/architecture.md: it has every file, and what a file imports stands above it."""
+"""The house: rooms in one order, each importing only from those before it; no circle of files. Lazy imports count."""
 
 from __future__ import annotations
 
 import ast
-import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "src" / "samerge"
-ROWS = [row for row in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines() if row[:3] == "| `"]
-PLACES = {
-    room: place for place, row in enumerate(ROWS) for room in re.findall(r"`([\w/]+(?:/|\.py))`", row.split(" | ")[0])
-}
-#: The front doors, which import what they show when it is asked for.
-DOORS = ("__init__.py", "__main__.py")
-FILES = sorted(
-    path for path in (file.relative_to(SOURCE).as_posix() for file in SOURCE.rglob("*.py")) if path not in DOORS
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "samerge"
+#: From the foundation up.
+ORDER = (
+    *("version", "errors", "linalg", "parallel", "graph", "options", "weights", "adapters", "saliency", "methods"),
+    *("report", "merging", "full", "cli", "ui"),
 )
+FILES = sorted(file.relative_to(SOURCE).as_posix() for file in SOURCE.rglob("*.py"))
 
 
-def room_of(path: str) -> str | None:
-    """The room of a file: its own, or else its folder."""
-    return next((room for room in (path, path.split("/")[0] + "/") if room in PLACES), None)
+def files_of(module: str, names: list[str]) -> list[str]:
+    """The files that `from module import names` reads."""
+    place = SOURCE.joinpath(*module.split(".")[1:])
+    found = [file for name in names for file in ((place / name).with_suffix(".py"), place / name / "__init__.py")]
+    found = [file for file in found if file.is_file()]
+    if len(found) < len(names):
+        found += [file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()]
+    return [file.relative_to(SOURCE).as_posix() for file in found]
 
 
-def imported(path: str) -> set[str]:
-    """The files of samerge that a file imports when it is imported itself."""
-    found = set()
-    for node in ast.parse((SOURCE / path).read_text(encoding="utf-8")).body:
+@cache
+def imported(path: str) -> tuple[str, ...]:
+    """The files of samerge that a file imports, wherever in it; not what only the type checker sees."""
+    tree = ast.parse((SOURCE / path).read_text(encoding="utf-8"))
+    hidden = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found: list[str] = []
+    for node in ast.walk(tree):
+        if node in hidden:
+            continue
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "samerge":
-            package = SOURCE.joinpath(*(node.module or "").split(".")[1:])
-            modules = [package, *(package / alias.name for alias in node.names)]
-            files = [file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")]
-            found |= {file.relative_to(SOURCE).as_posix() for file in files if file.is_file()} - set(DOORS)
-    return found
+            found += files_of(node.module or "", [alias.name for alias in node.names])
+        if isinstance(node, ast.Import):
+            found += [file for a in node.names if a.name.startswith("samerge.") for file in files_of(a.name, [])]
+    return tuple(dict.fromkeys(file for file in found if file != path))
 
 
-def test_every_room_is_there() -> None:
-    assert len(PLACES) > 40
-    assert [room for room in PLACES if not (SOURCE / room).exists()] == []
+def room_of(path: str) -> str:
+    return path.split("/")[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", FILES)
-def test_a_file_stands_in_a_room_and_knows_only_those_above(path: str) -> None:
-    room = room_of(path)
-    assert room is not None, f"docs/architecture.md has no row for {path}"
-    below = [other for other in imported(path) if PLACES[room_of(other) or ""] > PLACES[room]]
-    assert below == [], f"docs/architecture.md puts {room} above what {path} imports"
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) not in ("__init__", "__main__")])
+def test_a_file_imports_from_rooms_before_its_own(path: str) -> None:
+    above = ORDER[ORDER.index(room_of(path)) + 1 :]
+    back = [other for other in imported(path) if room_of(other) in above]
+    assert back == [], f"{path} imports from a room above its own"
 
 
-def test_files_named_in_a_room_are_in_it() -> None:
-    for row in ROWS:
-        rooms, told = row.split(" | ", 1)
-        folders = [SOURCE / room for room in re.findall(r"`([\w/]+)/`", rooms)] + [SOURCE]
-        for name in re.findall(r"`([\w/*]+\.(?:py|c))`", told):
-            assert any(list(folder.glob(name)) for folder in folders), (name, rooms)
+def test_no_circle_of_imports() -> None:
+    done: set[str] = set()
+
+    def visit(path: str, way: tuple[str, ...]) -> None:
+        assert path not in way, " -> ".join((*way[way.index(path) :], path))
+        if path not in done:
+            for other in imported(path):
+                if other != "__init__.py":
+                    visit(other, (*way, path))
+            done.add(path)
+
+    for path in FILES:
+        visit(path, ())
+
+
+def test_every_room_says_in_one_sentence_what_belongs_in_it() -> None:
+    for room in sorted({room_of(path) for path in FILES if "/" in path}):
+        told = ast.get_docstring(ast.parse((SOURCE / room / "__init__.py").read_text(encoding="utf-8")))
+        assert told, room
+        assert told.split("\n\n")[0].rstrip().endswith("."), room

@@ -1,7 +1,7 @@
 """The runs of one suite: a merge is computed once, scaled and truncated many times, and every result kept at once.
 
-Scaling and truncation come after the method (`samerge.output`), so a merge at scaling 1 gives all of them exactly.
-Results go to a file of JSON lines in the cache; what is there is not computed again.
+Scaling and truncation come after the method (`samerge.merging.finish`), so a merge at scaling 1 gives all of them
+exactly. Results go to a file of JSON lines in the cache; what is there is not computed again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import samerge
 from evidence.scores import pack, unpack
 from evidence.shares import shared
 from evidence.table import Budget, Family
-from samerge.compress import truncate
-from samerge.diagnostics.overlap import overlaps
-from samerge.diagnostics.summary import summary
-from samerge.factors import LoraFactors, norm
-from samerge.record import versions
-from samerge.scaling import norm_rule
+from samerge.linalg.factors import LoraFactors, norm
+from samerge.linalg.truncation import truncate
+from samerge.methods.scaling import norm_rule
+from samerge.report.diagnostics.overlap import overlaps
+from samerge.report.diagnostics.whole_merge import summary
+from samerge.report.merge_record import versions
 
 
 @dataclass(frozen=True)

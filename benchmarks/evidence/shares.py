@@ -21,9 +21,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from samerge.compress import svd_basis, truncate
-from samerge.factors import LoraFactors, component_norms
-from samerge.spectrum import flatten
+from samerge.linalg.factors import LoraFactors, component_norms
+from samerge.linalg.spectrum import flatten
+from samerge.linalg.truncation import svd_basis, truncate
 
 Rule = Literal["energy", "relative", "effective"]
 

@@ -18,8 +18,8 @@ from typing import ClassVar, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from samerge.factors import LoraFactors
-from samerge.layouts import Layout
+from samerge.adapters.layouts import Layout
+from samerge.linalg.factors import LoraFactors
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")

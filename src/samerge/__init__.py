@@ -22,39 +22,39 @@ from samerge.errors import (
 from samerge.version import __version__
 
 if TYPE_CHECKING:
-    from samerge.api import merge
-    from samerge.comparison import Comparison, compare
-    from samerge.conversion.compressing import compress_adapter
-    from samerge.conversion.extracting import extract_adapter
-    from samerge.factors import LoraFactors
-    from samerge.full.api import merge_full
-    from samerge.full.model import MergedModel
+    from samerge.full.merge_full import merge_full
+    from samerge.full.merged_model import MergedModel
     from samerge.graph import FlowGraph, Gather, Weight
-    from samerge.live import add_weighted_adapter
-    from samerge.merged import MergedAdapter
+    from samerge.linalg.factors import LoraFactors
+    from samerge.merging.comparison import Comparison, compare
+    from samerge.merging.conversion.compressing import compress_adapter
+    from samerge.merging.conversion.extracting import extract_adapter
+    from samerge.merging.live import add_weighted_adapter
+    from samerge.merging.merge_adapters import merge
+    from samerge.merging.merged_adapter import MergedAdapter
+    from samerge.merging.tuning import TuneResult, TuneTrial, tune
     from samerge.methods import methods
-    from samerge.report import Report
-    from samerge.tuning import TuneResult, TuneTrial, tune
+    from samerge.report.report import Report
 
 _LAZY = {
-    "Comparison": "samerge.comparison",
+    "Comparison": "samerge.merging.comparison",
     "FlowGraph": "samerge.graph",
     "Gather": "samerge.graph",
-    "LoraFactors": "samerge.factors",
-    "MergedAdapter": "samerge.merged",
-    "MergedModel": "samerge.full.model",
-    "Report": "samerge.report",
-    "TuneResult": "samerge.tuning.result",
-    "TuneTrial": "samerge.tuning.result",
+    "LoraFactors": "samerge.linalg.factors",
+    "MergedAdapter": "samerge.merging.merged_adapter",
+    "MergedModel": "samerge.full.merged_model",
+    "Report": "samerge.report.report",
+    "TuneResult": "samerge.merging.tuning.result",
+    "TuneTrial": "samerge.merging.tuning.result",
     "Weight": "samerge.graph",
-    "add_weighted_adapter": "samerge.live",
-    "compare": "samerge.comparison",
-    "compress_adapter": "samerge.conversion.compressing",
-    "extract_adapter": "samerge.conversion.extracting",
-    "merge": "samerge.api",
-    "merge_full": "samerge.full.api",
+    "add_weighted_adapter": "samerge.merging.live",
+    "compare": "samerge.merging.comparison",
+    "compress_adapter": "samerge.merging.conversion.compressing",
+    "extract_adapter": "samerge.merging.conversion.extracting",
+    "merge": "samerge.merging.merge_adapters",
+    "merge_full": "samerge.full.merge_full",
     "methods": "samerge.methods",
-    "tune": "samerge.tuning.search",
+    "tune": "samerge.merging.tuning.search",
 }
 
 __all__ = [

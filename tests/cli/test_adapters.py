@@ -5,7 +5,7 @@ import math
 import pytest
 
 from samerge import OptionError
-from samerge.cli.adapters import AdapterSpec, default_name, parse_adapter, unique
+from samerge.cli.named_adapter import AdapterSpec, default_name, parse_adapter, unique
 
 
 @pytest.mark.parametrize(

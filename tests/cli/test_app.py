@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import samerge
 import samerge.cli
-from samerge.cli.errors import guarded
+from samerge.cli.exit_codes import guarded
 from samerge.errors import AdapterError, OutputExistsError
 
 from .conftest import shell
@@ -97,7 +97,10 @@ def test_unexpected_says_where_to_turn() -> None:
 
 
 def test_methods_can_be_called_before_and_after_its_package_is_imported(tmp_path: Path) -> None:
-    code = "import samerge; a = list(samerge.methods()); import samerge.api; assert a == list(samerge.methods()) != []"
+    code = (
+        "import samerge; a = list(samerge.methods()); import samerge.merging.merge_adapters; "
+        "assert a == list(samerge.methods()) != []"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import samerge
-from samerge.report import read_report
+from samerge.report.report import read_report
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import samerge
-from samerge.report import read_report
+from samerge.report.report import read_report
 
 from .conftest import shell
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from samerge.summary import layer_types, worst_layers
+from samerge.report.by_layer import layer_types, worst_layers
 
 from .conftest import shell
 

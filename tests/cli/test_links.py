@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import samerge
-from samerge.report import read_report
+from samerge.report.report import read_report
 
 
 def test_links_equal_the_api(invoke, tiny_base, loras, tmp_path) -> None:

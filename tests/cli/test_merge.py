@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import samerge
 from samerge.cli import request as request_module
 from samerge.errors import HubError
-from samerge.report import read_report
+from samerge.report.report import read_report
 
 from .conftest import shell
 
@@ -106,7 +106,7 @@ def test_existing_output_is_refused_before_any_work(invoke, tiny_base, loras, tm
     def never(*args, **kwargs):
         raise AssertionError("it began to merge")
 
-    monkeypatch.setattr("samerge.api.merge", never)
+    monkeypatch.setattr("samerge.merging.merge_adapters.merge", never)
     (tmp_path / "out").mkdir()
     result = invoke("merge", "-b", tiny_base, "-a", loras / "math", "-o", "out")
     assert result.exit_code == 2
@@ -192,7 +192,7 @@ def test_a_push_that_fails_does_not_lose_the_merge(invoke, tiny_base, loras, mon
     def push(self, repo_id, *, private=None):
         raise HubError("pushing to ada/merged: 403")
 
-    monkeypatch.setattr("samerge.merged.MergedAdapter.push_to_hub", push)
+    monkeypatch.setattr("samerge.merging.merged_adapter.MergedAdapter.push_to_hub", push)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     result = invoke("merge", "-b", tiny_base, "-a", loras / "math", "--push-to-hub", "ada/merged")
     assert result.exit_code == 2
@@ -209,7 +209,7 @@ def test_push(invoke, tiny_base, loras, monkeypatch) -> None:
         pushed.append((repo_id, private, self.report.record["output"]["rank"]))
         return f"https://huggingface.co/{repo_id}"
 
-    monkeypatch.setattr("samerge.merged.MergedAdapter.push_to_hub", push)
+    monkeypatch.setattr("samerge.merging.merged_adapter.MergedAdapter.push_to_hub", push)
     words = ("merge", "-b", tiny_base, "-a", loras / "math", "--push-to-hub", "ada/merged")
     result = invoke(*words, "--json")
     assert json.loads(result.stdout)["url"] == "https://huggingface.co/ada/merged"

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from samerge import OptionError
-from samerge.cli.adapters import AdapterSpec
+from samerge.cli.named_adapter import AdapterSpec
 from samerge.cli.recipe import parse_recipe
-from samerge.report import read_report
+from samerge.report.report import read_report
 
 RECIPE = """
 base: meta-llama/Llama-3.1-8B

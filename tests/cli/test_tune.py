@@ -15,8 +15,8 @@ import pytest
 
 from samerge.cli.searching import fixed_options, search_space
 from samerge.errors import OptionError, TuningError
-from samerge.report import read_report
-from samerge.tuning.command import by_command, printed
+from samerge.merging.tuning.command import by_command, printed
+from samerge.report.report import read_report
 
 pytest.importorskip("optuna")
 

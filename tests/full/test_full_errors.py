@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 import samerge
 from samerge.errors import BaseModelError, GraphError, HubError, OptionError
-from samerge.full.alignment import same_names
 from samerge.graph import FlowGraph, Weight
+from samerge.merging.alignment.checkpoints import same_names
 
 UP = "model.layers.0.mlp.up_proj.weight"
 EMBED = "model.embed_tokens.weight"

@@ -10,7 +10,7 @@ import samerge
 CHILD = """
 import sys, time
 import samerge
-from samerge.elements.masks import Masks
+from samerge.saliency.element_masks import Masks
 from samerge.full.assembly import Assembly
 base, out, work, when, *experts = sys.argv[1:]
 if when == "pruning":

@@ -11,10 +11,10 @@ from peft import PeftModel
 from safetensors import safe_open
 
 import samerge
-from samerge.card import model_card
 from samerge.errors import OptionError, OutputExistsError
 from samerge.full.shards import plan, shard_bytes
-from samerge.report import read_report
+from samerge.report.card import model_card
+from samerge.report.report import read_report
 
 
 def merge(herd, **options):
@@ -186,7 +186,7 @@ def test_the_inputs_are_never_replaced(llama):
 
 
 def test_push(llama, monkeypatch):
-    from samerge import hub
+    from samerge.weights import hub
 
     pushed = {}
 

@@ -10,11 +10,11 @@ from peft import PeftModel
 from transformers import AutoModel
 
 import samerge
-from samerge.checkpoints import FolderSource
-from samerge.elements.masks import Masks
-from samerge.elements.prune import Pruner
-from samerge.elements.vectors import CheckpointVectors
 from samerge.graph import build_graph
+from samerge.saliency.element_masks import Masks
+from samerge.saliency.elements import Pruner
+from samerge.saliency.task_vectors import CheckpointVectors
+from samerge.weights import FolderSource
 
 pytestmark = pytest.mark.real
 

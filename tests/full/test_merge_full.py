@@ -5,8 +5,8 @@ import torch
 from herd import dense_elementwise
 
 import samerge
-from samerge.checkpoints import FolderSource
 from samerge.graph import build_graph
+from samerge.weights import FolderSource
 
 CPU = torch.device("cpu")
 EXACT = {"rtol": 1e-12, "atol": 1e-14}

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from samerge.errors import KernelError
-from samerge.factors import LoraFactors
-from samerge.kernels import backend, build
-from samerge.kernels.native import NativeKernel
-from samerge.kernels.tiles import TorchKernel
+from samerge.linalg.factors import LoraFactors
+from samerge.saliency.kernels import backend, build
+from samerge.saliency.kernels.native import NativeKernel
+from samerge.saliency.kernels.tiles import TorchKernel
 
 RANKS = [*range(21), 33, 64]
 
@@ -168,7 +168,7 @@ def test_many_experts():
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """An empty cache, and nothing loaded or warned about."""
-    from samerge.kernels import native
+    from samerge.saliency.kernels import native
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.library.cache_clear()
@@ -224,7 +224,7 @@ def test_a_fresh_library_that_cannot_be_loaded(fresh, monkeypatch, tmp_path):
 
 
 def test_several_processes_at_once(fresh):
-    code = "from samerge.kernels.native import NativeKernel; print(NativeKernel().name)"
+    code = "from samerge.saliency.kernels.native import NativeKernel; print(NativeKernel().name)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     runs = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)

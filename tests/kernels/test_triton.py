@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from samerge.errors import KernelError
-from samerge.kernels import backend
+from samerge.saliency.kernels import backend
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

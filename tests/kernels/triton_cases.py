@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samerge.factors import LoraFactors
-from samerge.kernels.tiles import Scratch, sweep_plain, sweep_tile, update
-from samerge.kernels.triton_tiles import INTERPRETED, Blocks, TritonKernel, pack, sweep
+from samerge.linalg.factors import LoraFactors
+from samerge.saliency.kernels.tiles import Scratch, sweep_plain, sweep_tile, update
+from samerge.saliency.kernels.triton_tiles import INTERPRETED, Blocks, TritonKernel, pack, sweep
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 SMALL = Blocks(32, 64, 4, 1)

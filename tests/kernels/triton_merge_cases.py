@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import MixtralConfig, MixtralModel
 
-from samerge.checkpoints import FolderSource, ModelSource
-from samerge.connectivity import connectivity
-from samerge.factors import LoraFactors
 from samerge.graph import Weight, build_graph
+from samerge.linalg.factors import LoraFactors
+from samerge.saliency.connectivity import connectivity
+from samerge.weights import FolderSource, ModelSource
 
 
 def source_of(name, zoo):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from samerge.core import core_space
-from samerge.factors import LoraFactors
+from samerge.linalg.core_space import core_space
+from samerge.linalg.factors import LoraFactors
 
 #: (d_out, d_in, ranks): plain, one adapter, more components than d_out or d_in.
 SHAPES = [(11, 9, (2, 3, 2)), (8, 12, (4,)), (6, 14, (3, 4, 2)), (15, 5, (3, 4, 1)), (20, 20, (4, 4, 4, 4))]

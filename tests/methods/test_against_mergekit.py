@@ -13,12 +13,12 @@ import torch
 from methods.dense import close
 from methods.peers import CHANCES, FOUND, RECORD, UPDATES, layer
 from methods.streams import run
-from samerge.factors import concatenate
+from samerge.linalg.factors import concatenate
 from samerge.methods import dare, della
 from samerge.methods.breadcrumbs import prepare_breadcrumbs
 from samerge.methods.dare import prepare_dare, prepare_dare_ties
 from samerge.methods.della import prepare_della, probabilities
-from samerge.methods.signs import SignParameters, elect
+from samerge.methods.sign_election import SignParameters, elect
 from samerge.methods.ties import prepare_ties
 
 OPTIONS = RECORD["mergekit"]["options"]

@@ -17,7 +17,7 @@ from torch import Tensor
 import samerge
 from methods.dense import close
 from methods.streams import dense, layers, run
-from samerge.factors import LoraFactors
+from samerge.linalg.factors import LoraFactors
 from samerge.methods.chance import uniform
 from samerge.methods.dare import prepare_dare, prepare_dare_ties
 from samerge.methods.rows import Layer

@@ -10,11 +10,11 @@ from tiny import chain as weights_of_chain
 from tiny import chain_factors, write_adapter, write_base
 
 import samerge
-from samerge.card import model_card
-from samerge.compress import svd_basis
-from samerge.factors import LoraFactors
+from samerge.linalg.factors import LoraFactors
+from samerge.linalg.truncation import svd_basis
 from samerge.methods import REGISTRY
 from samerge.methods.chain import LIGHT_DENSITY, chain
+from samerge.report.card import model_card
 
 #: Every method that may come after a selection.
 AGGREGATIONS = [name for name, entry in REGISTRY.items() if not entry.needs_base]

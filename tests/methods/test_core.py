@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from methods.dense import SHAPES, close, regauged, through_core, updates
-from samerge.core import core_space
-from samerge.factors import LoraFactors
+from samerge.linalg.core_space import core_space
+from samerge.linalg.factors import LoraFactors
 from samerge.methods.isotropic import iso_c
 from samerge.methods.star import star
 from samerge.methods.tsv import tsv

@@ -8,13 +8,13 @@ import torch
 import samerge
 from methods.dense import close
 from methods.streams import dense, election, layers, run
-from samerge.factors import LoraFactors
+from samerge.linalg.factors import LoraFactors
 from samerge.methods.chance import uniform
 from samerge.methods.dare import prepare_dare, prepare_dare_ties
 from samerge.methods.della import prepare_della, probabilities
 from samerge.methods.density import densities
 from samerge.methods.rows import Layer
-from samerge.options import resolve
+from samerge.options.merge_options import resolve
 
 
 def drawn(layer, seed):

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tiny import Beast, chain, chain_factors, write_adapter, write_base
 
 import samerge
-from samerge.checkpoints import ModelSource
 from samerge.graph import FlowGraph, Weight, build_graph
+from samerge.weights import ModelSource
 
 
 def dense_merge(network, base, taus, weights, density, iterations, agreement, only=None):

@@ -10,7 +10,7 @@ from tiny import chain, chain_factors, write_adapter
 
 import samerge
 from methods.dense import close, updates
-from samerge.factors import LoraFactors, concatenate
+from samerge.linalg.factors import LoraFactors, concatenate
 from samerge.methods.lego import centroids, cluster
 
 

@@ -9,7 +9,7 @@ import torch
 
 from methods.dense import close
 from methods.streams import dense, layers, run, top
-from samerge.factors import LoraFactors
+from samerge.linalg.factors import LoraFactors
 from samerge.methods import rows
 from samerge.methods.pcb import clipping_ranks, prepare_pcb
 from samerge.methods.rows import Layer

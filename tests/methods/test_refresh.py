@@ -8,9 +8,9 @@ import torch
 from tiny import chain, chain_factors, write_adapter, write_base
 
 import samerge
-from samerge.checkpoints import FolderSource
 from samerge.errors import OptionError
 from samerge.graph import FlowGraph, Weight
+from samerge.weights import FolderSource
 
 STEPS = 6
 

@@ -10,7 +10,7 @@ from tiny import chain, chain_factors, write_adapter
 import samerge
 from methods.dense import close
 from methods.streams import dense, election, flat, layers, run, top
-from samerge.adaptive import adaptive_densities
+from samerge.linalg.adaptive_density import adaptive_densities
 from samerge.methods import rows
 from samerge.methods.ties import prepare_magnitude_prune, prepare_ties
 

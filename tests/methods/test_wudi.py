@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from methods.dense import SHAPES, close, through_core, updates
-from samerge.factors import LoraFactors
+from samerge.linalg.factors import LoraFactors
 from samerge.methods.wudi import aswudi, wudi
 
 WEIGHTS = [1.0, 0.5, 2.0, -0.7]

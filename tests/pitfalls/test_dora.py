@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import samerge
-import samerge.randomised
+import samerge.linalg.randomised_svd
 from pitfalls.lab import EXACT, Convolutions, close, gpt2, llama, output, quiet
 from samerge.errors import AdapterError
 
@@ -86,7 +86,7 @@ def test_the_base_is_read_some_rows_at_a_time(bench, monkeypatch) -> None:
     lab = bench(llama)
     folder = lab.train("a", target_modules=["down_proj"], use_dora=True)
     whole = lab.merge(folder, dora="exact:16")
-    monkeypatch.setattr(samerge.randomised, "TILE_ELEMENTS", 5 * 24)
+    monkeypatch.setattr(samerge.linalg.randomised_svd, "TILE_ELEMENTS", 5 * 24)
     state = torch.get_rng_state()
     tiled = lab.merge(folder, dora="exact:16")
     assert torch.equal(state, torch.get_rng_state())

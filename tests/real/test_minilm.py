@@ -17,10 +17,10 @@ from transformers import AutoModel
 
 import samerge
 from samerge.adapters import read_adapter
-from samerge.checkpoints import FolderSource
-from samerge.compress import svd_basis
-from samerge.connectivity import connectivity
 from samerge.graph import build_graph
+from samerge.linalg.truncation import svd_basis
+from samerge.saliency.connectivity import connectivity
+from samerge.weights import FolderSource
 
 pytestmark = pytest.mark.real
 

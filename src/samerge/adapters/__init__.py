@@ -4,9 +4,10 @@ What counts is the tensors that exist: `target_modules` may be a list, a regex o
 """
 
 from samerge.adapters.config import pattern_value, scaling
-from samerge.adapters.files import CONFIG_NAME, WEIGHTS_NAME, read_adapter
-from samerge.adapters.live import live_adapter
+from samerge.adapters.files import read_adapter
+from samerge.adapters.live_adapter import live_adapter
 from samerge.adapters.model import AdaptedModule, Adapter, Extras, TokenRows, widest
+from samerge.weights.hub import CONFIG_NAME, WEIGHTS_NAME
 
 __all__ = [
     "CONFIG_NAME",

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from samerge.adapters.config import pattern_value
+from samerge.adapters.layouts import Layout, layout_of, stack_of
 from samerge.adapters.model import AdaptedModule, Load
 from samerge.adapters.names import Target
 from samerge.errors import AdapterError
-from samerge.factors import LoraFactors
-from samerge.layouts import Layout, layout_of, stack_of
+from samerge.linalg.factors import LoraFactors
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,8 @@ from samerge.adapters.extras import extras_of
 from samerge.adapters.model import AdaptedModule, Adapter, widest
 from samerge.adapters.names import sort_keys, targets_of
 from samerge.errors import AdapterError
-from samerge.tensorfile import TensorFile
-
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
+from samerge.weights.hub import CONFIG_NAME, WEIGHTS_NAME
+from samerge.weights.tensorfile import TensorFile
 
 
 def read_adapter(folder: str | Path, name: str, source: str | None = None) -> Adapter:

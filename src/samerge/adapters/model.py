@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samerge.factors import LoraFactors
-from samerge.layouts import Layout
+from samerge.adapters.layouts import Layout
+from samerge.linalg.factors import LoraFactors
 
 #: Reads one tensor, in the dtype it is stored in.
 Load = Callable[[], Tensor]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from samerge.adapters.config import is_target_module, place, target_parameters
+from samerge.adapters.layouts import Kind
 from samerge.errors import AdapterError
-from samerge.layouts import Kind
 
 #: Components that training wrappers put into names: torch.compile, FSDP, activation checkpointing.
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from samerge.cli.adapters import parse_adapter, unique
 from samerge.cli.console import percent, show_json, stderr, stdout, two
+from samerge.cli.named_adapter import parse_adapter, unique
 from samerge.errors import OptionError
-from samerge.picture import check_picture
+from samerge.report.picture import check_picture
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from samerge.diagnostics.pairs import Conflicts
+    from samerge.merging.between_adapters import Conflicts
 
 #: Pairs in the table, those that work against each other most.
 _MOST_PAIRS = 12
@@ -29,9 +29,9 @@ def compared(folders: Sequence[str], worst: int, picture: str | None, as_json: b
     for spec in specs:
         if spec.weight != 1:
             raise OptionError(f"comparing adapters knows no weights: {spec.name} has {spec.weight:g}; leave it out")
-    from samerge.diagnostics.pairs import conflicts
-    from samerge.diagnostics.reading import reading
-    from samerge.inputs import open_adapters
+    from samerge.merging.between_adapters import conflicts
+    from samerge.merging.inputs import open_adapters
+    from samerge.merging.reading_conflicts import reading
 
     if picture:
         check_picture(picture)

@@ -9,7 +9,7 @@ import typer
 from samerge.cli.check import check
 from samerge.cli.compare import compare
 from samerge.cli.compress import compress
-from samerge.cli.errors import guarded
+from samerge.cli.exit_codes import guarded
 from samerge.cli.extract import extract
 from samerge.cli.full import full
 from samerge.cli.inspect import inspect

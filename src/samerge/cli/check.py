@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from samerge.cli.console import show_json, stdout
-from samerge.cli.errors import BAD_INPUT
-from samerge.cli.options import Json
+from samerge.cli.exit_codes import BAD_INPUT
+from samerge.cli.shared_options import Json
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from samerge.check import AdapterReport
+    from samerge.merging.checking import AdapterReport
 
 
 def check(
@@ -30,9 +30,9 @@ def check(
 
     Nothing is merged. The exit code is 0 only if every adapter can be merged as it is, and 2 otherwise.
     """
-    from samerge.check import check_adapter
-    from samerge.cli.adapters import parse_adapter
-    from samerge.inputs import open_base
+    from samerge.cli.named_adapter import parse_adapter
+    from samerge.merging.checking import check_adapter
+    from samerge.merging.inputs import open_base
 
     opened = open_base(base, required=False)
     specs = [parse_adapter(text) for text in adapters]

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samerge.cli.adapters import parse_adapter, unique
 from samerge.cli.console import show_json, show_warnings, stderr, stdout
-from samerge.cli.errors import BAD_INPUT
-from samerge.cli.options import Json, Overwrite, Quiet
+from samerge.cli.exit_codes import BAD_INPUT
+from samerge.cli.named_adapter import parse_adapter, unique
 from samerge.cli.request import check_folder
+from samerge.cli.shared_options import Json, Overwrite, Quiet
 from samerge.errors import OptionError
-from samerge.picture import check_picture
+from samerge.report.picture import check_picture
 
 if TYPE_CHECKING:
-    from samerge.comparison import Comparison
+    from samerge.merging.comparison import Comparison
 
 
 def compare(
@@ -95,7 +95,7 @@ def compare(
         check_folder(str(folder), overwrite)
     if picture:
         check_picture(picture)
-    from samerge.comparison import compare as compare_ways
+    from samerge.merging.comparison import compare as compare_ways
 
     common = {"dtype": dtype, "device": device, "modules_to_save": modules_to_save, "dora": dora}
     with python_warnings.catch_warnings():

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samerge.cli.options import Json, Overwrite, Quiet
+from samerge.cli.shared_options import Json, Overwrite, Quiet
 from samerge.cli.shrunk import check_target, deliver
 
 if TYPE_CHECKING:
-    from samerge.merged import MergedAdapter
+    from samerge.merging.merged_adapter import MergedAdapter
 
 
 def compress(
@@ -58,7 +58,7 @@ def compress(
     Without --out it only says what would be lost.
     """
     check_target(out, overwrite)
-    from samerge.conversion.compressing import compress_adapter
+    from samerge.merging.conversion.compressing import compress_adapter
 
     def make() -> MergedAdapter:
         return compress_adapter(

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from samerge.cli.options import Json, Overwrite, Quiet
+from samerge.cli.shared_options import Json, Overwrite, Quiet
 from samerge.cli.shrunk import check_target, deliver
 
 if TYPE_CHECKING:
-    from samerge.merged import MergedAdapter
+    from samerge.merging.merged_adapter import MergedAdapter
 
 
 def extract(
@@ -52,7 +52,7 @@ def extract(
     would be lost.
     """
     check_target(out, overwrite)
-    from samerge.conversion.extracting import extract_adapter
+    from samerge.merging.conversion.extracting import extract_adapter
 
     def make() -> MergedAdapter:
         return extract_adapter(

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samerge.cli.adapters import parse_adapter, unique
 from samerge.cli.console import show_json, show_warnings, stderr, stdout
-from samerge.cli.options import Json, Private, PushToHub, Quiet
+from samerge.cli.named_adapter import parse_adapter, unique
 from samerge.cli.request import check_folder, check_repository
+from samerge.cli.shared_options import Json, Private, PushToHub, Quiet
 from samerge.errors import OptionError
 
 if TYPE_CHECKING:
-    from samerge.full.model import MergedModel
-    from samerge.merged import MergedAdapter
+    from samerge.full.merged_model import MergedModel
+    from samerge.merging.merged_adapter import MergedAdapter
 
 _SELECTION = "What is kept"
 _OUTPUT = "Output"
@@ -171,7 +171,7 @@ def full(
         "device": device,
         "work_dir": work_dir,
     }
-    from samerge.full.api import merge_full
+    from samerge.full.merge_full import merge_full
     from samerge.full.shards import shard_bytes
 
     limit = shard_bytes(max_shard_size)
@@ -210,7 +210,7 @@ def _hand_over(
     quiet: bool,
 ) -> str | None:
     """Save and push; the address of what was pushed."""
-    from samerge.full.model import MergedModel
+    from samerge.full.merged_model import MergedModel
 
     sized: dict[str, Any] = {"max_shard_size": limit} if isinstance(result, MergedModel) else {}
     if out:
@@ -227,7 +227,7 @@ def _hand_over(
 
 
 def _show(result: MergedModel | MergedAdapter, out: str | None, url: str | None, count: int, seconds: float) -> None:
-    from samerge.full.model import MergedModel
+    from samerge.full.merged_model import MergedModel
 
     console = stdout()
     console.print(result.report.table())

@@ -9,7 +9,7 @@ import typer
 
 from samerge.cli.agreement import compared
 from samerge.cli.console import percent, show_json, show_warnings, stderr, stdout, two
-from samerge.cli.options import Json
+from samerge.cli.shared_options import Json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,8 +62,8 @@ def inspect(
 
 def merged(folder: str, worst: int, picture: str | None, as_json: bool) -> None:
     """Show what a merged adapter holds."""
-    from samerge.report import read_report
-    from samerge.summary import layer_types, worst_layers
+    from samerge.report.by_layer import layer_types, worst_layers
+    from samerge.report.report import read_report
 
     report = read_report(folder)
     if picture:

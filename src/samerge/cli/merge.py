@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from samerge.cli.adapters import parse_adapter
-from samerge.cli.options import Json, Overwrite, Private, PushToHub, Quiet, number_or_word
-from samerge.cli.pairs import pairs
+from samerge.cli.name_value import pairs
+from samerge.cli.named_adapter import parse_adapter
 from samerge.cli.request import Request, carry_out
+from samerge.cli.shared_options import Json, Overwrite, Private, PushToHub, Quiet, number_or_word
 
 _SELECTION = "What is kept"
 _OUTPUT = "Output"

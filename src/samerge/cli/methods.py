@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from samerge.cli.console import show_json, stdout
-from samerge.cli.options import Json
+from samerge.cli.shared_options import Json
 
 
 def methods(as_json: Json = False) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from samerge.cli.adapters import AdapterSpec, default_name
-from samerge.cli.options import number_or_word
+from samerge.cli.named_adapter import AdapterSpec, default_name
 from samerge.cli.request import OPTIONS, Request
+from samerge.cli.shared_options import number_or_word
 from samerge.errors import OptionError
 
 _KEYS = ("base", "adapters", "out", "overwrite", "push_to_hub", "private", "weights", *OPTIONS)

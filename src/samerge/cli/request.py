@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from samerge.cli.adapters import AdapterSpec, unique
 from samerge.cli.console import show_json, show_warnings, stderr, stdout
+from samerge.cli.named_adapter import AdapterSpec, unique
 from samerge.errors import HubError, OptionError, OutputExistsError
 
 if TYPE_CHECKING:
-    from samerge.merged import MergedAdapter
+    from samerge.merging.merged_adapter import MergedAdapter
 
 #: The options of `samerge.merge` that the command line and recipes take, by the same names.
 OPTIONS = (
@@ -96,8 +96,8 @@ def carry_out(request: Request, as_json: bool, quiet: bool) -> None:
         quiet: print no table and no progress; warnings and errors still come.
     """
     check_targets(request)
-    from samerge.api import merge
-    from samerge.distributed import join, leave
+    from samerge.merging.merge_adapters import merge
+    from samerge.parallel.processes import join, leave
 
     group = join()
     start = time.perf_counter()
@@ -152,7 +152,8 @@ def check_folder(out: str, overwrite: bool, marker: str | None = None) -> None:
     Raises:
         OutputExistsError: it is taken, or cannot be made.
     """
-    from samerge.writer import CONFIG_NAME, check_free
+    from samerge.adapters.writer import check_free
+    from samerge.weights.hub import CONFIG_NAME
 
     target = Path(os.path.abspath(Path(out).expanduser()))
     check_free(target, overwrite, marker or CONFIG_NAME)

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from samerge.cli.options import Json, Overwrite, Private, PushToHub, Quiet
 from samerge.cli.recipe import read_recipe
 from samerge.cli.request import carry_out
+from samerge.cli.shared_options import Json, Overwrite, Private, PushToHub, Quiet
 
 
 def run_recipe(

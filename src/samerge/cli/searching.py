@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from samerge.cli.options import number_or_word
+from samerge.cli.shared_options import number_or_word
 from samerge.errors import OptionError
 
 _WORDS = {"true": True, "false": False, "none": None}
@@ -48,7 +48,7 @@ def fixed_options(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str
     Raises:
         OptionError: one of them is not NAME=VALUE, a name stands there twice, or has an argument of its own.
     """
-    from samerge.weighing import WEIGHT_RULES
+    from samerge.methods.weighing import WEIGHT_RULES
 
     found: dict[str, Any] = {}
     for text in texts or ():
@@ -59,7 +59,7 @@ def fixed_options(texts: Sequence[str] | None, names: Sequence[str]) -> dict[str
         found[name] = read(given, name)
     if not found:
         return found
-    from samerge.tuning.dimensions import kinds
+    from samerge.merging.tuning.dimensions import kinds
 
     known = kinds()
     own = {name: value for name, value in found.items() if name not in known}

@@ -13,7 +13,7 @@ from samerge.cli.console import show_json, show_warnings, stderr, stdout
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from samerge.merged import MergedAdapter
+    from samerge.merging.merged_adapter import MergedAdapter
 
 
 def check_target(out: str | None, overwrite: bool) -> None:
@@ -23,7 +23,7 @@ def check_target(out: str | None, overwrite: bool) -> None:
         OutputExistsError: it is taken.
     """
     if out is not None:
-        from samerge.writer import check_free
+        from samerge.adapters.writer import check_free
 
         check_free(Path(os.path.abspath(Path(out).expanduser())), overwrite)
 
@@ -59,7 +59,7 @@ def deliver(make: Callable[[], MergedAdapter], out: str | None, overwrite: bool,
 def _table(record: Mapping[str, Any]) -> Table:
     from rich.table import Table
 
-    from samerge.summary import layer_ranks
+    from samerge.report.by_layer import layer_ranks
 
     output = record["output"]
     table = Table(title=f"rank {output['rank']}, {output['parameters']:,} parameters, {output['dtype']}")

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samerge.cli.adapters import parse_adapter, unique
 from samerge.cli.console import show_json, show_warnings, stderr, stdout
-from samerge.cli.errors import INTERRUPTED
-from samerge.cli.options import Json, Overwrite, Quiet
+from samerge.cli.exit_codes import INTERRUPTED
+from samerge.cli.named_adapter import parse_adapter, unique
 from samerge.cli.searching import fixed_options, search_space
+from samerge.cli.shared_options import Json, Overwrite, Quiet
 from samerge.errors import OptionError
-from samerge.picture import check_picture
+from samerge.report.picture import check_picture
 
 if TYPE_CHECKING:
-    from samerge.merged import MergedAdapter
-    from samerge.tuning import TuneResult, TuneTrial
+    from samerge.merging.merged_adapter import MergedAdapter
+    from samerge.merging.tuning import TuneResult, TuneTrial
 
 
 def tune(
@@ -124,7 +124,7 @@ def tune(
         check_picture(picture)
     score, name = _score(command, score_callable)
     kept = study or f"{os.path.abspath(Path(out).expanduser())}.study.jsonl"
-    from samerge.tuning import tune as tune_
+    from samerge.merging.tuning import tune as tune_
 
     try:
         with python_warnings.catch_warnings():
@@ -163,7 +163,7 @@ def _score(command: str | None, function: str | None) -> tuple[Callable[[MergedA
     if (command is None) == (function is None):
         raise OptionError("give --command TEXT or --score-callable MODULE:FUNCTION, and one of the two")
     if command is not None:
-        from samerge.tuning.command import by_command
+        from samerge.merging.tuning.command import by_command
 
         return by_command(command), command
     module, colon, name = str(function).partition(":")

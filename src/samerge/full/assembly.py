@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from samerge.checkpoints import WeightSource
-from samerge.elements.prune import TILE_ELEMENTS, Pruner
-from samerge.elements.vectors import rows_of
 from samerge.errors import BaseModelError
+from samerge.saliency.elements import TILE_ELEMENTS, Pruner
+from samerge.saliency.task_vectors import rows_of
+from samerge.weights import WeightSource
 
 
 @dataclass(frozen=True)

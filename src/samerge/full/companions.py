@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from samerge.checkpoints.naming import unwrap
-from samerge.full.models import Opened
+from samerge.full.given_models import Opened
+from samerge.weights.inside_peft import unwrap
 
 #: Endings of weights, and of what training left behind.
 _HEAVY = (

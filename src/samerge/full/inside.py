@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from samerge.alignment.architecture import base_graph
-from samerge.checkpoints import WeightSource
-from samerge.elements.prune import live_weights
 from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.families import find_family
 from samerge.graph.widths import local_graph
+from samerge.merging.alignment.architecture import base_graph
+from samerge.saliency.elements import live_weights
+from samerge.weights import WeightSource
 
 
 def graph_for(

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from samerge.elements.prune import Pruner
-from samerge.elements.vectors import rows_of, shape_of
 from samerge.errors import BaseModelError
-from samerge.scaling import norm_rule
+from samerge.methods.scaling import norm_rule
+from samerge.saliency.elements import Pruner
+from samerge.saliency.task_vectors import rows_of, shape_of
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samerge.checkpoints.folder import INDEX_NAME, SINGLE_NAME
 from samerge.errors import OptionError
-from samerge.tensorfile import dtype_names
+from samerge.weights.folder import INDEX_NAME, SINGLE_NAME
+from samerge.weights.tensorfile import dtype_names
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samerge.graph.blocks import Attention, FusedAttention, FusedMlp, Mlp, OneOf, StackedExperts, Together
-from samerge.graph.common import (
+from samerge.graph.sublayers import (
     FAIRSEQ_ATTENTION,
     FAIRSEQ_MLP,
     FC_MLP,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samerge.graph.blocks import Attention, Family, FusedAttention, FusedMlp, Mlp, OneOf, Stack
-from samerge.graph.common import (
+from samerge.graph.sublayers import (
     BERT_MLP,
     FAIRSEQ_ATTENTION,
     FAIRSEQ_CROSS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from samerge.graph.blocks import Attention, Family, FusedMlp, Mlp, OneOf, Stack
-from samerge.graph.common import BERT_MLP, FAIRSEQ_ATTENTION, FC_MLP, LLAMA_ATTENTION, LLAMA_MLP, row
+from samerge.graph.sublayers import BERT_MLP, FAIRSEQ_ATTENTION, FC_MLP, LLAMA_ATTENTION, LLAMA_MLP, row
 
 _ATTENTION = Attention("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj")
 # As on disk, and in memory before transformers 5.

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from samerge.core import CoreSpace, core_space
-from samerge.factors import LoraFactors, norm
+from samerge.linalg.core_space import CoreSpace, core_space
+from samerge.linalg.factors import LoraFactors, norm
 from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Method, Outcome, Problem, Share, Site, iterate
 from samerge.methods.rows import Layer, merged_with_shares
 from samerge.methods.ties import TiesParameters, prepare_ties
-from samerge.options import MergeOptions
+from samerge.options.merge_options import MergeOptions
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from samerge.adapters import AdaptedModule
-from samerge.factors import LoraFactors, norm
+from samerge.linalg.factors import LoraFactors, norm
 from samerge.methods.problem import Problem, Site, by_module, iterate
 
 

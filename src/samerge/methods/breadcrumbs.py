@@ -17,8 +17,8 @@ from torch import Tensor
 from samerge.errors import OptionError
 from samerge.methods.parameters import own
 from samerge.methods.rows import Combine, Layer, column, magnitudes
-from samerge.options import MergeOptions
-from samerge.values import number
+from samerge.options.merge_options import MergeOptions
+from samerge.options.values import number
 
 
 @dataclass(frozen=True)

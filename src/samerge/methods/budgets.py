@@ -1,8 +1,9 @@
 """How many components a selection keeps of every expert in every layer, and which ones, given their scores.
 
 With a density p, an expert with r components in a layer keeps max(1, round(r p^(t/T))) after step t of T; an adaptive
-density is spread over the layers first (`samerge.adaptive`). With a rank, the number in all is fixed: shared among the
-experts in proportion to their ranks, or, where there are more experts than places, ranked together in the last step.
+density is spread over the layers first (`samerge.linalg.adaptive_density`). With a rank, the number in all is fixed:
+shared among the experts in proportion to their ranks, or, where there are more experts than places, ranked together
+in the last step.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from samerge.adaptive import adaptive_densities, evenness
-from samerge.factors import LoraFactors, component_norms
+from samerge.linalg.adaptive_density import adaptive_densities, evenness
+from samerge.linalg.factors import LoraFactors, component_norms
 from samerge.methods.criteria import READ_BASE, kind_of
 from samerge.methods.problem import Problem, Site, by_module
-from samerge.options import MergeOptions
-from samerge.saliency import agreement, kept_count, shares, top
+from samerge.options.merge_options import MergeOptions
+from samerge.saliency.scores import agreement, kept_count, shares, top
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     balance -> selection -> aggregation -> truncation -> spectrum -> scaling
 
 The first two map a problem to a problem, the aggregation (any method of the registry) maps a problem to an outcome, and
-the last three work on the outcome (`samerge.output`). No link knows the others.
+the last three work on the outcome (`samerge.merging.finish`). No link knows the others.
 
 `method` names one link: `saliency` the selection of this name, every other method the aggregation of its name. A link
 that nobody names is "none" (selection) or "sum" (aggregation). So method="saliency" is selection="saliency" with
@@ -25,7 +25,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from samerge.distributed import group
 from samerge.errors import OptionError
 from samerge.methods import REGISTRY, entry
 from samerge.methods.balance import balance
@@ -33,8 +32,9 @@ from samerge.methods.criteria import AGREE, READ_BASE, kind_of
 from samerge.methods.parameters import parameters_of
 from samerge.methods.problem import Entry, MergedLayer, Outcome, Problem, Site
 from samerge.methods.saliency import Selected, select
-from samerge.options import DEFAULT_RECIPE, RECIPES, MergeOptions, resolve
-from samerge.values import INTERFERENCE, choice, whole
+from samerge.options.merge_options import DEFAULT_RECIPE, RECIPES, MergeOptions, resolve
+from samerge.options.values import INTERFERENCE, choice, whole
+from samerge.parallel.processes import group
 
 #: Share of its components that every expert keeps before another aggregation than the sum, by default.
 LIGHT_DENSITY = 0.75

@@ -19,9 +19,9 @@ import re
 import torch
 from torch import Tensor
 
-from samerge.factors import LoraFactors, component_norms
+from samerge.linalg.factors import LoraFactors, component_norms
 from samerge.methods.chance import generator
-from samerge.saliency import score
+from samerge.saliency.scores import score
 
 #: The criteria that need gamma, so the base's weights.
 READ_BASE = frozenset({"saliency", "sensitivity"})

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.core import CoreSpace
 from samerge.errors import OptionError
+from samerge.linalg.core_space import CoreSpace
 from samerge.methods.aligned import Aligned, held
 from samerge.methods.parameters import own
 from samerge.methods.ties import TiesParameters
-from samerge.options import MergeOptions
-from samerge.values import number
+from samerge.options.merge_options import MergeOptions
+from samerge.options.values import number
 
 #: Turns of HOOI at most, and the relative gain of the fit below which it stands still.
 _TURNS, _GAIN = 200, 1e-12

@@ -1,11 +1,11 @@
 """`dare` and `dare-ties`: drop at random and rescale (Yu et al. 2023), then add, or elect signs.
 
     v_i = w_i tau_i * m / density,  m ~ Bernoulli(density) for every element, density = 1 - p
-    dare: M = sum_i v_i        dare-ties: M by the election of signs (`samerge.methods.signs`)
+    dare: M = sum_i v_i        dare-ties: M by the election of signs (`samerge.methods.sign_election`)
 
-Seeded. density="adaptive" gives every layer a density of its own (`samerge.adaptive`). Streamed, then truncated to
-`svd_rank`: that averages much of the noise away again, so the result is nearer to the sum than the dense merge is.
-PEFT's `dare_linear_svd` and `dare_ties_svd` are the same with other random numbers.
+Seeded. density="adaptive" gives every layer a density of its own (`samerge.linalg.adaptive_density`). Streamed, then
+truncated to `svd_rank`: that averages much of the noise away again, so the result is nearer to the sum than the dense
+merge is. PEFT's `dare_linear_svd` and `dare_ties_svd` are the same with other random numbers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from samerge.methods.chance import SeedParameters, uniform
 from samerge.methods.density import densities
 from samerge.methods.parameters import own
 from samerge.methods.rows import Combine, Layer, column
-from samerge.methods.signs import SignParameters, elect
-from samerge.options import MergeOptions
+from samerge.methods.sign_election import SignParameters, elect
+from samerge.options.merge_options import MergeOptions
 
 
 @dataclass(frozen=True)

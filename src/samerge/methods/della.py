@@ -4,8 +4,8 @@
     v_i = w_i tau_i * m / p,  m ~ Bernoulli(p)
 
 rank counts an element's magnitude among the n of its row (one output), the smallest first; so p runs from
-density - epsilon to density + epsilon. M by the election of signs (`samerge.methods.signs`). Seeded. Streamed, then
-truncated to `svd_rank`.
+density - epsilon to density + epsilon. M by the election of signs (`samerge.methods.sign_election`). Seeded.
+Streamed, then truncated to `svd_rank`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from samerge.methods.chance import uniform
 from samerge.methods.dare import DareTiesParameters
 from samerge.methods.parameters import own
 from samerge.methods.rows import Combine, Layer
-from samerge.methods.signs import elect
-from samerge.options import MergeOptions
-from samerge.values import number
+from samerge.methods.sign_election import elect
+from samerge.options.merge_options import MergeOptions
+from samerge.options.values import number
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The density of every expert in every layer, for methods by rows: one number, or adaptive (`samerge.adaptive`)."""
+"""The density of every expert in every layer, for methods by rows: one number, or adaptive."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from samerge.adaptive import adaptive_densities, evenness
+from samerge.linalg.adaptive_density import adaptive_densities, evenness
 from samerge.methods.rows import Layer, sizes_of
-from samerge.options import MergeOptions
+from samerge.options.merge_options import MergeOptions
 
 
 def densities(layers: Sequence[Layer], options: MergeOptions, default: float) -> Callable[[Layer, int], float]:

@@ -27,21 +27,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.compress import truncate
-from samerge.elements.masks import Masks
-from samerge.elements.prune import Pruner
-from samerge.elements.spread import element_densities
-from samerge.elements.vectors import LowRankVectors, oriented, shape_of
+from samerge.adapters.layouts import expert_of
 from samerge.errors import BaseModelError
-from samerge.factors import LoraFactors, concatenate, norm
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.widths import local_graph
-from samerge.layouts import expert_of
+from samerge.linalg.factors import LoraFactors, concatenate, norm
+from samerge.linalg.randomised_svd import truncated_svd
+from samerge.linalg.sign_conflicts import conflict_among, sample_rows, values_at
+from samerge.linalg.truncation import truncate
 from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site, iterate
-from samerge.options import MergeOptions
-from samerge.randomised import truncated_svd
-from samerge.signs import conflict_among, sample_rows, values_at
+from samerge.options.merge_options import MergeOptions
+from samerge.saliency.element_densities import element_densities
+from samerge.saliency.element_masks import Masks
+from samerge.saliency.elements import Pruner
+from samerge.saliency.task_vectors import LowRankVectors, oriented, shape_of
 
 
 @dataclass(frozen=True)

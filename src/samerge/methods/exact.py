@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import torch
 
-from samerge.factors import LoraFactors, concatenate, norm
+from samerge.linalg.factors import LoraFactors, concatenate, norm
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
-from samerge.options import MergeOptions
+from samerge.options.merge_options import MergeOptions
 
 
 def weighted_sum(problem: Problem, options: MergeOptions) -> Outcome:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from samerge.core import core_space
+from samerge.linalg.core_space import core_space
 from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Method, Outcome, Problem, Share, iterate
-from samerge.options import MergeOptions
+from samerge.options.merge_options import MergeOptions
 
 #: From the cores of the experts at a site, their weights, the number of experts in the whole merge and the options, the
 #: merged core and the share of its energy that each expert kept before it was combined.

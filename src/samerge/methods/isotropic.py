@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from samerge.core import existing_triplets
-from samerge.options import MergeOptions
+from samerge.linalg.core_space import existing_triplets
+from samerge.options.merge_options import MergeOptions
 
 
 def iso_c(cores: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.factors import LoraFactors, concatenate, norm
+from samerge.linalg.factors import LoraFactors, concatenate, norm
 from samerge.methods.chance import SeedParameters
 from samerge.methods.exact import empty
 from samerge.methods.parameters import own
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
-from samerge.options import MergeOptions
-from samerge.values import whole
+from samerge.options.merge_options import MergeOptions
+from samerge.options.values import whole
 
 #: Lloyd's steps at most.
 _STEPS = 300

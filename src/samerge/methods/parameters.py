@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
 from samerge.errors import OptionError
-from samerge.options import MergeOptions
+from samerge.options.merge_options import MergeOptions
 
 T = TypeVar("T")
 

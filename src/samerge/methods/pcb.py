@@ -24,12 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.elements.order import largest_of
 from samerge.errors import OptionError
+from samerge.linalg.order_statistics import largest_of
 from samerge.methods.parameters import own
 from samerge.methods.rows import Combine, Layer, column, magnitudes, sizes_of
-from samerge.options import MergeOptions
-from samerge.values import number
+from samerge.options.merge_options import MergeOptions
+from samerge.options.values import number
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from samerge.adapters import AdaptedModule
-from samerge.checkpoints import WeightSource
-from samerge.distributed import Group, group
-from samerge.factors import LoraFactors
+from samerge.adapters.layouts import Layout
 from samerge.graph import FlowGraph
-from samerge.layouts import Layout
-from samerge.options import MergeOptions
-from samerge.progress import Progress
-from samerge.signs import Conflict
+from samerge.linalg.factors import LoraFactors
+from samerge.linalg.sign_conflicts import Conflict
+from samerge.options.merge_options import MergeOptions
+from samerge.parallel.processes import Group, group
+from samerge.parallel.progress import Progress
+from samerge.weights import WeightSource
 
 T = TypeVar("T")
 
@@ -119,8 +119,9 @@ class MergedLayer:
         factors: in float32, with scale 1.
         shares: what became of the experts, by number.
         lost: share of the merged energy that the method's own truncation lost.
-        conflict: the signs of the experts' unweighted updates as pruning left them, on `samerge.signs.sample_rows`;
-            None where nothing of them is pruned, or not element by element or component by component.
+        conflict: the signs of the experts' unweighted updates as pruning left them, on
+            `sign_conflicts.sample_rows`; None where nothing of them is pruned, or not element by element or
+            component by component.
     """
 
     factors: LoraFactors
@@ -137,7 +138,7 @@ class Outcome:
         layers: a merged layer for each of this process's sites, by module name.
         log_connectivity: log R by expert number, where it was computed.
         flat: whether all singular values of a merged layer are equal.
-        kernel: the kernel that swept over the base, where one did (`samerge.kernels`).
+        kernel: the kernel that swept over the base, where one did (`samerge.saliency.kernels`).
     """
 
     layers: Mapping[str, MergedLayer]

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.elements.select import keep_largest
 from samerge.errors import OptionError
-from samerge.factors import LoraFactors, norm, pad
+from samerge.linalg.factors import LoraFactors, norm, pad
+from samerge.linalg.largest import keep_largest
 from samerge.methods.exact import empty
 from samerge.methods.parameters import own
 from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
-from samerge.options import MergeOptions
-from samerge.values import number
+from samerge.options.merge_options import MergeOptions
+from samerge.options.values import number
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Such a method is a function of the experts' tiles, and perhaps of a threshold over a whole layer or a whole adapter; it
 does not commute with orthogonal maps, so the core space is of no use to it. What it gives is no longer of low rank:
 every merged layer is brought to `svd_rank` (the largest source rank by default) by the streamed SVD of
-`samerge.randomised`. What that loses of the energy is in the report.
+`samerge.linalg.randomised_svd`. What that loses of the energy is in the report.
 
 Cost: O(R d_out d_in) for each pass over a layer: 2 for a threshold and one for the merge; 5 more where the layer is too
 large to be held. Memory: the factors, the experts' tiles, and a merged layer of up to 128 MB.
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.elements.order import largest_of
-from samerge.factors import LoraFactors, norm
+from samerge.linalg.factors import LoraFactors, norm
+from samerge.linalg.order_statistics import largest_of
+from samerge.linalg.randomised_svd import truncated_svd
+from samerge.linalg.sign_conflicts import Conflict, conflict_among, sample_rows
 from samerge.methods.exact import empty
 from samerge.methods.problem import MergedLayer, Method, Outcome, Problem, Share, iterate
-from samerge.options import MergeOptions
-from samerge.randomised import truncated_svd
-from samerge.signs import Conflict, conflict_among, sample_rows
+from samerge.options.merge_options import MergeOptions
 
 #: Entries of one expert's tile.
 TILE_ELEMENTS = 1 << 18

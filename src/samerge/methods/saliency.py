@@ -30,19 +30,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from samerge.checkpoints.resident import on_device
-from samerge.compress import svd_basis
-from samerge.connectivity import Connectivity, connectivity
-from samerge.distributed import group
 from samerge.errors import BaseModelError
-from samerge.factors import LoraFactors, norm
+from samerge.linalg.factors import LoraFactors, norm
+from samerge.linalg.sign_conflicts import Conflict, conflict_among, sample_rows, values_at
+from samerge.linalg.truncation import svd_basis
 from samerge.methods import criteria
 from samerge.methods.budgets import Layer, budgets, choose
 from samerge.methods.problem import Problem, Share, Site, by_module, iterate
-from samerge.options import MergeOptions
-from samerge.progress import Advance
-from samerge.signs import Conflict, conflict_among, sample_rows, values_at
-from samerge.supply import elsewhere
+from samerge.options.merge_options import MergeOptions
+from samerge.parallel.processes import group
+from samerge.parallel.progress import Advance
+from samerge.parallel.supply import elsewhere
+from samerge.saliency.connectivity import Connectivity, connectivity
+from samerge.weights.resident import on_device
 
 
 @dataclass(frozen=True)

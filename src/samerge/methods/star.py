@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.core import existing_triplets
 from samerge.errors import OptionError
+from samerge.linalg.core_space import existing_triplets
 from samerge.methods.parameters import own
-from samerge.options import MergeOptions
-from samerge.values import number
+from samerge.options.merge_options import MergeOptions
+from samerge.options.values import number
 
 
 @dataclass(frozen=True)

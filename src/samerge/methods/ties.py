@@ -1,11 +1,11 @@
 """`ties` and `magnitude-prune`: trim by magnitude, elect a sign, merge what agrees (Yadav et al. 2023).
 
     v_i = w_i tau_i where |tau_i| is among its top `density` over the whole flattened adapter (trim="adapter"), or over
-    the layer (trim="layer"); 0 elsewhere.  M by the election of signs (`samerge.methods.signs`).
+    the layer (trim="layer"); 0 elsewhere.  M by the election of signs (`samerge.methods.sign_election`).
 
 `magnitude-prune` trims by layer and adds: M = sum_i v_i. Thresholds are exact, found by histograms over tiles; values
 that equal a threshold stay together. density="adaptive" trims every layer to a density of its own
-(`samerge.adaptive`). Streamed, then truncated to `svd_rank`.
+(`samerge.linalg.adaptive_density`). Streamed, then truncated to `svd_rank`.
 
 PEFT's `ties_svd` and `magnitude_prune_svd` trim by layer. It elects signs before the values are weighted, and a draw
 goes to plus; with equal weights and no draws it is the same, up to the truncation.
@@ -21,9 +21,9 @@ from torch import Tensor
 from samerge.methods.density import densities
 from samerge.methods.parameters import own
 from samerge.methods.rows import Combine, Layer, column, magnitudes
-from samerge.methods.signs import SignParameters, elect
-from samerge.options import MergeOptions
-from samerge.values import choice
+from samerge.methods.sign_election import SignParameters, elect
+from samerge.options.merge_options import MergeOptions
+from samerge.options.values import choice
 
 
 @dataclass(frozen=True)

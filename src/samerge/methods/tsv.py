@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from samerge.core import existing_triplets, isometry
-from samerge.options import MergeOptions
+from samerge.linalg.core_space import existing_triplets, isometry
+from samerge.options.merge_options import MergeOptions
 
 
 def tsv(cores: Sequence[Tensor], weights: Sequence[float], density: float = 1.0) -> tuple[Tensor, list[float]]:

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from samerge.errors import OptionError
 from samerge.methods.parameters import own
-from samerge.options import MergeOptions
-from samerge.values import number
+from samerge.options.merge_options import MergeOptions
+from samerge.options.values import number
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,151 @@
+"""The servable profile: what an adapter must look like so that PEFT, vLLM, SGLang, LoRAX and llama.cpp all serve it.
+
+One rank for every module (zero components appended, which is exact), `lora_alpha == r`, no patterns, every layer
+present for each type of module, `target_modules` sorted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samerge.adapters.layouts import Layout
+from samerge.errors import AdapterError
+from samerge.linalg.factors import LoraFactors
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
+
+
+def module_type(module: str) -> str:
+    """A module's name with its layer numbers replaced by `*`.
+
+    Example:
+        >>> module_type("model.layers.3.mlp.up_proj")
+        'model.layers.*.mlp.up_proj'
+    """
+    return _NUMBER.sub("*", module)
+
+
+def settings(base: str | None, rank: int, modules: Sequence[str], layouts: Iterable[Layout]) -> dict[str, Any]:
+    """`adapter_config.json` of a plain LoRA in the servable profile.
+
+    Args:
+        base: name of the base model.
+        rank: of every module.
+        modules: the target modules.
+        layouts: of all modules.
+    """
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "task_type": None,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": modules,
+        "fan_in_fan_out": any(layout.kind == "linear" and layout.transposed for layout in layouts),
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def cast(module: str, factors: LoraFactors, dtype: torch.dtype) -> LoraFactors:
+    """The factors of one module in the dtype of the output.
+
+    Raises:
+        AdapterError: they are too large for it.
+
+    Example:
+        >>> cast("proj", LoraFactors(torch.ones(1, 3), torch.ones(2, 1)), torch.float16).B.dtype
+        torch.float16
+    """
+    found = factors.to(dtype=dtype)
+    check_finite(f"{module}.lora_A", found.A)
+    check_finite(f"{module}.lora_B", found.B)
+    return found
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor of the output that holds NaN or infinite values, such as what a cast to float16 leaves.
+
+    Raises:
+        AdapterError: it does; says the way out.
+    """
+    if tensor.is_floating_point() and tensor.element_size() > 1 and not bool(torch.isfinite(tensor).all()):
+        raise AdapterError(
+            f"making the adapter: {name} {tuple(tensor.shape)} holds values that are not finite in {tensor.dtype}; "
+            f"use dtype='float32' or 'bfloat16', or a smaller scaling, and check the inputs"
+        )
+
+
+def siblings(found: Mapping[str, str], stems: Iterable[str]) -> dict[str, str]:
+    """Modules of the same types as the adapted ones, in the layers that no expert adapts.
+
+    Args:
+        found: adapted module name -> name of its weight in the base, without `.weight`.
+        stems: all weights of the base, without `.weight`.
+
+    Returns:
+        Missing module name -> name of its weight in the base, named as the adapters name theirs.
+
+    Example:
+        >>> siblings({"layers.0.q": "model.layers.0.q"}, ["model.layers.0.q", "model.layers.1.q", "model.layers.1.k"])
+        {'layers.1.q': 'model.layers.1.q'}
+    """
+    rename: dict[str, tuple[str, str]] = {}
+    for module, stem in sorted(found.items()):
+        length = _common_tail(module, stem)
+        rename.setdefault(module_type(stem), (module[: len(module) - length], stem[: len(stem) - length]))
+    taken = set(found.values())
+    missing = {}
+    for stem in sorted(stems):
+        if stem in taken or module_type(stem) not in rename:
+            continue
+        ours, theirs = rename[module_type(stem)]
+        if stem.startswith(theirs):
+            missing[ours + stem[len(theirs) :]] = stem
+    return missing
+
+
+def target_modules(adapted: Collection[str], others: Collection[str]) -> list[str]:
+    """The shortest names that mean exactly the adapted modules to PEFT, which matches whole names and dotted endings.
+
+    Args:
+        adapted: names of the adapted modules.
+        others: names of all other modules of the base with a weight of their own.
+
+    Returns:
+        Sorted: `q_proj` where every q_proj is adapted, `output.dense` where a `dense` elsewhere is not, whole names
+        where no ending without a layer number will do.
+
+    Example:
+        >>> target_modules(["h.0.output.dense", "h.1.output.dense"], ["pooler.dense"])
+        ['output.dense']
+    """
+    forbidden = {tail for module in others for tail in _tails(module)}
+    chosen = set()
+    for module in adapted:
+        good = (tail for tail in _tails(module) if tail not in forbidden and not _NUMBER.search(f"x.{tail}"))
+        chosen.add(next(good, module))
+    return sorted(chosen)
+
+
+def _tails(module: str) -> list[str]:
+    """The dotted endings of a name, shortest first, itself last."""
+    parts = module.split(".")
+    return [".".join(parts[cut:]) for cut in range(len(parts) - 1, -1, -1)]
+
+
+def _common_tail(a: str, b: str) -> int:
+    length = 0
+    while length < min(len(a), len(b)) and a[-1 - length] == b[-1 - length]:
+        length += 1
+    return length

@@ -1,0 +1,129 @@
+"""A merged model's way back to one LoRA adapter: a truncated SVD of every merged update, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samerge.errors import OptionError
+from samerge.full.assembly import Assembly
+from samerge.linalg.factors import LoraFactors, norm
+from samerge.linalg.randomised_svd import truncated_svd
+from samerge.merging.conversion.from_factors import servable
+from samerge.merging.merged_adapter import MergedAdapter
+from samerge.options.values import fraction, whole
+from samerge.report.report import Report
+from samerge.saliency.task_vectors import shape_of
+
+#: The largest rank where only an energy is asked for.
+DEFAULT_CAP = 128
+
+#: Share of a weight's energy that a truncation may lose before the report says so in words.
+_NOTABLE_LOSS = 0.2
+
+
+def as_adapter(
+    assembly: Assembly,
+    transposed: Mapping[str, bool],
+    record: Mapping[str, Any],
+    rank: int | None,
+    energy: float | None,
+    dtype: torch.dtype,
+    advance: Callable[[int], None] = lambda entries: None,
+) -> MergedAdapter:
+    """The merged updates of the graph's matrices as one adapter.
+
+    Args:
+        assembly: the merged tensors.
+        transposed: for each weight of the graph, whether it is stored (in, out).
+        record: of the merge.
+        rank: of every module, or the most that `energy` may ask for.
+        energy: share of each update's squared norm to keep.
+        dtype: of the adapter.
+        advance: called with 1 for each weight.
+
+    Raises:
+        OptionError: neither was given, or one is out of its range, or no weight of the graph can have an adapter.
+    """
+    whole("rank", rank)
+    fraction("energy", energy)
+    if rank is None and energy is None:
+        raise OptionError("as_lora needs rank=..., energy=..., or both (then the rank is the most that is used)")
+    cap = rank or DEFAULT_CAP
+    able = {key: turned for key, turned in transposed.items() if key.endswith(".weight") and _is_matrix(assembly, key)}
+    if not able:
+        raise OptionError("not one weight of the graph is a plain matrix, so that no LoRA adapter can hold the merge")
+    updates: dict[str, tuple[LoraFactors, bool]] = {}
+    lost: dict[str, float] = {}
+    for key, turned in able.items():
+        found, _, lost[key] = _truncated(assembly, key, cap, energy)
+        updates[key] = (LoraFactors(found.B.T, found.A.T) if turned else found, turned)
+        advance(1)
+    factors, layouts, settings = servable(updates, assembly.base, dtype)
+    layers = {key.removesuffix(".weight"): dict(record["layers"][key.removesuffix(".weight")]) for key in able}
+    for key, share in lost.items():
+        module = key.removesuffix(".weight")
+        layers[module] |= {"lost": share, "norm": float(norm(updates[key][0])), "rank": updates[key][0].rank}
+    output = {
+        "rank": settings["r"],
+        "dtype": str(dtype).removeprefix("torch."),
+        "modules": len(factors),
+        "parameters": sum(f.A.numel() + f.B.numel() for f in factors.values()),
+    }
+    warnings = [*record["warnings"], *_warnings(assembly, record, transposed, able, lost, cap, energy)]
+    options = {**record["options"], "svd_rank": rank, "energy": energy}
+    told = {**record, "layers": layers, "output": output, "options": options, "warnings": warnings}
+    return MergedAdapter(factors, layouts, settings, Report(told))
+
+
+def _truncated(assembly: Assembly, key: str, cap: int, energy: float | None) -> tuple[LoraFactors, Tensor, float]:
+    pruner, scale = assembly.pruner, assembly.scales[key]
+
+    def rows(start: int, stop: int) -> Tensor:
+        return pruner.merged_rows(key, start, stop).mul_(scale)
+
+    shape = shape_of(assembly.base, key)
+    return truncated_svd(rows, shape, cap, energy=energy, device=pruner.device, dtype=pruner.dtype)
+
+
+def _is_matrix(assembly: Assembly, key: str) -> bool:
+    return key in assembly.shapes and len(assembly.shapes[key]) == 2
+
+
+def _warnings(
+    assembly: Assembly,
+    record: Mapping[str, Any],
+    transposed: Mapping[str, bool],
+    able: Mapping[str, bool],
+    lost: Mapping[str, float],
+    cap: int,
+    energy: float | None,
+) -> list[str]:
+    found = []
+    outside = record["outside"]["tensors"] if record["outside"]["rule"] != "base" else []
+    if outside:
+        found.append(
+            f"the adapter leaves out what the merge changed outside the flow graph: {len(outside)} tensors, such as "
+            f"{', '.join(outside[:3])}"
+        )
+    unable = sorted(set(transposed) - set(able))
+    if unable:
+        found.append(f"the adapter leaves out weights that are no plain matrices: {len(unable)}, such as {unable[0]}")
+    worst = max(lost, key=lambda key: lost[key])
+    if energy is not None:
+        short = [key for key in lost if lost[key] > 1 - energy + 1e-6]
+        if short:
+            found.append(
+                f"rank {cap} keeps less than energy={energy} in {len(short)} of {len(lost)} layers (least in {worst}: "
+                f"{1 - lost[worst]:.1%}); a larger rank keeps more"
+            )
+    elif lost[worst] > _NOTABLE_LOSS:
+        many = sum(share > _NOTABLE_LOSS for share in lost.values())
+        found.append(
+            f"truncation to rank {cap} lost over {_NOTABLE_LOSS:.0%} of the energy in {many} of {len(lost)} layers "
+            f"(most in {worst}: {lost[worst]:.0%}); a larger rank keeps more"
+        )
+    return found

@@ -1,0 +1,117 @@
+"""What the caller may give for a base and for experts, and what it is turned into."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from samerge.errors import OptionError
+from samerge.merging.inputs import named
+from samerge.weights import FolderSource, ModelSource, WeightSource
+from samerge.weights.hub import resolve_base
+from samerge.weights.inside_peft import base_modules
+from samerge.weights.stored import InMemory, Stored, StoredSource
+
+ModelLike = str | Path | nn.Module
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that can be read.
+
+    Args:
+        name: what to call it.
+        source: its weights.
+        folder: the folder that it lies in; None for a live model.
+        model: the live model; None for a folder.
+    """
+
+    name: str
+    source: WeightSource
+    folder: Path | None = None
+    model: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights lie: a live model's own device, the CPU for files."""
+        return torch.device("cpu") if self.model is None else ModelSource(self.model).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The widest floating dtype of its weights."""
+        kinds = {self.source.dtype(tensor) for tensor in self.source.shapes}
+        floats = sorted((kind.itemsize, str(kind), kind) for kind in kinds if kind.is_floating_point)
+        return floats[-1][2] if floats else torch.float32
+
+    def sha256(self) -> dict[str, str] | None:
+        """The digest of every file of weights; None for a live model."""
+        if self.folder is None:
+            return None
+        digests = {}
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with open(file, "rb") as stream:
+                digests[file.name] = _digest(stream)
+        return digests
+
+
+def open_model(name: str, model: ModelLike, companions: bool = False) -> Opened:
+    """A base or an expert.
+
+    Args:
+        name: what to call it.
+        model: a folder, a hub id or a live model.
+        companions: fetch the tokenizer and the like, too, where it comes from the Hub.
+
+    Raises:
+        BaseModelError: it cannot be read.
+        HubError: it could not be downloaded.
+    """
+    if isinstance(model, nn.Module):
+        return Opened(name, _with_buffers(ModelSource(model), model), model=model)
+    folder = resolve_base(str(model), companions=companions)
+    return Opened(name, FolderSource(folder, name=str(model)), folder=folder)
+
+
+def open_experts(experts: Mapping[str, ModelLike] | Sequence[ModelLike]) -> list[Opened]:
+    """The experts, by name or named after their last part.
+
+    Raises:
+        OptionError: none, a name twice, or a live `PeftModel`, whose adapters are not part of its weights.
+        BaseModelError: one cannot be read.
+        HubError: one could not be downloaded.
+    """
+    opened = []
+    for name, model in named(experts, "experts"):
+        if isinstance(model, nn.Module) and hasattr(model, "peft_config"):
+            raise OptionError(
+                f"the expert {name!r} is a {type(model).__name__}, whose adapters lie beside its weights; give "
+                f"model.merge_and_unload(), or merge the adapters themselves with samerge.merge"
+            )
+        opened.append(open_model(name, model))
+    return opened
+
+
+def _with_buffers(source: StoredSource, model: nn.Module) -> StoredSource:
+    """The parameters of a live model, and the buffers that `save_pretrained` writes beside them."""
+    if source.config.get("quantization_config"):
+        return source  # its buffers are part of packed weights
+    weights: dict[str, Stored] = {tensor: source.stored(tensor) for tensor in source.shapes}
+    for base in base_modules(model):
+        passing: set[str] = getattr(base.module, "_non_persistent_buffers_set", set())
+        for part, buffer in base.module.named_buffers(recurse=False):
+            if part not in passing and not buffer.is_meta:
+                weights.setdefault(f"{base.name}.{part}" if base.name else part, InMemory(buffer))
+    return StoredSource(source.name, source.config, weights)
+
+
+def _digest(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

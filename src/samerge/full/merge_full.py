@@ -1,0 +1,246 @@
+"""`merge_full`: checkpoints in, one model out. Thin: it reads, prunes, measures, and hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from samerge.errors import OptionError
+from samerge.full.assembly import Assembly
+from samerge.full.full_options import FullOptions, resolve
+from samerge.full.full_record import record
+from samerge.full.given_models import ModelLike, Opened, open_experts, open_model
+from samerge.full.inside import graph_for
+from samerge.full.measure import measure
+from samerge.full.merged_model import MergedModel
+from samerge.graph import FlowGraph, Weight
+from samerge.merging.alignment.checkpoints import Mismatch, mismatches, refuse, same_names
+from samerge.merging.alignment.views import RenamedSource
+from samerge.merging.inputs import device_of, dtype_of, weights_of
+from samerge.options.values import density_mean
+from samerge.parallel.progress import Progress
+from samerge.report.report import Report
+from samerge.saliency.element_densities import element_densities
+from samerge.saliency.element_masks import Masks
+from samerge.saliency.elements import Pruner, live_weights
+from samerge.saliency.task_vectors import CheckpointVectors
+from samerge.saliency.work_folder import WorkFolder
+from samerge.weights import WeightSource
+
+
+def merge_full(
+    base: ModelLike,
+    experts: Mapping[str, ModelLike] | Sequence[ModelLike],
+    *,
+    weights: Mapping[str, float] | Sequence[float] | None = None,
+    recipe: Literal["paper"] | None = None,
+    density: float | str | None = None,
+    iterations: int | None = None,
+    scaling: float | Literal["auto"] | None = None,
+    agreement: Literal["paper", "task"] | None = None,
+    connectivity: Literal["flow", "local"] | FlowGraph | None = None,
+    residual: bool | None = None,
+    outside: Literal["average", "sum", "base"] | None = None,
+    mismatched: Literal["error", "base"] | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    work_dir: str | Path | None = None,
+    progress: bool = True,
+) -> MergedModel:
+    """Merge several fully fine-tuned checkpoints of one base model into one, element by element.
+
+    Everything is streamed, a few rows of a weight at a time: no model is built, and memory holds the masks (one bit
+    for each element and expert) and two float tensors of the largest weight.
+
+    Args:
+        base: a folder with `config.json` and safetensors, a hub id, or a loaded model.
+        experts: name -> folder, hub id or loaded model, or a list of these (named after their last path part).
+        weights: by name, or in order; 1.0 each by default. May be negative; 0 leaves an expert out.
+        recipe: a named set of defaults; explicit options win over it. "paper" is SA-Merging as published: density 0.1,
+            ten iterations, scaling 1.0, no residual edges, tensors outside the graph summed.
+        density: share of its elements that each expert keeps in each weight of the graph, in (0, 1]; 0.1 by default.
+            "adaptive" or "adaptive:<mean>": more of weights whose changes are concentrated in few elements, less of
+            those where they are spread, with the mean held.
+        iterations: scoring and pruning steps, 10 by default.
+        scaling: lambda, or "auto" (default): each weight's merged update gets 1.3 times the experts' mean Frobenius
+            norm there.
+        agreement: "paper" (default), S = dR/dtau * sum_i w_i tau_i; or "task", |dR/dtau| w tau * sum_i w_i tau_i,
+            which is positive only where the expert agrees with the merge.
+        connectivity: "flow" (default), through the model family's graph; "local", every weight by itself; or a
+            `samerge.graph.FlowGraph` of one's own.
+        residual: whether the flow graph has the residual edges, True by default.
+        outside: what becomes of tensors outside the graph (norms, biases, embeddings, heads): "average" (default), the
+            weighted average of the differences to the base; "sum", their weighted sum, times lambda where it is a
+            number; or "base".
+        mismatched: what becomes of tensors that an expert lacks or adds, or that have another shape there: "error"
+            (default), or "base", which keeps the base's. The report lists them.
+        dtype: of the output, e.g. "bfloat16"; the base's own by default. Computed in float32 (in float64 where the
+            base is).
+        device: where to compute: "cpu" by default, a live model's own device otherwise.
+        work_dir: keep the masks in files below this folder instead of in memory.
+        progress: show progress bars when on a terminal.
+
+    Returns:
+        The merged model: `.save(path)`, `.as_lora(rank)`, `.tensor(name)`, `.report`, `.push_to_hub(repo_id)`. It
+        reads the checkpoints again when it is saved.
+
+    Raises:
+        OptionError: an option is out of its range or does not go with another.
+        BaseModelError: the base or an expert cannot be read, or they do not fit each other.
+        GraphError: the base's architecture is not known; says the ways on.
+        HubError: a download failed.
+
+    Formula (Park, Lee and Sohn, ICML 2026, arXiv 2606.00511): keep the elements with the largest S_n among those that
+    survive, ten times; theta* = theta0 + lambda sum_n w_n tau_n. See docs/full.md.
+
+    Example:
+        ```python
+        merged = samerge.merge_full("ada/base", {"math": "ada/base-math", "code": "./base-code"})
+        merged.save("merged/")
+        merged.as_lora(rank=32).save("merged-lora/")
+        ```
+    """
+    options = resolve(
+        recipe,
+        {
+            "density": density,
+            "iterations": iterations,
+            "scaling": scaling,
+            "agreement": agreement,
+            "connectivity": connectivity,
+            "residual": residual,
+            "outside": outside,
+            "mismatched": mismatched,
+            "dtype": dtype_of(dtype),
+            "device": device,
+        },
+    )
+    bars = Progress(progress)
+    with bars.task("reading", 1):
+        opened = open_experts(experts)
+        values = weights_of(weights, [expert.name for expert in opened], "expert")
+        root = open_model("base", base, companions=True)
+        active = [n for n, weight in enumerate(values) if weight != 0]
+        if not active:
+            raise OptionError("every expert has the weight 0, so that there is nothing to merge; give other weights")
+        sources, found = _aligned(root, [opened[n] for n in active], options)
+    work = None if work_dir is None else WorkFolder(work_dir)
+    try:
+        return _merged(root, opened, values, active, sources, found, options, work, bars, progress)
+    except BaseException:
+        if work is not None:
+            work.close()
+        raise
+
+
+def _aligned(
+    base: Opened, experts: Sequence[Opened], options: FullOptions
+) -> tuple[list[WeightSource], list[Mismatch]]:
+    """The experts under the base's names, and where they differ from it."""
+    sources: list[WeightSource] = []
+    found: list[Mismatch] = []
+    for expert in experts:
+        names = same_names(base.source.shapes, expert.source.shapes)
+        found += mismatches(base.source, expert.source, names, expert.name)
+        sources.append(RenamedSource(expert.source, names))
+    if options.mismatched == "error":
+        refuse(found, base.source.name)
+    return sources, found
+
+
+def _merged(
+    base: Opened,
+    experts: Sequence[Opened],
+    weights: tuple[float, ...],
+    active: Sequence[int],
+    sources: Sequence[WeightSource],
+    found: Sequence[Mismatch],
+    options: FullOptions,
+    work: WorkFolder | None,
+    bars: Progress,
+    progress: bool,
+) -> MergedModel:
+    source = base.source
+    kept = frozenset(item.tensor for item in found if item.base is not None)
+    kept |= {tensor for tensor in source.shapes if any(tensor not in expert.shapes for expert in sources)}  # buffers
+    graph = graph_for(source, options.connectivity, options.residual, kept)
+    edges = {edge.key: edge for edge in live_weights(graph)}
+    pruned = frozenset(key for key, edge in edges.items() if edge.tensor not in kept)
+    pruner = Pruner(
+        source,
+        CheckpointVectors(sources, [pruned] * len(sources)),
+        [weights[n] for n in active],
+        Masks(None if work is None else work.path),
+        device_of(options.device, base.device),
+        torch.float64 if base.dtype == torch.float64 else torch.float32,
+    )
+    logs = _prune(pruner, graph, sorted(pruned), options, bars)
+    names = tuple(experts[n].name for n in active)
+    with bars.task("measuring", _entries(source, edges.values())) as advance:
+        measured = measure(pruner, sorted(edges), options.scaling, names, advance)
+    inside = {edge.tensor for edge in edges.values()}
+    outside = [t for t in source.shapes if t not in inside and t not in kept and source.dtype(t).is_floating_point]
+    assembly = Assembly(
+        pruner,
+        sources,
+        {key: item.scale for key, item in measured.items()},
+        options.outside,
+        1.0 if options.scaling == "auto" else float(options.scaling),
+        kept,
+        {t: _dtype(source, t, options) for t in source.shapes},
+    )
+    with bars.task("hashing", 1):
+        told = record(
+            *(base, experts, weights, options, pruner, active, measured, outside, found, logs, bars.seconds),
+            _warnings(base, experts, weights, found),
+        )
+    told["timings"] = {stage: round(seconds, 4) for stage, seconds in bars.seconds.items()}
+    turned = {key: edge.transposed for key, edge in sorted(edges.items()) if edge.tensor not in kept}
+    return MergedModel(Report(told), assembly, base, tuple(experts), turned, options.dtype, progress, work)
+
+
+def _prune(
+    pruner: Pruner, graph: FlowGraph, keys: Sequence[str], options: FullOptions, bars: Progress
+) -> tuple[float, ...]:
+    mean = density_mean(options.density) or 1.0
+    densities = (lambda n, key: mean) if not isinstance(options.density, str) else element_densities(pruner, keys, mean)
+    iterations = options.iterations if mean < 1 else 1  # nothing is pruned at density 1, and one walk tells log R
+    weights = [edge for edge in graph.edges if isinstance(edge, Weight)]
+    with bars.task("pruning", 2 * iterations * _entries(pruner.source, weights)) as advance:
+        return pruner.run(graph, densities, iterations, options.agreement == "task", advance)
+
+
+def _entries(source: WeightSource, weights: Iterable[Weight]) -> int:
+    return sum(
+        torch.Size(source.shapes[edge.tensor]).numel() // (1 if edge.expert is None else source.shapes[edge.tensor][0])
+        for edge in weights
+    )
+
+
+def _dtype(source: WeightSource, tensor: str, options: FullOptions) -> torch.dtype:
+    own = source.dtype(tensor)
+    return options.dtype if options.dtype is not None and own.is_floating_point else own
+
+
+def _warnings(
+    base: Opened, experts: Sequence[Opened], weights: Sequence[float], found: Sequence[Mismatch]
+) -> list[str]:
+    told = []
+    ignored = [expert.name for expert, weight in zip(experts, weights, strict=True) if weight == 0]
+    if ignored:
+        told.append(f"weight 0 leaves these experts out: {', '.join(ignored)}")
+    stays = sorted({item.tensor for item in found if item.base is not None})
+    if stays:
+        told.append(f"{len(stays)} tensors differ between the checkpoints and stay the base's: {', '.join(stays[:5])}")
+    added = sorted({f"{item.tensor} of {item.expert}" for item in found if item.base is None})
+    if added:
+        told.append(f"{len(added)} tensors that the base does not have are left out: {', '.join(added[:5])}")
+    kinds = {str(model.source.config.get("model_type")) for model in (base, *experts)}
+    if len(kinds) > 1:
+        told.append(f"the checkpoints name different model types: {', '.join(sorted(kinds))}")
+    if base.source.config.get("quantization_config"):
+        told.append("the base is quantised; the merged model is written in full precision")
+    return told

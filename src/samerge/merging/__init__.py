@@ -1,0 +1,1 @@
+"""From adapters to the merged adapter: align, convert, merge, finish, compare, tune, compress."""

@@ -1,0 +1,184 @@
+"""Bringing several adapters of one base together: which module of which adapter is which weight of the base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from samerge.adapters import AdaptedModule, Adapter
+from samerge.adapters.layouts import Layout, expert_of
+from samerge.adapters.servable import siblings
+from samerge.errors import BaseModelError, GraphError
+from samerge.graph import FlowGraph, Weight
+from samerge.graph.widths import local_graph
+from samerge.merging.alignment.architecture import base_graph
+from samerge.merging.alignment.matching import match_modules
+from samerge.methods.problem import Site
+from samerge.options.merge_options import MergeOptions
+from samerge.weights import WeightSource, matrix_shape
+
+#: Models whose stacked experts are stored (in, out), where a square one does not show it.
+_TRANSPOSED_STACKS = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria_text"})
+
+
+#: Models of `transformers.pytorch_utils.Conv1D`, whose weights are (in, out), and the names of such modules.
+_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "gptsan-japanese"})
+_CONV1D_NAMES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
+
+
+def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Site, ...]:
+    """The union of the adapted modules, sorted by name, each with the adapters that have it.
+
+    Modules that mean the same weight of the base are one site, also where adapters name them differently (trained on
+    different wrappers of the base); the first adapter's name stands.
+
+    Args:
+        adapters: the experts, in order.
+        source: the base; without one, names alone decide.
+
+    Raises:
+        BaseModelError: an adapter does not fit the base, or two adapters do not fit each other.
+    """
+    names: dict[str, str] = {}  # weight key -> the module's name in the merged adapter
+    found: dict[str, dict[int, AdaptedModule]] = {}
+    for n, adapter in enumerate(adapters):
+        keys = _keys(adapter, source)
+        for module, adapted in adapter.modules.items():
+            if source is not None:
+                adapted = _fitted(adapter.name, module, adapted, expert_of(keys[module])[0], source)
+            key = names.setdefault(keys[module], module)
+            others = found.setdefault(key, {})
+            for m, other in others.items():
+                if other.shape != adapted.shape or not _alike(other.layout, adapted.layout, source):
+                    raise BaseModelError(
+                        f"module {module!r} does not match between adapters: {adapters[m].name!r} updates "
+                        f"{other.shape} ({other.layout.kind}), {adapter.name!r} updates {adapted.shape} "
+                        f"({adapted.layout.kind}); they are adapters of different base models"
+                    )
+            others[n] = adapted
+    keys = {module: key for key, module in names.items()}
+    return tuple(
+        Site(
+            module,
+            keys[module] if source is not None else None,
+            next(iter(found[module].values())).layout,
+            next(iter(found[module].values())).shape,
+            found[module],
+        )
+        for module in sorted(found)
+    )
+
+
+def flow_graph(sites: Sequence[Site], source: WeightSource, options: MergeOptions) -> FlowGraph:
+    """The graph that the options ask for.
+
+    Raises:
+        GraphError: the architecture is not in the table, or no adapted module is in a custom graph.
+    """
+    if isinstance(options.connectivity, FlowGraph):
+        graph = options.connectivity
+        if not any(site.key is not None and expert_of(site.key)[0] in graph.tensors for site in sites):
+            raise GraphError(
+                f"none of the adapted weights is in the given flow graph; it has {list(graph.tensors)[:3]} ..., the "
+                f"adapters update {[site.key for site in sites][:3]} ..."
+            )
+        return graph
+    if options.connectivity == "local":
+        return local_graph(_edge(site.key, site.layout) for site in sites if site.key is not None)
+    return base_graph(source, options.residual)
+
+
+def inside(graph: FlowGraph) -> frozenset[str]:
+    """The weight keys that take part in a graph."""
+    return frozenset(edge.key for edge in graph.edges if isinstance(edge, Weight))
+
+
+def missing_layers(sites: Sequence[Site], source: WeightSource | None) -> dict[str, tuple[Site, tuple[int, int]]]:
+    """Modules of the adapted types in layers that no expert adapts: name -> (a site of the type, (out, in))."""
+    if source is None:
+        return {}
+    stems = {tensor.removesuffix(".weight"): tensor for tensor, shape in source.shapes.items() if len(shape) >= 2}
+    like: dict[str, Site] = {}  # stem of a weight -> the first site that updates it
+    found: dict[str, str] = {}
+    for site in sites:
+        stem = _stem(site.key or "")
+        like.setdefault(stem, site)
+        found.setdefault(expert_of(site.module)[0].removesuffix(".weight"), stem)
+    by_name = {module: like[stem] for module, stem in found.items()}
+    result = {}
+    for module, stem in siblings(found, stems).items():
+        tail = module.rsplit(".", 1)[-1]
+        site = next((s for name, s in by_name.items() if name.rsplit(".", 1)[-1] == tail), sites[0])
+        shape = source.shapes[stems[stem]]
+        experts = shape[0] if site.layout.experts else None
+        rows, columns = matrix_shape(shape, None if experts is None else 0)
+        sides = (columns, rows) if site.layout.transposed else (rows, columns)
+        full = f"{module}.weight" if site.module.endswith(".weight") else module
+        for name in [full] if experts is None else [f"{full}[{e}]" for e in range(experts)]:
+            result[name] = (site, sides)
+    return result
+
+
+def _keys(adapter: Adapter, source: WeightSource | None) -> dict[str, str]:
+    """For each module of an adapter its weight key; without a base, its own name."""
+    if source is None:
+        return {module: module for module in adapter.modules}
+    stems = {module: expert_of(module) for module in adapter.modules}
+    tensors = match_modules(adapter.name, dict.fromkeys(stem for stem, _ in stems.values()), source.shapes, source.name)
+    keys = {}
+    for module, (stem, expert) in stems.items():
+        if expert is None and adapter.modules[module].layout.kind == "parameter":
+            expert = 0 if len(source.shapes[tensors[stem]]) == 3 else None  # a stack of one
+        keys[module] = tensors[stem] if expert is None else f"{tensors[stem]}[{expert}]"
+    return keys
+
+
+def _fitted(adapter: str, module: str, adapted: AdaptedModule, tensor: str, source: WeightSource) -> AdaptedModule:
+    """The module with its layout settled by the base's shape.
+
+    Raises:
+        BaseModelError: it does not fit.
+    """
+    shape, layout = source.shapes[tensor], adapted.layout
+    rows, columns = matrix_shape(shape, 0 if layout.kind == "parameter" and len(shape) == 3 else None)
+    if layout.kind == "linear" or (layout.kind == "parameter" and len(shape) == 3):
+        layout = replace(layout, transposed=_is_transposed(module, adapted, rows, columns, source))
+    expected = (columns, rows) if layout.transposed else (rows, columns)
+    experts = shape[0] if layout.kind == "parameter" and len(shape) == 3 else 1
+    if adapted.shape != expected or max(1, layout.experts) != experts:
+        stack = f" in each of {layout.experts} experts" if layout.experts else ""
+        raise BaseModelError(
+            f"adapter {adapter!r} does not fit the base model {source.name!r}: its module {module!r} updates a weight "
+            f"of {adapted.shape[0]} x {adapted.shape[1]} (out x in){stack}, the base's {tensor} is {shape}. "
+            f"Is it an adapter of another base model, or of one with a resized vocabulary?"
+        )
+    return replace(adapted, layout=layout)
+
+
+def _is_transposed(module: str, adapted: AdaptedModule, rows: int, columns: int, source: WeightSource) -> bool:
+    """Whether the base stores the weight (in, out). `fan_in_fan_out` need not tell: with both Conv1D and Linear among
+    the targets PEFT writes what the last of them was.
+    """
+    kind = source.config.get("model_type")
+    if rows != columns:
+        may_be = adapted.layout.kind == "parameter" or adapted.layout.transposed or kind in (None, *_CONV1D_MODELS)
+        return may_be and adapted.shape == (columns, rows)
+    if adapted.layout.kind == "parameter":
+        return adapted.layout.transposed or kind in _TRANSPOSED_STACKS
+    if kind in _CONV1D_MODELS:
+        return module.rpartition(".")[2] in _CONV1D_NAMES
+    return adapted.layout.transposed
+
+
+def _alike(one: Layout, two: Layout, source: WeightSource | None) -> bool:
+    """Whether two layouts are the same. Without a base nobody knows which way round a weight is stored."""
+    return one == two or (source is None and replace(one, transposed=two.transposed) == two)
+
+
+def _edge(key: str, layout: Layout) -> Weight:
+    tensor, expert = expert_of(key)
+    return Weight("", "", tensor, layout.transposed, expert)
+
+
+def _stem(key: str) -> str:
+    return expert_of(key)[0].removesuffix(".weight")

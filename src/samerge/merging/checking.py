@@ -1,0 +1,240 @@
+"""What an adapter contains, whether it can be merged, and whether it can be served: `samerge check`.
+
+Nothing is merged and nothing is changed. The adapter's tensors are read once, to find broken values; of a base only the
+names and shapes, and what the adapter must be compared with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from torch import nn
+
+from samerge.adapters import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter, scaling
+from samerge.adapters.servable import module_type
+from samerge.adapters.servers import Served, gaps, hints, servability
+from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeError
+from samerge.merging.alignment import assemble
+from samerge.merging.alignment.architecture import base_graph
+from samerge.merging.alignment.views import view_for
+from samerge.merging.conversion.dora import check_dora
+from samerge.merging.inputs import open_base
+from samerge.merging.trained_parts import check_extras
+from samerge.weights import WeightSource
+from samerge.weights.hub import resolve_adapter
+from samerge.weights.tensorfile import TensorFile
+
+#: Fields of a configuration that make more of an adapter than a plain LoRA, in the order in which they are shown.
+_VARIANTS = (
+    "use_rslora", "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "modules_to_save",
+    "trainable_token_indices", "target_parameters", "layer_replication", "layers_to_transform", "exclude_modules",
+    "ensure_weight_tying", "alora_invocation_tokens", "use_qalora",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What `check_adapter` found.
+
+    Args:
+        name: the adapter.
+        source: where it was read from.
+        kind: its `peft_type`.
+        base: the base model that it names.
+        variants: what it has beyond a plain LoRA, e.g. `use_rslora`, `bias='all'`, `init_lora_weights='pissa'`.
+        ranks: how many modules have which rank.
+        scales: the smallest and the largest scale of any module; empty when unknown.
+        targets: how many layers of each type of module are adapted.
+        dtypes: of the tensors, as safetensors names them.
+        parameters: how many numbers it holds.
+        problems: why it cannot be merged as it is, each with the way out; empty when it can.
+        notes: what is worth knowing, and stands in nobody's way.
+        serving: for each server why it cannot serve the adapter; empty where it can.
+    """
+
+    name: str
+    source: str
+    kind: str = "unknown"
+    base: str | None = None
+    variants: tuple[str, ...] = ()
+    ranks: Mapping[int, int] | None = None
+    scales: tuple[float, ...] = ()
+    targets: Mapping[str, int] | None = None
+    dtypes: tuple[str, ...] = ()
+    parameters: int = 0
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    serving: Mapping[str, tuple[str, ...]] | None = None
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether `samerge.merge` takes it as it is, without options."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, with `mergeable`."""
+        return {**asdict(self), "mergeable": self.mergeable}
+
+
+def check_adapter(
+    source: str | Path, base: str | Path | nn.Module | WeightSource | None = None, name: str | None = None
+) -> AdapterReport:
+    """Look an adapter over, without merging it.
+
+    Args:
+        source: a folder, or a hub id.
+        base: the base that it shall be merged on: a folder, a hub id, a loaded model, or one that is open already.
+        name: what to call it; the last part of `source` by default.
+
+    Returns:
+        What it contains, whether it can be merged, and by whom it can be served.
+
+    Raises:
+        BaseModelError: the base itself cannot be read.
+        HubError: a download failed.
+
+    Example:
+        >>> check_adapter("ada/math-lora").mergeable  # doctest: +SKIP
+        True
+    """
+    name = name or PurePath(str(source)).name or str(source)
+    opened = _opened(base)
+    try:
+        folder = resolve_adapter(source)
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        file = TensorFile(folder / WEIGHTS_NAME)
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG_NAME} holds no object")
+    except FileNotFoundError as error:
+        problem = f"reading adapter {name!r}: there is no {PurePath(error.filename).name} in {source}; give the folder "
+        return AdapterReport(name, str(source), problems=(f"{problem}that PeftModel.save_pretrained wrote",))
+    except (AdapterError, ValueError) as error:
+        return AdapterReport(name, str(source), problems=(str(error),))
+    problems: list[str] = []
+    adapter = None
+    try:
+        adapter = read_adapter(folder, name, str(source))
+    except AdapterError as error:
+        problems.append(str(error))
+    missing: list[str] = []
+    notes: list[str] = []
+    if adapter is not None:
+        more, notes, missing = _against(adapter, opened, base)
+        problems += more
+    ranks = _ranks(adapter, file)
+    served = Served(config, ranks, _beside(config, file), missing or gaps(list(ranks)))
+    scales = sorted({scaling(config, module) for module in ranks}) if {"r", "lora_alpha"} <= set(config) else []
+    return AdapterReport(
+        name,
+        str(source),
+        kind=str(config.get("peft_type", "unknown")),
+        base=config.get("base_model_name_or_path"),
+        variants=_variants(config),
+        ranks=dict(sorted(Counter(ranks.values()).items())),
+        scales=tuple({scales[0]: None, scales[-1]: None}) if scales else (),
+        targets=dict(sorted(Counter(module_type(module) for module in ranks).items())),
+        dtypes=tuple(sorted({entry.dtype_name for entry in file.entries.values()})),
+        parameters=sum(_size(entry.shape) for entry in file.entries.values()),
+        problems=tuple(problems),
+        notes=(*notes, *hints(served)),
+        serving={server: tuple(reasons) for server, reasons in servability(served).items()},
+    )
+
+
+def _opened(base: str | Path | nn.Module | WeightSource | None) -> WeightSource | None:
+    if base is None or isinstance(base, (str, Path, nn.Module)):
+        return open_base(base, required=False)
+    return base
+
+
+def _against(adapter: Adapter, source: WeightSource | None, base: object) -> tuple[list[str], list[str], list[str]]:
+    """The problems, the notes and the layers left out, of an adapter that could be read."""
+    problems: list[str] = []
+    notes: list[str] = []
+    missing: list[str] = []
+    for refuse in (check_dora, check_extras):
+        try:
+            refuse([adapter], None, source)
+        except SamergeError as error:
+            problems.append(str(error))
+    if source is not None:
+        try:
+            seen = view_for(source, [adapter], base if isinstance(base, nn.Module) else None)
+            sites = assemble.align([adapter], seen)
+            missing = sorted(assemble.missing_layers(sites, seen))
+            try:
+                base_graph(seen)
+            except GraphError as error:
+                notes.append(f"merging by saliency needs connectivity='local' or a flow graph of your own: {error}")
+        except (AdapterError, BaseModelError) as error:
+            problems.append(str(error))
+        own = adapter.config.get("base_model_name_or_path")
+        if own and PurePath(str(own)).name.lower() != PurePath(source.name).name.lower():
+            notes.append(f"it names another base model, {own}")
+    for module in adapter.modules.values():
+        try:
+            module.load()
+        except AdapterError as error:
+            problems.append(str(error))
+            break
+    return problems, notes, missing
+
+
+def _ranks(adapter: Adapter | None, file: TensorFile) -> dict[str, int]:
+    """Module -> rank; from the file's shapes alone where the adapter could not be read."""
+    if adapter is not None:
+        return {module: adapted.rank for module, adapted in adapter.modules.items()}
+    found = {}
+    for key, entry in sorted(file.entries.items()):
+        for part in (".lora_A", ".lora_embedding_A"):
+            if part in key and entry.shape:
+                found[key.split(part)[0].removeprefix("base_model.model.")] = entry.shape[0]
+    return found
+
+
+def _variants(config: Mapping[str, Any]) -> tuple[str, ...]:
+    found = []
+    for field in _VARIANTS:
+        value = config.get(field)
+        if value:
+            found.append(field if value is True else f"{field}={json.dumps(value)}")
+    if config.get("bias", "none") != "none":
+        found.append(f"bias={config['bias']!r}")
+    initial = config.get("init_lora_weights", True)
+    if isinstance(initial, str) and initial != "gaussian":
+        found.append(f"init_lora_weights={initial!r}")
+    return tuple(found)
+
+
+def _beside(config: Mapping[str, Any], file: TensorFile) -> list[str]:
+    """What the file holds beside lora_A and lora_B, in words."""
+    kinds = {
+        "lora_magnitude_vector": "it is a DoRA adapter",
+        "lora_embedding_": "it adapts an embedding (lora_embedding_A and lora_embedding_B)",
+        "token_adapter": "it carries trained token rows (trainable_token_indices)",
+    }
+    found: dict[str, None] = {}
+    for key in sorted(file.entries):
+        if key.endswith((".lora_A.weight", ".lora_B.weight")):
+            continue
+        known = [words for part, words in kinds.items() if part in key]
+        if known:
+            found[known[0]] = None
+        elif key.endswith(".bias"):
+            found["it carries biases"] = None
+        else:
+            stem = module_type(key.removeprefix("base_model.model."))
+            found[f"it carries {stem}, which is neither lora_A nor lora_B"] = None
+    return list(found)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total

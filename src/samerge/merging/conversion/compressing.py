@@ -1,0 +1,163 @@
+"""`compress_adapter`: an adapter to a smaller one, exactly through its factors (see `compress.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from samerge.adapters import Adapter
+from samerge.adapters.install import refuse_taken
+from samerge.errors import OptionError
+from samerge.linalg.factors import norm
+from samerge.linalg.truncation import truncate
+from samerge.merging.alignment import assemble
+from samerge.merging.alignment.views import view_for
+from samerge.merging.conversion.dora import check_dora, converted
+from samerge.merging.finish import finish
+from samerge.merging.inputs import AdapterLike, dtype_of, open_adapters, open_base
+from samerge.merging.merged_adapter import MergedAdapter
+from samerge.merging.trained_parts import check_extras
+from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
+from samerge.options.merge_options import MergeOptions, resolve
+from samerge.options.values import whole
+from samerge.parallel.progress import Progress
+from samerge.report.report import Report
+from samerge.weights import WeightSource
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large an adapter shall be.
+
+    Args:
+        rank: no layer has a larger one.
+        energy: no layer keeps more components than this share of its squared norm needs.
+        doing: what it is for, for messages.
+
+    Raises:
+        OptionError: neither is given, or one is out of its range.
+    """
+
+    rank: int | None
+    energy: float | None
+    doing: str
+
+    def __post_init__(self) -> None:
+        if self.rank is None and self.energy is None:
+            raise OptionError(
+                f"{self.doing} needs a size: give rank=, the largest rank of any layer; energy=, the share of each "
+                f"layer's squared norm to keep, such as 0.95; or both"
+            )
+        whole("rank", self.rank)
+        value: Any = self.energy
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1):
+            raise OptionError(f"energy={value!r} must lie in (0, 1]: the share of a layer's squared norm that is kept")
+
+    def record(self, options: MergeOptions) -> dict[str, Any]:
+        """What `samerge.json` says of the options."""
+        table = options.record()
+        return {
+            "rank": self.rank,
+            "energy": self.energy,
+            **{key: table[key] for key in ("dtype", "modules_to_save", "dora")},
+        }
+
+
+def compress_adapter(
+    adapter: AdapterLike,
+    rank: int | None = None,
+    *,
+    energy: float | None = None,
+    base: str | Path | nn.Module | None = None,
+    adapter_name: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    modules_to_save: str | None = None,
+    dora: str | None = None,
+    progress: bool = True,
+) -> MergedAdapter:
+    """Bring a LoRA adapter to a smaller rank: in every layer the best approximation there is.
+
+    The singular values of s B A are those of a small core between two QR factorisations, so no dense update is made.
+    The result has one rank for all layers, the largest that any of them needs; others are padded with zeros. The report
+    says each layer's own rank and what it lost.
+
+    Args:
+        adapter: a folder or hub id; with a `PeftModel` as the base, the name of its adapter.
+        rank: no layer gets a larger one.
+        energy: every layer gets the smallest rank that keeps this share of its squared norm, in (0, 1]; together with
+            `rank`, not more than that.
+        base: the base model: a folder, a hub id, or a loaded model. Needed for adapters with trained biases or DoRA,
+            and for layers of the base that the adapter lacks to be filled in with zeros.
+        adapter_name: with a `PeftModel` as the base, put the result on it under this name.
+        dtype: of the output; the adapter's own by default. Computed in float64.
+        modules_to_save: "drop" leaves fully trained modules and token rows out; they are kept by default.
+        dora: "exact" or "exact:<rank>" converts a DoRA adapter on the way.
+        progress: show progress bars when on a terminal.
+
+    Returns:
+        The smaller adapter, as `samerge.merge` returns its own: `.report`, `.save(path)`, `.apply_to(model, name)`.
+
+    Raises:
+        OptionError: neither rank nor energy, or one is out of its range.
+        AdapterError: the adapter cannot be read or is not a plain LoRA.
+        BaseModelError: the base cannot be read, or the adapter does not fit it.
+        OutputExistsError: `adapter_name` is taken.
+        HubError: a download failed.
+
+    Example:
+        ```python
+        small = samerge.compress_adapter("ada/math-lora-r64", energy=0.95)
+        small.save("math-small/")
+        ```
+    """
+    size = Size(rank, energy, "compressing an adapter")
+    _check_name(base, adapter_name)
+    given = {"dtype": dtype_of(dtype), "modules_to_save": modules_to_save or "average", "dora": dora, "scaling": 1.0}
+    options = resolve("compress", None, given, {})
+    bars = Progress(progress)
+    with bars.task("reading", 1):
+        [opened] = open_adapters(base, [adapter])
+        source = open_base(base, required=False)
+        if source is not None:
+            source = view_for(source, [opened], base if isinstance(base, nn.Module) else None)
+        check_dora([opened], dora, source)
+        check_extras([opened], options.modules_to_save, source)
+    result = _compressed(opened, source, size, options, bars)
+    if adapter_name is not None and isinstance(base, nn.Module):
+        result.apply_to(base, adapter_name)
+    return result
+
+
+def _check_name(base: str | Path | nn.Module | None, adapter_name: str | None) -> None:
+    if adapter_name is None:
+        return
+    if not isinstance(base, nn.Module) or not hasattr(base, "peft_config"):
+        raise OptionError(
+            f"adapter_name={adapter_name!r} names an adapter to put on a live model, and base is "
+            f"{'not given' if base is None else type(base).__name__}; give the PeftModel as base, or save the result"
+        )
+    refuse_taken(base, adapter_name)
+
+
+def _compressed(
+    adapter: Adapter, source: WeightSource | None, size: Size, options: MergeOptions, bars: Progress
+) -> MergedAdapter:
+    cpu = torch.device("cpu")
+    sites, lost = converted(assemble.align([adapter], source), [adapter.name], options.dora, source, cpu, bars)
+    sites = tuple(replace(site, inside=True) for site in sites)  # no graph, so nothing lies outside it
+    problem = Problem((adapter.name,), (1.0,), sites, adapter.rank, source, None, cpu, bars)
+    layers = {}
+    for site in iterate(problem, "truncating"):
+        factors = site.experts[0].load().to(cpu, torch.float64)
+        cut, share = truncate(factors, size.rank or factors.rank, size.energy)
+        layers[site.module] = MergedLayer(
+            cut.to(dtype=torch.float32), {0: Share(factors.rank, None, float(norm(factors)), 1.0)}, share
+        )
+    result = finish(problem, [adapter], Outcome(layers), options, None, lost)
+    record = {**result.report.record, "options": size.record(options)}
+    return replace(result, report=Report(record))

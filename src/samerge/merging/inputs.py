@@ -1,0 +1,190 @@
+"""What the caller may give for a base, adapters, weights and a dtype, and what it is turned into."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from samerge.adapters import Adapter, live_adapter, read_adapter
+from samerge.errors import OptionError
+from samerge.options.values import number
+from samerge.weights import FolderSource, ModelSource, WeightSource
+from samerge.weights.hub import resolve_adapter, resolve_base
+
+AdapterLike = str | Path | Adapter
+Given = TypeVar("Given")
+
+
+def open_base(base: str | Path | nn.Module | FolderSource | None, required: bool) -> WeightSource | None:
+    """Where the base's weights come from.
+
+    Args:
+        base: a folder, a hub id, a loaded model, a folder that is open already, or None.
+        required: whether the method reads the base.
+
+    Raises:
+        OptionError: it is needed and was not given.
+        BaseModelError: it cannot be read.
+        HubError: it could not be downloaded.
+    """
+    if isinstance(base, nn.Module):
+        return ModelSource(base)
+    if isinstance(base, FolderSource):
+        return base
+    if base is None:
+        if required:
+            raise OptionError(
+                "this method reads the base model; give base= (--base): a folder, a hub id or a loaded model. The "
+                "default merge, recipe='even', does without"
+            )
+        return None
+    return FolderSource(resolve_base(str(base)), name=str(base))
+
+
+def open_adapters(
+    base: str | Path | nn.Module | None, adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike]
+) -> list[Adapter]:
+    """The adapters, read up to their tensors' values.
+
+    Args:
+        base: where names of live adapters are looked up when it is a `PeftModel`.
+        adapters: name -> folder, hub id or `Adapter`, or a list of these.
+
+    Raises:
+        OptionError: none given, or a name twice.
+        AdapterError: one cannot be read or is not a plain LoRA.
+        HubError: one could not be downloaded.
+    """
+    return [replace(_open_adapter(base, name, adapter), name=name) for name, adapter in named(adapters, "adapters")]
+
+
+def named(given: Mapping[str, Given] | Sequence[Given], what: str) -> list[tuple[str, Given]]:
+    """What is to be merged, each with a name: its own in a mapping, else the last part of its path.
+
+    Args:
+        given: name -> folder, hub id or object, or a list of these.
+        what: what they are called in messages, in the plural.
+
+    Raises:
+        OptionError: none given, a single one that is not in a list, or a name twice.
+
+    Example:
+        >>> named(["ada/math-lora", "runs/code/"], "adapters")
+        [('math-lora', 'ada/math-lora'), ('code', 'runs/code/')]
+    """
+    if isinstance(given, (str, Path)):
+        raise OptionError(f"{what}={str(given)!r} is a single one; give a list or a mapping of name to folder")
+    items = list(given.items()) if isinstance(given, Mapping) else [(_name_of(item), item) for item in given]
+    if not items:
+        raise OptionError(f"{what} is empty; give at least one")
+    names = [name for name, _ in items]
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double:
+        kind = what.removesuffix("s")
+        raise OptionError(f"the {kind} name {double[0]!r} occurs more than once; give different names, as a mapping")
+    return items
+
+
+def _open_adapter(base: str | Path | nn.Module | None, name: str, adapter: AdapterLike) -> Adapter:
+    if isinstance(adapter, Adapter):
+        return adapter
+    live = getattr(base, "peft_config", None) if isinstance(base, nn.Module) else None
+    if live is not None and isinstance(adapter, str) and (adapter in live or not Path(adapter).exists()):
+        return live_adapter(base, adapter) if adapter in live or "/" not in adapter else _from_hub(name, adapter)  # type: ignore[arg-type]
+    return _from_hub(name, str(adapter))
+
+
+def _from_hub(name: str, source: str) -> Adapter:
+    return read_adapter(resolve_adapter(source), name, source)
+
+
+def _name_of(given: Any) -> str:
+    if isinstance(given, Adapter):
+        return given.name
+    if isinstance(given, nn.Module):
+        path = str(getattr(getattr(given, "config", None), "name_or_path", "") or "")
+        return PurePath(path).name or type(given).__name__
+    return PurePath(str(given)).name or str(given)
+
+
+def weights_of(
+    weights: Mapping[str, float] | Sequence[float] | str | None,
+    names: Sequence[str],
+    what: str = "adapter",
+    rules: Collection[str] = (),
+) -> tuple[float, ...]:
+    """One finite weight for each adapter (or whatever `what` is), in their order; 1.0 each by default.
+
+    Args:
+        weights: by name, or in order.
+        names: of the adapters.
+        what: what they are.
+        rules: words that would have been taken, too, for messages.
+
+    Raises:
+        OptionError: too few, too many, an unknown name, or not a number.
+    """
+    if isinstance(weights, str):
+        words = "".join(f", or {rule!r}" for rule in rules)
+        raise OptionError(f"weights={weights!r} is not known; give a number for each {what}{words}")
+    if weights is None:
+        return (1.0,) * len(names)
+    if isinstance(weights, Mapping):
+        unknown = sorted(set(weights) - set(names))
+        lacking = [name for name in names if name not in weights]
+        if unknown or lacking:
+            raise OptionError(
+                f"weights must name every {what} and no other: "
+                f"{f'no {what} is called {unknown}' if unknown else f'none given for {lacking}'}; "
+                f"{what}s: {list(names)}"
+            )
+        return tuple(number(f"weights[{name!r}]", weights[name]) for name in names)
+    if len(weights) != len(names):
+        raise OptionError(f"{len(weights)} weights for {len(names)} {what}s {list(names)}; give one for each")
+    return tuple(number(f"weights[{i}]", weight) for i, weight in enumerate(weights))
+
+
+def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A floating dtype by its name.
+
+    Raises:
+        OptionError: no such dtype.
+    """
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise OptionError(f"dtype={dtype!r} is not known; choose one of float32, bfloat16, float16")
+    return found
+
+
+def device_of(device: str | torch.device | None, default: object = "cpu") -> torch.device:
+    """A device that can be computed on, by its name.
+
+    Args:
+        device: its name, as in "cuda:1"; None for the default.
+        default: that of what was given, such as a live model's own.
+
+    Raises:
+        OptionError: no such device, or none on this machine.
+
+    Example:
+        >>> device_of("cpu")
+        device(type='cpu')
+    """
+    if device is None:
+        return torch.device(str(default))
+    try:
+        found = torch.device(device)
+        if found.type != "meta":
+            torch.zeros(1, device=found)
+            return found
+        reason = "it holds no values"
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]
+    raise OptionError(f"device={str(device)!r} cannot be computed on here ({reason}); leave it out, or use cpu")

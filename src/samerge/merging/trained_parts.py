@@ -1,0 +1,298 @@
+"""What adapters carry beside their factors: biases, fully trained modules, trained token rows, copies of base weights.
+
+| what | merged |
+|---|---|
+| bias of `lora_B` | sum_n w_n s_n bias_n |
+| bias of the base (`bias="all"`, "lora_only") | base + sum_n w_n (bias_n - base) |
+| `modules_to_save`, `trainable_token_indices` | the plain mean of those that have it, one's, or none, by choice |
+| a copy of a base weight | left out when it equals the base, else an error |
+
+Biases are updates like any other: `scaling` as a number multiplies them. With "auto" and "unit" they are divided by
+sum |w_n| over the experts that have them: rules that are made for low-rank updates have no meaning for them, and one
+expert keeps its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samerge.adapters import Adapter, widest
+from samerge.adapters.layouts import Layout
+from samerge.adapters.model import Load
+from samerge.errors import AdapterError, BaseModelError, OptionError
+from samerge.merging.alignment.matching import Names
+from samerge.methods.problem import Site
+from samerge.options.lines import is_lines
+from samerge.options.merge_options import MergeOptions
+from samerge.options.values import INTERFERENCE, UNIT, auto_factor
+from samerge.weights import WeightSource
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class MergedExtras:
+    """What goes into the merged adapter beside its factors.
+
+    Args:
+        tensors: by name in the file.
+        settings: fields of `adapter_config.json`.
+        warnings: what the user should know.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+def check_extras(adapters: Sequence[Adapter], choice: str | None, source: WeightSource | None) -> None:
+    """Refuse what cannot be merged as the options stand, before any work is done.
+
+    Args:
+        adapters: those of a weight other than 0.
+        choice: the option `modules_to_save`.
+        source: the base.
+
+    Raises:
+        AdapterError: fully trained modules without a choice, or biases that nothing can be compared with.
+        BaseModelError: a saved copy of a base weight differs from the base.
+        OptionError: the choice names no adapter.
+    """
+    if choice is not None and choice.startswith("take:"):
+        taken = choice.removeprefix("take:")
+        if taken not in [adapter.name for adapter in adapters]:
+            raise OptionError(
+                f"modules_to_save={choice!r} names no adapter of this merge; choose one of "
+                f"{[adapter.name for adapter in adapters]}"
+            )
+    trained = {adapter.name: [*adapter.extras.saved, *adapter.extras.tokens] for adapter in adapters}
+    if choice is None and any(trained.values()):
+        listed = "; ".join(f"{name}: {', '.join(what)}" for name, what in trained.items() if what)
+        raise AdapterError(
+            f"merging adapters that carry fully trained modules or token rows beside their LoRA factors ({listed}): "
+            f"a sum of updates does not say what shall become of them. Choose modules_to_save='average' (the mean of "
+            f"the adapters that have it), 'take:<adapter>' (one adapter's) or 'drop' (none)"
+        )
+    for adapter in adapters:
+        if adapter.extras.biases and source is None:
+            raise AdapterError(
+                f"merging adapter {adapter.name!r}: it trained biases of the base model "
+                f"(bias={adapter.config.get('bias')!r}), of which only the change can be merged; give base="
+            )
+        for name, load in adapter.extras.copies.items():
+            _check_copy(adapter.name, name, load, source)
+
+
+def merge_extras(
+    adapters: Sequence[Adapter],
+    weights: Sequence[float],
+    sites: Sequence[Site],
+    layouts: Mapping[str, Layout],
+    options: MergeOptions,
+    source: WeightSource | None,
+) -> MergedExtras:
+    """Merge what stands beside the factors.
+
+    Args:
+        adapters: the experts.
+        weights: one for each.
+        sites: the adapted linear maps.
+        layouts: all modules of the merged adapter.
+        options: the merge's.
+        source: the base.
+
+    Raises:
+        AdapterError: they do not fit each other.
+        BaseModelError: a bias is not in the base.
+    """
+    tensors: dict[str, Tensor] = {}
+    settings: dict[str, Any] = {}
+    warnings: list[str] = []
+    active = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if weight != 0]
+    dtype = options.dtype or widest(adapter.dtype for adapter, _ in active or [(adapters[0], 0)])
+    ruled = is_lines(options.scaling) or options.scaling in INTERFERENCE
+    scaling = 1.0 if ruled else options.scaling
+    biases = _lora_biases(sites, weights, layouts, scaling)
+    if biases:
+        settings["lora_bias"] = True
+        tensors.update({name: bias.to(dtype) for name, bias in biases.items()})
+    trained = _base_biases(active, layouts, scaling, source)
+    if ruled and (biases or trained):
+        raise OptionError(
+            f"scaling={options.scaling!r}: the adapters train biases ({min(biases or trained)}), which it does not "
+            f"scale{' by layer' if is_lines(options.scaling) else ''}; give a number or 'auto'"
+        )
+    if trained:
+        settings["bias"] = "all" if any(a.config.get("bias") == "all" for a, _ in active) else "lora_only"
+        tensors.update(trained)
+    if options.modules_to_save not in (None, "drop"):
+        chosen = _chosen([adapter for adapter, _ in active], str(options.modules_to_save))
+        tensors.update(_saved(chosen, options.dtype))
+        names = sorted({name for a in chosen if a.extras.saved for name in a.config.get("modules_to_save") or ()})
+        settings["modules_to_save"] = names or None
+        rows, indices = _tokens(chosen, options.dtype)
+        tensors.update(rows)
+        if indices:
+            settings["trainable_token_indices"] = indices
+    elif options.modules_to_save == "drop":
+        dropped = sorted({name for a, _ in active for name in [*a.extras.saved, *a.extras.tokens]})
+        if dropped:
+            warnings.append(f"dropped, as modules_to_save='drop' asks: {', '.join(dropped)}")
+    if tensors:
+        what = ", ".join(sorted(settings))
+        warnings.append(
+            f"the merged adapter has more than LoRA factors ({what}): PEFT loads it, vLLM will not serve it"
+        )
+    return MergedExtras(tensors, settings, warnings)
+
+
+def _check_copy(adapter: str, name: str, load: Load, source: WeightSource | None) -> None:
+    if source is None:
+        raise AdapterError(
+            f"merging adapter {adapter!r}: its file holds a copy of the base weight {name!r} (save_embedding_layers); "
+            f"it can be left out only if it equals the base's, so give base="
+        )
+    found = Names(source.shapes).find(name)
+    copy = load()
+    if len(found) != 1:
+        raise BaseModelError(
+            f"merging adapter {adapter!r}: its file holds a copy of the base weight {name!r}, which "
+            f"{source.name!r} does not have; is it an adapter of another base model?"
+        )
+    if tuple(copy.shape) != tuple(source.shapes[found[0]]):
+        raise BaseModelError(
+            f"merging adapter {adapter!r}: its file holds the base weight {name!r} of shape {tuple(copy.shape)}, "
+            f"that of {source.name!r} is {source.shapes[found[0]]}: its vocabulary was resized. "
+            f"Give the resized model as the base"
+        )
+    base = source.read(found[0], 0, copy.shape[0])
+    if not torch.equal(base.to(copy.device, copy.dtype), copy):
+        raise BaseModelError(
+            f"merging adapter {adapter!r}: its file holds the base weight {name!r}, which differs from that of "
+            f"{source.name!r}: it was trained or resized beside the adapter. Give the model that it belongs to as the "
+            f"base, or save the adapter again with save_embedding_layers=False if the difference does not matter"
+        )
+
+
+def _sum(parts: Sequence[tuple[float, Tensor]], scaling: float | str) -> Tensor:
+    total = torch.stack([weight * part.float() for weight, part in parts]).sum(0)
+    if scaling == UNIT or auto_factor(scaling) is not None:
+        return total / sum(abs(weight) for weight, _ in parts)
+    return total * float(scaling)
+
+
+def _lora_biases(
+    sites: Sequence[Site], weights: Sequence[float], layouts: Mapping[str, Layout], scaling: float | str
+) -> dict[str, Tensor]:
+    """The merged bias of every module's `lora_B`; none if no expert has any."""
+    if not any(m.bias is not None and weights[n] != 0 for site in sites for n, m in site.experts.items()):
+        return {}
+    unable = [module for module, layout in layouts.items() if layout.kind in ("embedding", "parameter", "in_proj")]
+    if unable:
+        raise AdapterError(
+            f"merging adapters with lora_bias and others that adapt {unable[0]!r} ({layouts[unable[0]].kind}): PEFT's "
+            f"lora_bias holds for a whole adapter and such modules cannot have one; merge them apart"
+        )
+    found = {}
+    by_module = {site.module: site for site in sites}
+    for module, layout in layouts.items():
+        site = by_module.get(module)
+        parts = [
+            (weights[n], adapted.bias().cpu())
+            for n, adapted in (site.experts.items() if site else ())
+            if adapted.bias is not None and weights[n] != 0
+        ]
+        key = f"{_PREFIX}{layout.path(module)}.lora_B.bias"
+        if parts:
+            found[key] = _sum(parts, scaling)
+        else:
+            found[key] = torch.zeros(_rows(module, site, sites))
+    return found
+
+
+def _rows(module: str, site: Site | None, sites: Sequence[Site]) -> int:
+    like = site or next(s for s in sites if s.module.rpartition(".")[2] == module.rpartition(".")[2])
+    return like.shape[0]
+
+
+def _base_biases(
+    active: Sequence[tuple[Adapter, float]],
+    layouts: Mapping[str, Layout],
+    scaling: float | str,
+    source: WeightSource | None,
+) -> dict[str, Tensor]:
+    names = sorted({name for adapter, _ in active for name in adapter.extras.biases})
+    if not names or source is None:
+        return {}
+    known = Names(name for name, shape in source.shapes.items() if len(shape) == 1)
+    paths = {module: layout.path(module) for module, layout in layouts.items()}
+    merged = {}
+    for name in names:
+        having = [(adapter, weight) for adapter, weight in active if name in adapter.extras.biases]
+        found = known.find(name)
+        if len(found) != 1:
+            raise BaseModelError(
+                f"merging adapter {having[0][0].name!r}: it trained the bias {name!r}, which the base model "
+                f"{source.name!r} does not have; is it an adapter of another base model?"
+            )
+        base = source.read(found[0], 0, source.shapes[found[0]][0]).detach().cpu()
+        parts = [(weight, adapter.extras.biases[name]().float() - base.float()) for adapter, weight in having]
+        module = name.removesuffix(".bias")
+        key = f"{paths[module]}.base_layer.bias" if module in paths else name
+        merged[_PREFIX + key] = (base.float() + _sum(parts, scaling)).to(base.dtype)
+    return merged
+
+
+def _chosen(active: Sequence[Adapter], choice: str) -> list[Adapter]:
+    if choice == "average":
+        return list(active)
+    return [adapter for adapter in active if adapter.name == choice.removeprefix("take:")]
+
+
+def _saved(chosen: Sequence[Adapter], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    names = sorted({name for adapter in chosen for name in adapter.extras.saved})
+    return {
+        _PREFIX + name: _mean(name, {a.name: a.extras.saved[name]() for a in chosen if name in a.extras.saved}, dtype)
+        for name in names
+    }
+
+
+def _tokens(chosen: Sequence[Adapter], dtype: torch.dtype | None) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """The rows of every embedding: for each index the mean over the experts that trained it."""
+    rows: dict[str, dict[int, dict[str, Tensor]]] = {}
+    for adapter in chosen:
+        for embedding, tokens in adapter.extras.tokens.items():
+            for index, row in zip(tokens.indices, tokens.load(), strict=True):
+                rows.setdefault(embedding, {}).setdefault(index, {})[adapter.name] = row
+    tensors = {
+        f"{_PREFIX}{embedding}.token_adapter.trainable_tokens_delta": torch.stack(
+            [_mean(f"{embedding}[{index}]", table[index], dtype) for index in sorted(table)]
+        )
+        for embedding, table in rows.items()
+    }
+    return tensors, {embedding: sorted(table) for embedding, table in rows.items()}
+
+
+def _mean(name: str, parts: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
+    """The plain mean, in float32; what is no floating-point number has to be equal in all."""
+    first, *others = parts.values()
+    shapes = {adapter: tuple(part.shape) for adapter, part in parts.items()}
+    if len(set(shapes.values())) > 1:
+        raise AdapterError(
+            f"averaging the trained module {name!r}: its shapes differ ({shapes}); take one adapter's with "
+            f"modules_to_save='take:<adapter>', or leave it out with 'drop'"
+        )
+    if not first.is_floating_point():
+        if any(not torch.equal(first, other) for other in others):
+            raise AdapterError(
+                f"averaging the trained module {name!r}: it holds {first.dtype} values that differ between "
+                f"{list(parts)}; take one adapter's with modules_to_save='take:<adapter>'"
+            )
+        return first.cpu()
+    mean = torch.stack([part.float().cpu() for part in parts.values()]).mean(0)
+    return mean.to(dtype or widest(part.dtype for part in parts.values()))

@@ -1,0 +1,52 @@
+"""The election of signs (Yadav et al. 2023, TIES): which values of several experts are merged, element by element.
+
+    gamma = sign(sum_i v_i)                          majority_sign_method="total"
+    gamma = sign(sum_i sign(v_i))                    majority_sign_method="frequency"
+    M = mean of those v_i != 0 with sign(v_i) = gamma     aggregate="mean", or their sum: "sum"
+
+Where the vote is a draw, gamma = 0, nobody agrees and M = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from samerge.options.values import choice
+
+
+@dataclass(frozen=True)
+class SignParameters:
+    """Options of an election.
+
+    Args:
+        majority_sign_method: "total", the larger mass decides; "frequency", the larger number.
+        aggregate: "mean" or "sum" of the values that agree.
+    """
+
+    majority_sign_method: str = "total"
+    aggregate: str = "mean"
+
+    def __post_init__(self) -> None:
+        choice("majority_sign_method", self.majority_sign_method, ("total", "frequency"))
+        choice("aggregate", self.aggregate, ("mean", "sum"))
+
+
+def elect(values: Tensor, parameters: SignParameters) -> Tensor:
+    """The merged values.
+
+    Args:
+        values: (N, ...), those of each expert; 0 takes no part.
+        parameters: how.
+
+    Example:
+        >>> import torch
+        >>> elect(torch.tensor([[1.0, 2.0], [3.0, -1.0], [-1.0, -3.0]]), SignParameters())
+        tensor([ 2., -2.])
+    """
+    signs = values.sign()
+    votes = values if parameters.majority_sign_method == "total" else signs
+    agree = signs * votes.sum(dim=0).sign() > 0
+    total = (values * agree).sum(dim=0)
+    return total if parameters.aggregate == "sum" else total / agree.sum(dim=0).clamp_min(1)

@@ -1,0 +1,1 @@
+"""The options of a merge, and the checks of single values."""

@@ -1,0 +1,1 @@
+"""Flows through the graph, gamma and eta, the scores of components and of single elements."""

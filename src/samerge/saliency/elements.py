@@ -1,0 +1,208 @@
+"""Saliency of single elements (Park, Lee and Sohn, ICML 2026, arXiv 2606.00511), streamed.
+
+For expert n with surviving elements m_n, W_n = theta0 + m_n * tau_n, and the merge T = sum_i w_i m_i * tau_i,
+
+    S_n = dR_n/dtau_n * T = sign(W_n) * (beta alpha^T) * T               agreement="paper"
+    S_n = |dR_n/dtau_n| * w_n tau_n * T                                  agreement="task"
+
+Each iteration keeps, in every tensor and of every expert, the elements with the largest S_n among those that survive:
+a pruned element has tau = 0 but not S = 0, and would waste a place. All experts are scored against the state at the
+start of the iteration: the walk backwards knows alpha and beta at each weight, so that a weight can be scored and
+pruned there and then, after its flow was taken with the old masks.
+
+Memory: the masks, one bit an element and expert, and two float tensors of the largest weight.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from samerge.graph import FlowGraph, Weight
+from samerge.linalg.largest import keep_largest
+from samerge.saliency.element_masks import Masks
+from samerge.saliency.flows import Stream, walk
+from samerge.saliency.scores import kept_count
+from samerge.saliency.task_vectors import TaskVectors, rows_of, shape_of
+from samerge.weights import WeightSource
+
+#: Entries of a tile: every pass over it is bound by memory, so it should stay in a core's cache.
+TILE_ELEMENTS = 1 << 17
+
+
+class Pruner:
+    """Several experts' task vectors over one base, and which of their elements survive.
+
+    Args:
+        source: the base weights.
+        vectors: the experts' task vectors.
+        weights: one for each expert.
+        masks: the survivors; starts empty, everything survives.
+        device: where to compute.
+        dtype: what to compute in.
+    """
+
+    def __init__(
+        self,
+        source: WeightSource,
+        vectors: TaskVectors,
+        weights: Sequence[float],
+        masks: Masks,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.source, self.vectors, self.weights, self.masks = source, vectors, weights, masks
+        self.device, self.dtype = device, dtype
+
+    def task_vector(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor:
+        """m_n * tau_n on a tile, a fresh tensor."""
+        tau = self.vectors.tile(expert, key, start, theta)
+        kept = self.masks.numbers(expert, key, start, start + theta.shape[0], theta)
+        return tau if kept is None else tau.mul_(kept)
+
+    def merged_rows(self, key: str, start: int, stop: int) -> Tensor:
+        """The merge's rows, sum_n w_n m_n * tau_n, (stop - start, columns)."""
+        return self.merged_tile(key, start, rows_of(self.source, key, start, stop, self.device, self.dtype))
+
+    def merged_tile(self, key: str, start: int, theta: Tensor) -> Tensor:
+        """The merge's rows that belong to the tile theta, whose first row is `start`."""
+        merged = torch.zeros_like(theta)
+        for n in range(self.vectors.count):
+            if self.vectors.has(n, key):
+                merged.add_(self.task_vector(n, key, start, theta), alpha=self.weights[n])
+        return merged
+
+    def tiles(self, key: str) -> Iterator[tuple[int, int]]:
+        """First row and one past the last row of every tile of a weight."""
+        rows, columns = shape_of(self.source, key)
+        step = max(1, TILE_ELEMENTS // max(1, columns))
+        for start in range(0, rows, step):
+            yield start, min(start + step, rows)
+
+    def run(
+        self,
+        graph: FlowGraph,
+        densities: Callable[[int, str], float],
+        iterations: int,
+        task_agreement: bool,
+        advance: Callable[[int], None] = lambda entries: None,
+    ) -> tuple[float, ...]:
+        """Prune `iterations` times.
+
+        Args:
+            graph: how the weights feed one another; pruned is every one that an expert changes, on a path to an output.
+            densities: the share that an expert keeps of a weight at the end, in (0, 1].
+            iterations: T.
+            task_agreement: which of the two scores.
+            advance: called with the number of entries swept.
+
+        Returns:
+            log R of every expert at the start of the last iteration.
+        """
+        logs: tuple[float, ...] = ()
+        # By torch's own threads, not by tiles: the passes over a tile are too short for Python's threads to share them.
+        for step in range(1, iterations + 1):
+            flow = _Elements(self, graph, densities, (step, iterations), task_agreement, advance)
+            logs = walk(graph, self.source.shapes, self.vectors.count, flow, self.device, self.dtype)
+        return logs
+
+
+class _Elements:
+    """What a weight with element-wise updates does to the flows; scores and prunes it on the way back."""
+
+    def __init__(
+        self,
+        pruner: Pruner,
+        graph: FlowGraph,
+        densities: Callable[[int, str], float],
+        step: tuple[int, int],
+        task_agreement: bool,
+        advance: Callable[[int], None],
+    ) -> None:
+        self.pruner, self.densities, self.step = pruner, densities, step
+        self.task_agreement, self.advance = task_agreement, advance
+        self.uses = Counter(edge.key for edge in live_weights(graph))
+        self.flows: dict[str, list[tuple[Stream, Stream]]] = {}
+
+    def forward(self, edge: Weight, alpha: Stream) -> Tensor:
+        """|W_n| alpha_n."""
+        return self._flow(edge, alpha.values, along_rows=not edge.transposed)
+
+    def backward(self, edge: Weight, beta: Stream, alpha: Stream) -> Tensor:
+        """|W_n|^T beta_n; then, once every edge that uses this weight was passed, pruning."""
+        experts = [n for n in range(self.pruner.vectors.count) if self.pruner.vectors.has(n, edge.key)]
+        merged = torch.empty(shape_of(self.pruner.source, edge.key), dtype=self.pruner.dtype, device=self.pruner.device)
+        values = self._flow(edge, beta.values, along_rows=edge.transposed, merged=merged)
+        sides = (alpha, beta) if edge.transposed else (beta, alpha)  # along the rows, along the columns
+        self.flows.setdefault(edge.key, []).append(sides)
+        if len(self.flows[edge.key]) == self.uses[edge.key]:
+            pairs = self.flows.pop(edge.key)
+            for n in experts:
+                self._prune(n, edge.key, merged, pairs)
+        return values
+
+    def _flow(self, edge: Weight, flow: Tensor, along_rows: bool, merged: Tensor | None = None) -> Tensor:
+        """One product for all experts, (N, width); fills `merged` with the aggregate task vector on the way."""
+        pruner, key = self.pruner, edge.key
+        rows, columns = shape_of(pruner.source, key)
+        result = flow.new_empty(flow.shape[0], rows) if along_rows else flow.new_zeros(flow.shape[0], columns)
+
+        for start, stop in pruner.tiles(key):
+            theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype)
+            if merged is not None:
+                merged[start:stop] = 0
+            for n in range(flow.shape[0]):
+                if pruner.vectors.has(n, key):
+                    tau = pruner.task_vector(n, key, start, theta)
+                    if merged is not None:
+                        merged[start:stop].add_(tau, alpha=pruner.weights[n])
+                    strength = tau.add_(theta).abs_()
+                else:
+                    strength = theta.abs()
+                if along_rows:
+                    result[n, start:stop] = strength @ flow[n]
+                else:
+                    result[n] += strength.T @ flow[n, start:stop]
+            self.advance((stop - start) * columns)
+        return result
+
+    def _prune(self, n: int, key: str, merged: Tensor, pairs: Sequence[tuple[Stream, Stream]]) -> None:
+        """Keep the elements of an expert with the largest saliency among those that survive."""
+        pruner = self.pruner
+        density = self.densities(n, key)
+        count = kept_count(merged.numel(), density, *self.step)
+        alive = pruner.masks.count(n, key)
+        if count == (merged.numel() if alive is None else alive):
+            return
+        largest = max(float(u.logs[n] + v.logs[n]) for u, v in pairs)
+        flows = [(u.values[n] * float((u.logs[n] + v.logs[n] - largest).exp()), v.values[n]) for u, v in pairs]
+        scores = torch.empty_like(merged)
+
+        for start, stop in pruner.tiles(key):
+            theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype)
+            tau = pruner.task_vector(n, key, start, theta)
+            score = torch.outer(flows[0][0][start:stop], flows[0][1], out=scores[start:stop])
+            for u, v in flows[1:]:
+                score.addr_(u[start:stop], v)
+            score.mul_(merged[start:stop])
+            sign = (theta + tau).sign_()
+            score.mul_(sign.abs_().mul_(tau).mul_(pruner.weights[n]) if self.task_agreement else sign)
+            gone = pruner.masks.numbers(n, key, start, stop, score, alive=0.0, dead=-torch.inf)
+            if gone is not None:
+                score.add_(gone)
+
+        pruner.masks.put(n, key, keep_largest(scores, count))
+
+
+def live_weights(graph: FlowGraph) -> list[Weight]:
+    """The weights on paths to an output: those that the walk backwards comes by, once for each use."""
+    reached = set(graph.outputs)
+    found = []
+    for name in reversed(graph.streams):
+        if name in reached:
+            found += [edge for edge in graph.incoming[name] if isinstance(edge, Weight)]
+            reached.update(edge.source for edge in graph.incoming[name])
+    return found

@@ -1,0 +1,99 @@
+"""Task vectors a tile at a time: from fully trained checkpoints, or from low-rank factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from samerge.adapters.layouts import expert_of
+from samerge.graph.widths import matrix_shape
+from samerge.linalg.factors import LoraFactors
+from samerge.weights import WeightSource, read_tile
+
+
+class TaskVectors(Protocol):
+    """tau_n = W_n - theta0 of several experts."""
+
+    @property
+    def count(self) -> int:
+        """Number of experts."""
+
+    def has(self, expert: int, key: str) -> bool:
+        """Whether the expert changes this weight."""
+
+    def tile(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor:
+        """The rows of tau that belong to the tile theta (m, d), whose first row is `start`: (m, d), a fresh tensor."""
+
+
+class CheckpointVectors:
+    """Differences between fully trained checkpoints and their base.
+
+    Args:
+        experts: the checkpoints.
+        keys: for each expert, the weights that it shares with the base, by key.
+    """
+
+    def __init__(self, experts: Sequence[WeightSource], keys: Sequence[frozenset[str]]) -> None:
+        self.experts, self.keys = experts, keys
+
+    @property
+    def count(self) -> int:
+        """Number of experts."""
+        return len(self.experts)
+
+    def has(self, expert: int, key: str) -> bool:
+        """Whether the expert has this weight."""
+        return key in self.keys[expert]
+
+    def tile(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor:
+        """W_n - theta."""
+        tensor, stacked = expert_of(key)
+        stop = start + theta.shape[0]
+        weight = read_tile(self.experts[expert], tensor, stacked, start, stop, theta.device, theta.dtype)
+        return weight - theta
+
+
+class LowRankVectors:
+    """Updates of LoRA adapters, s B A, in the orientation of the stored weight.
+
+    Args:
+        factors: for each expert, (left, right) by key: tau = left @ right.
+    """
+
+    def __init__(self, factors: Sequence[Mapping[str, tuple[Tensor, Tensor]]]) -> None:
+        self.factors = factors
+
+    @property
+    def count(self) -> int:
+        """Number of experts."""
+        return len(self.factors)
+
+    def has(self, expert: int, key: str) -> bool:
+        """Whether the expert adapts this weight."""
+        return key in self.factors[expert]
+
+    def tile(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor:
+        """left[rows] @ right."""
+        left, right = self.factors[expert][key]
+        return left[start : start + theta.shape[0]] @ right
+
+
+def oriented(factors: LoraFactors, transposed: bool) -> tuple[Tensor, Tensor]:
+    """(left, right) of an update in the orientation of the stored weight, scale folded in."""
+    f = factors.folded()
+    return (f.A.T.contiguous(), f.B.T.contiguous()) if transposed else (f.B, f.A)
+
+
+def rows_of(source: WeightSource, key: str, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Rows of a weight by its key, as a matrix."""
+    tensor, stacked = expert_of(key)
+    return read_tile(source, tensor, stacked, start, stop, device, dtype)
+
+
+def shape_of(source: WeightSource, key: str) -> tuple[int, int]:
+    """(rows, columns) of a weight by its key."""
+    tensor, stacked = expert_of(key)
+    return matrix_shape(source.shapes[tensor], stacked)

@@ -1,0 +1,326 @@
+"""The Hugging Face Hub: push a folder, and turn a folder or a repository id into a local folder.
+
+huggingface_hub is imported inside the functions, so that `import samerge` stays light.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from samerge.errors import AdapterError, BaseModelError, HubError, OptionError, SamergeError
+
+#: What an adapter in PEFT's format consists of.
+CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+_PICKLED_WEIGHTS_NAME = "adapter_model.bin"
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*")
+_LOGIN = "log in with `hf auth login`, or pass a token"
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload a merged adapter made with samerge",
+    create_pr: bool = False,
+    endpoint: str | None = None,
+) -> str:
+    """Upload a folder to a model repository on the Hub, as one commit; the repository is created if missing.
+
+    Args:
+        folder: what `write_adapter` wrote.
+        repo_id: `user/name`, or `name` for a repository of the user who is logged in.
+        token: an access token with write permission. Default: the one of `hf auth login`.
+        private: whether a new repository is private; one that exists stays as it is. Default: as the account says.
+        revision: the branch; created if missing. Default: the main branch.
+        commit_message: the first line of the commit.
+        create_pr: open a pull request instead of committing. Default: False.
+        endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
+
+    Returns:
+        The address of the repository, or of the pull request.
+
+    Raises:
+        OptionError: `folder` is no folder, or `create_pr` comes together with `revision`.
+        HubError: the Hub refuses or cannot be reached.
+
+    Example:
+        >>> push_folder("merged", "ada/merged", private=True)  # doctest: +SKIP
+        'https://huggingface.co/ada/merged'
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise OptionError(f"pushing {folder} to {repo_id}: there is no such folder; save the merge there first")
+    if create_pr and revision is not None:
+        raise OptionError(
+            f"pushing {folder} to {repo_id}: a pull request is opened against the main branch, so create_pr=True does "
+            f"not go with revision={revision!r}; leave one of them out"
+        )
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=endpoint, token=token, library_name="samerge")
+    with _hub_errors(f"pushing {path.name} to {repo_id!r}", repo_id, pushing=True):
+        # A bare name means "mine": creating it answers with the full id, which the other routes ask for. Anyone may
+        # open a pull request, but only the owner may create: what exists is not created once more.
+        known = "/" in repo_id and api.repo_exists(repo_id)
+        full_id = repo_id if known else api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(full_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=full_id, folder_path=path, commit_message=commit_message, revision=revision, create_pr=create_pr
+        )
+    # no pull request is opened when the repository has these very files already
+    return str(commit.pr_url or f"{api.endpoint}/{full_id}")
+
+
+def resolve_adapter(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """The local folder of an adapter: a folder as it is, or a repository of the Hub, downloaded or from the cache.
+
+    A folder that exists wins over a repository of the same name.
+
+    Args:
+        source: a folder, or `user/name` on the Hub.
+        revision: branch, tag or commit, for a repository. Default: the main branch.
+        subfolder: where in the folder or the repository the adapter lies. Default: at the top.
+        token: an access token, for private and gated repositories. Default: the one of `hf auth login`.
+        endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
+        cache_dir: where downloads are kept. Default: the cache of huggingface_hub.
+        local_files_only: use what is in the cache and no network; HF_HUB_OFFLINE=1 means the same. Default: False.
+
+    Returns:
+        A folder with `adapter_config.json` and `adapter_model.safetensors` (checked for a repository only).
+
+    Raises:
+        AdapterError: there is no such folder, or the repository holds no adapter in safetensors.
+        HubError: the Hub refuses or cannot be reached, and the cache does not have all of it.
+
+    Example:
+        >>> resolve_adapter("ada/math-lora", revision="v2")  # doctest: +SKIP
+        PosixPath('/home/ada/.cache/huggingface/hub/models--ada--math-lora/snapshots/4d5c...')
+    """
+    doing = f"reading the adapter {str(source)!r}"
+    local = _local_folder(source, doing, AdapterError)
+    if local is not None:
+        folder = local / (subfolder or "")
+        if not folder.is_dir():
+            raise AdapterError(f"{doing}: it has no folder {subfolder!r}; check the subfolder")
+        return folder
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    root = _download(
+        str(source),
+        doing,
+        allow_patterns=[prefix + CONFIG_NAME, prefix + WEIGHTS_NAME],
+        revision=revision,
+        token=token,
+        endpoint=endpoint,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+    folder = root / prefix
+    absent = next((prefix + name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()), None)
+    if absent is None:
+        return folder
+    if local_files_only:  # what was downloaded once may be a part of the repository
+        raise AdapterError(
+            f"{doing} from the Hub's cache: there is no {absent}; leave local_files_only out, or run `hf download "
+            f"{source}` where there is a network; check the revision, and whether the adapter lies in a subfolder"
+        )
+    pickle = prefix + _PICKLED_WEIGHTS_NAME
+    if absent == prefix + WEIGHTS_NAME and _in_repo(str(source), absent, pickle, doing, revision, token, endpoint):
+        raise AdapterError(
+            f"{doing} from the Hub: the repository has no {absent}, only {_PICKLED_WEIGHTS_NAME}, a pickle, which is "
+            "not opened because it can run code; load it with PEFT and save it again, which writes safetensors"
+        )
+    raise AdapterError(
+        f"{doing} from the Hub: the repository has no {absent}; check that it is a PEFT adapter, its revision, and "
+        "whether it lies in a subfolder"
+    )
+
+
+def resolve_base(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    companions: bool = False,
+) -> Path:
+    """The local folder of a base model: a folder as it is, or a repository of the Hub, downloaded or from the cache.
+
+    Only `config.json` and the safetensors at the top of the repository are downloaded, unless `companions` asks for
+    more.
+
+    Args:
+        source: a folder, or `user/name` on the Hub.
+        revision: branch, tag or commit, for a repository. Default: the main branch.
+        token: an access token, for private and gated repositories. Default: the one of `hf auth login`.
+        endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
+        cache_dir: where downloads are kept. Default: the cache of huggingface_hub.
+        local_files_only: use what is in the cache and no network; HF_HUB_OFFLINE=1 means the same. Default: False.
+        companions: fetch the tokenizer, processor, generation settings and code of the model, too. Default: False.
+
+    Returns:
+        A folder with `config.json` and safetensors (checked for a repository only).
+
+    Raises:
+        BaseModelError: there is no such folder, or the repository holds no weights in safetensors.
+        HubError: the Hub refuses or cannot be reached, and the cache does not have it.
+
+    Example:
+        >>> resolve_base("meta-llama/Llama-3.1-8B")  # doctest: +SKIP
+        PosixPath('/home/ada/.cache/huggingface/hub/models--meta-llama--Llama-3.1-8B/snapshots/d04e...')
+    """
+    doing = f"reading the base model {str(source)!r}"
+    local = _local_folder(source, doing, BaseModelError)
+    if local is not None:
+        return local
+    folder = _download(
+        str(source),
+        doing,
+        allow_patterns=[
+            *("*.safetensors", "*.safetensors.index.json", "config.json"),
+            *(_COMPANIONS if companions else ()),
+        ],
+        # The patterns' * crosses folders: no copies in other formats (onnx/, original/), no second set of weights
+        # under the names of the model's makers, no adapters.
+        ignore_patterns=["*/*", "consolidated*", "adapter_*"],
+        revision=revision,
+        token=token,
+        endpoint=endpoint,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+    if not any(folder.glob("*.safetensors")):
+        raise BaseModelError(
+            f"{doing} from the Hub: the repository has no *.safetensors at its top; load the model with transformers "
+            "and save it to a folder, which writes safetensors, and give that folder"
+        )
+    return folder
+
+
+def _local_folder(source: str | Path, doing: str, error: type[SamergeError]) -> Path | None:
+    """The folder that `source` names, or None if it can only be a repository id."""
+    text = str(source)
+    path = Path(source).expanduser()
+    if text and path.is_dir():  # an empty string would be the current folder
+        return path
+    if path.is_file():
+        raise error(f"{doing}: it is a file; give the folder that holds it")
+    if "://" in text:
+        raise error(f"{doing}: it is an address; give the repository id alone, such as 'user/name'")
+    looks_like_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
+    if not text or looks_like_path or text.endswith("/") or text.count("/") > 1:
+        raise error(f"{doing}: there is no such folder; check the path, or give a repository id such as 'user/name'")
+    return None
+
+
+def _download(
+    repo_id: str,
+    doing: str,
+    *,
+    allow_patterns: list[str],
+    ignore_patterns: list[str] | None = None,
+    revision: str | None,
+    token: str | None,
+    endpoint: str | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(f"{doing} from the Hub (there is no folder of this name)", repo_id):
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=allow_patterns,
+                ignore_patterns=ignore_patterns,
+                token=token,
+                endpoint=endpoint,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                library_name="samerge",
+            )
+        )
+
+
+def _in_repo(
+    repo_id: str, absent: str, name: str, doing: str, revision: str | None, token: str | None, endpoint: str | None
+) -> bool:
+    """Whether the repository holds a file where another one is absent; asks the Hub."""
+    from huggingface_hub import HfApi
+
+    with _hub_errors(f"{doing} from the Hub: there is no {absent}, and asking for {name} failed", repo_id):
+        return bool(HfApi(endpoint=endpoint, token=token).file_exists(repo_id, name, revision=revision))
+
+
+@contextlib.contextmanager
+def _hub_errors(doing: str, repo_id: str, pushing: bool = False) -> Iterator[None]:
+    """Raise whatever huggingface_hub raises as a HubError that says what was being done and the way out."""
+    try:
+        yield
+    except Exception as error:  # huggingface_hub's own, httpx's or requests' by version, OSError, ValueError
+        # an upload's error is wrapped in a RuntimeError that says only which file it was
+        told = error.__cause__ if type(error) is RuntimeError and isinstance(error.__cause__, Exception) else error
+        lines = [line.strip() for line in str(told).splitlines() if line.strip()] or ["no details"]
+        raise HubError(f"{doing}: {type(told).__name__}: {lines[0]}; {_way_out(told, repo_id, pushing)}") from error
+
+
+def _way_out(error: Exception, repo_id: str, pushing: bool) -> str:
+    from huggingface_hub import errors
+
+    status = _status(error)
+    if isinstance(error, errors.HFValidationError):
+        return "a repository id is 'name' or 'user/name', of letters, digits, '-', '_' and '.'; check the name"
+    if isinstance(error, errors.GatedRepoError):
+        return f"ask for access on the page of {repo_id} on the Hub, and {_LOGIN}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "check the revision: a branch, a tag or a commit of this repository"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"check the name; if the repository is private or gated, {_LOGIN} that may read it"
+    if status == 401:
+        if "Invalid credentials" in str(error):
+            return f"the token is not valid: {_LOGIN} that is"
+        return f"the Hub does not know who asks, or has no such repository: check the name, and {_LOGIN}"
+    if status == 403:
+        return f"this token may not do that: {_LOGIN} that has the permission, or choose a namespace of yours"
+    if status == 404:
+        return "check the name"
+    if status is not None:
+        return f"the Hub answered {status}; try again later, and see https://status.huggingface.co"
+    if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
+        if pushing:
+            return (
+                f"nothing was pushed, the Hub is offline or out of reach: check the connection and HF_HUB_OFFLINE, or "
+                f"save to a folder (--output) and run `hf upload {repo_id} FOLDER` where there is a network"
+            )
+        return (
+            f"it is not in the cache, and the Hub is offline or out of reach: check the connection and HF_HUB_OFFLINE, "
+            f"run `hf download {repo_id}` where there is a network, or give a folder"
+        )
+    return "check the connection, and try again"
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status that an error, or what it was raised from, carries."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return int(status)
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,63 @@
+"""From module names to tensors of the base."""
+
+from __future__ import annotations
+
+import pytest
+
+from samerge.errors import BaseModelError
+from samerge.merging.alignment.matching import match_modules
+
+SHAPES = {
+    "bert.layer.0.q.weight": (4, 4),
+    "bert.layer.0.q.bias": (4,),
+    "bert.layer.1.q.weight": (4, 4),
+    "bert.norm.weight": (4,),
+    "head.weight": (2, 4),
+    "decoder.head.weight": (2, 4),
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "tensor"),
+    [
+        ("bert.layer.0.q", "bert.layer.0.q.weight"),
+        ("layer.0.q", "bert.layer.0.q.weight"),  # the base has a prefix more
+        ("model.bert.layer.1.q", "bert.layer.1.q.weight"),  # the adapter has
+        ("head", "head.weight"),  # exactly, though another ends alike
+        ("decoder.head", "decoder.head.weight"),
+    ],
+)
+def test_a_prefix_may_differ(module, tensor):
+    assert match_modules("math", [module], SHAPES, "base") == {module: tensor}
+
+
+def test_several_weights_fit():
+    with pytest.raises(BaseModelError, match="its module 'q' fits several weights there") as caught:
+        match_modules("math", ["q"], SHAPES, "base")
+    assert "adapter 'math' does not fit the base model 'base'" in str(caught.value)
+    assert "bert.layer.0.q" in str(caught.value)
+
+
+def test_no_weight_fits_and_the_nearest_are_shown():
+    with pytest.raises(
+        BaseModelError, match=r"'bert.layer.2.q' has no weight there \(nearest: .*'bert.layer.3.q' has no"
+    ) as caught:
+        match_modules("math", ["bert.layer.2.q", "bert.layer.3.q", "head"], SHAPES, "base")
+    assert "nearest: ['bert.layer." in str(caught.value)
+    assert "another base model?" in str(caught.value)
+
+
+@pytest.mark.parametrize("module", ["bert.norm", "norm", "0.q", "other.q"])
+def test_vectors_and_partial_names_are_no_match(module):
+    shapes = {name: shape for name, shape in SHAPES.items() if "layer.1" not in name or module != "0.q"}
+    if module == "0.q":  # a tail of one weight alone is a prefix that differs
+        assert match_modules("math", [module], shapes, "base") == {"0.q": "bert.layer.0.q.weight"}
+        return
+    with pytest.raises(BaseModelError):
+        match_modules("math", [module], shapes, "base")
+
+
+def test_a_parameter_without_weight_in_its_name():
+    assert match_modules("math", ["mlp.experts.up"], {"mlp.experts.up": (2, 4, 4)}, "base") == {
+        "mlp.experts.up": "mlp.experts.up"
+    }

@@ -1,0 +1,35 @@
+"""What is pushed does not name the folders of the machine it was made on."""
+
+import json
+from pathlib import Path
+
+from samerge.report.sharing import conceal, shareable
+
+
+def test_local_folders_become_their_last_part(tmp_path: Path) -> None:
+    base = tmp_path / "secret" / "my-base"
+    base.mkdir(parents=True)
+    record = {
+        "base": {"name": str(base)},
+        "inputs": [{"name": "a", "source": str(tmp_path / "secret" / "a-lora")}, {"name": "b", "source": "ada/b-lora"}],
+        "warnings": [f"another base than {base}"],
+    }
+    (tmp_path / "samerge.json").write_text(json.dumps(record))
+    conceal(tmp_path)
+    said = json.loads((tmp_path / "samerge.json").read_text())
+    assert "secret" not in json.dumps(said)
+    assert said["base"]["name"] == "my-base"
+    assert [item["source"] for item in said["inputs"]] == ["a-lora", "ada/b-lora"]
+    assert said["warnings"] == ["another base than my-base"]
+
+
+def test_a_shareable_folder_is_concealed_and_goes(tmp_path: Path) -> None:
+    def save(path: Path) -> Path:
+        path.mkdir()
+        (path / "samerge.json").write_text(json.dumps({"base": {"name": str(tmp_path)}}))
+        return path
+
+    with shareable(save, "adapter") as folder:
+        assert folder.name == "adapter"
+        assert json.loads((folder / "samerge.json").read_text())["base"]["name"] == tmp_path.name
+    assert not folder.parent.exists()

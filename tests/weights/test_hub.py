@@ -1,0 +1,410 @@
+"""Push and pull against a Hub on the loopback interface; nothing else can be reached."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from hub_server import HubServer, Repo
+from huggingface_hub import constants
+from safetensors.torch import load_file
+
+from samerge.adapters.writer import write_adapter
+from samerge.errors import AdapterError, BaseModelError, HubError, OptionError
+from samerge.report.card import model_card
+from samerge.weights.hub import push_folder, resolve_adapter, resolve_base
+
+# huggingface_hub's own, on its way through LFS
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "samerge.json"]
+CONFIG = {
+    "base_model_name_or_path": None,
+    "bias": "none",
+    "lora_alpha": 2,
+    "peft_type": "LORA",
+    "r": 2,
+    "target_modules": ["q_proj", "v_proj"],
+    "task_type": "CAUSAL_LM",
+}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """The loopback Hub, with a cache of its own, no token but what a test passes, and no way to any other machine."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    connect = socket.socket.connect
+
+    def loopback_only(self, address):
+        assert address[0] == "127.0.0.1", f"a test tried to reach {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", loopback_only)
+    server = HubServer()
+    yield server
+    server.close()
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for layer in range(2):
+        for module in ("q_proj", "v_proj"):
+            key = f"base_model.model.model.layers.{layer}.self_attn.{module}"
+            tensors[f"{key}.lora_A.weight"] = torch.randn(2, 16, generator=generator)
+            tensors[f"{key}.lora_B.weight"] = torch.randn(16, 2, generator=generator)
+    record = {"method": "linear", "base": {"name": "ada/tiny", "model_type": "llama"}, "inputs": [{"name": "math"}]}
+    return write_adapter(tmp_path / "merged", tensors, CONFIG, record, model_card(record))
+
+
+def bytes_of(folder, names=FILES):
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def add_repo(hub, repo_id, files, **kind):
+    hub.repos[repo_id] = Repo(**kind)
+    return hub.repos[repo_id].commit(files)
+
+
+ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"}
+
+
+class TestPush:
+    def test_what_is_pushed_comes_back(self, hub, folder):
+        url = push_folder(folder, "ada/merged", token="hf_ada", endpoint=hub.endpoint)
+        assert url == f"{hub.endpoint}/ada/merged"
+        stored = hub.repos["ada/merged"]
+        assert {k: v for k, v in stored.commits[stored.branches["main"]].items() if k in FILES} == bytes_of(folder)
+        assert not stored.private
+        assert stored.messages == ["initial commit", "Upload a merged adapter made with samerge"]
+        # the weights went through LFS, and the card's metadata through the Hub's check
+        assert list(hub.objects.values()) == [(folder / "adapter_model.safetensors").read_bytes()]
+        assert hub.cards[-1] == {
+            "base_model": "ada/tiny",
+            "base_model_relation": "adapter",
+            "library_name": "peft",
+            "tags": ["peft", "lora", "merge", "samerge"],
+        }
+
+        back = resolve_adapter("ada/merged", endpoint=hub.endpoint)
+        assert back != folder
+        assert sorted(path.name for path in back.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+        names = ["adapter_config.json", "adapter_model.safetensors"]
+        assert bytes_of(back, names) == bytes_of(folder, names)
+
+    def test_a_bare_name_is_the_users(self, hub, folder):
+        assert push_folder(folder, "merged", token="hf_ada", endpoint=hub.endpoint) == f"{hub.endpoint}/ada/merged"
+        assert list(hub.repos) == ["ada/merged"]
+
+    def test_private_and_again(self, hub, folder):
+        for message in ("one", "two"):
+            (folder / "README.md").write_text(f"---\ntags: []\n---\n{message}")
+            push_folder(folder, "ada/m", token="hf_ada", private=True, commit_message=message, endpoint=hub.endpoint)
+        assert hub.repos["ada/m"].private
+        assert hub.repos["ada/m"].messages == ["initial commit", "one", "two"]
+        with pytest.raises(HubError, match=r"ada/m.*hf auth login"):
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+        assert resolve_adapter("ada/m", endpoint=hub.endpoint, token="hf_reader").is_dir()
+
+    def test_to_a_branch(self, hub, folder):
+        for _ in range(2):
+            push_folder(folder, "ada/m", token="hf_ada", revision="v2", endpoint=hub.endpoint)
+        repo = hub.repos["ada/m"]
+        assert "adapter_config.json" not in repo.commits[repo.branches["main"]]
+        assert "adapter_config.json" in repo.commits[repo.branches["v2"]]
+        assert resolve_adapter("ada/m", revision="v2", endpoint=hub.endpoint).is_dir()
+        with pytest.raises(AdapterError, match=r"no adapter_config\.json"):
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+
+    def test_as_a_pull_request_to_anothers(self, hub, folder):
+        add_repo(hub, "bob/m", {"README.md": b""})
+        url = push_folder(folder, "bob/m", token="hf_ada", create_pr=True, endpoint=hub.endpoint)
+        assert url == f"{hub.endpoint}/bob/m/discussions/1"
+        repo = hub.repos["bob/m"]
+        assert list(repo.commits[repo.branches["main"]]) == ["README.md"]
+        assert repo.commits[repo.branches["refs/pr/1"]]["samerge.json"] == (folder / "samerge.json").read_bytes()
+
+    @pytest.mark.parametrize("create_pr", [False, True])
+    def test_nothing_has_changed(self, hub, folder, create_pr):
+        push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
+        url = push_folder(folder, "ada/m", token="hf_ada", create_pr=create_pr, endpoint=hub.endpoint)
+        assert url == f"{hub.endpoint}/ada/m"
+        assert len(hub.repos["ada/m"].messages) == 2
+
+    @pytest.mark.parametrize(
+        ("token", "repo_id", "words"),
+        [
+            (False, "ada/m", "hf auth login"),
+            ("hf_wrong", "ada/m", "the token is not valid: log in with `hf auth login`"),
+            ("hf_reader", "ada/m", "may not do that"),
+            ("hf_ada", "bob/m", "a namespace of yours"),
+            ("hf_ada", "a/b/c", "'user/name'"),
+            ("hf_ada", "ada/m--n", "check the name"),
+        ],
+    )
+    def test_refused(self, hub, folder, token, repo_id, words):
+        with pytest.raises(HubError, match="pushing merged to") as caught:
+            push_folder(folder, repo_id, token=token, endpoint=hub.endpoint)
+        assert words in str(caught.value)
+        assert repr(repo_id) in str(caught.value)
+        assert caught.value.__cause__ is not None
+        assert hub.repos == {}
+
+    def test_an_upload_that_fails_halfway(self, hub, folder):
+        hub.full = True
+        with pytest.raises(HubError, match=r"HfHubHTTPError: 403 Forbidden: Storage limit reached.*may not do that"):
+            push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
+        assert hub.repos["ada/m"].messages == ["initial commit"]
+
+    def test_out_of_reach(self, hub, folder):
+        hub.close()
+        with pytest.raises(HubError, match=r"pushing merged to 'ada/m': ConnectError.*check the connection"):
+            push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
+
+    def test_offline(self, hub, folder, monkeypatch):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(HubError, match="HF_HUB_OFFLINE") as raised:
+            push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
+        assert "nothing was pushed" in str(raised.value)
+        assert "hf upload ada/m FOLDER" in str(raised.value)
+        assert not any(word in str(raised.value) for word in ("cache", "hf download"))
+        assert hub.requests == []
+
+    def test_what_is_no_folder(self, hub, tmp_path):
+        with pytest.raises(OptionError, match="no such folder"):
+            push_folder(tmp_path / "absent", "ada/m", endpoint=hub.endpoint)
+        assert hub.requests == []
+
+    def test_pull_request_and_revision(self, hub, folder):
+        with pytest.raises(OptionError, match="create_pr"):
+            push_folder(folder, "ada/m", create_pr=True, revision="v2", endpoint=hub.endpoint)
+        assert hub.requests == []
+
+
+class TestResolveAdapter:
+    def test_a_folder_as_it_is(self, hub, folder, monkeypatch):
+        assert resolve_adapter(folder) == folder
+        monkeypatch.chdir(folder.parent)
+        (folder.parent / "ada" / "merged").mkdir(parents=True)
+        assert resolve_adapter("ada/merged", endpoint=hub.endpoint) == Path("ada/merged")
+        assert resolve_adapter("ada", subfolder="merged", endpoint=hub.endpoint) == Path("ada/merged")
+        assert hub.requests == []
+
+    @pytest.mark.parametrize(
+        "source", ["./absent", "/absent/x", "~/absent-x", "a/b/c", "absent/", "a\\b", "", Path("a")]
+    )
+    def test_a_path_that_is_not_there(self, hub, source):
+        with pytest.raises(AdapterError, match="no such folder"):
+            resolve_adapter(source, endpoint=hub.endpoint)
+        assert hub.requests == []
+
+    def test_a_file_an_address_an_absent_subfolder(self, hub, folder):
+        with pytest.raises(AdapterError, match="it is a file; give the folder"):
+            resolve_adapter(folder / "adapter_config.json", endpoint=hub.endpoint)
+        with pytest.raises(AdapterError, match="give the repository id"):
+            resolve_adapter("https://huggingface.co/ada/merged", endpoint=hub.endpoint)
+        with pytest.raises(AdapterError, match="no folder 'x'"):
+            resolve_adapter(folder, subfolder="x")
+        assert hub.requests == []
+
+    def test_only_the_adapters_files(self, hub):
+        add_repo(hub, "ada/m", {**ADAPTER, "optimizer.pt": b"x", "sub/adapter_config.json": b"{}"})
+        folder = resolve_adapter("ada/m", endpoint=hub.endpoint)
+        assert [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*"))] == sorted(ADAPTER)
+
+    def test_a_subfolder(self, hub):
+        add_repo(hub, "ada/m", {f"sub/math/{name}": data for name, data in ADAPTER.items()})
+        folder = resolve_adapter("ada/m", subfolder="sub/math", endpoint=hub.endpoint)
+        assert bytes_of(folder, ADAPTER) == ADAPTER
+        with pytest.raises(AdapterError, match="subfolder"):
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+
+    def test_a_revision(self, hub):
+        first = add_repo(hub, "ada/m", ADAPTER)
+        hub.repos["ada/m"].commit({"adapter_model.safetensors": b"newer"})
+        newest = resolve_adapter("ada/m", endpoint=hub.endpoint)
+        older = resolve_adapter("ada/m", revision=first, endpoint=hub.endpoint)
+        assert (newest / "adapter_model.safetensors").read_bytes() == b"newer"
+        assert (older / "adapter_model.safetensors").read_bytes() == b"weights"
+        with pytest.raises(HubError, match=r"'ada/m'.*check the revision"):
+            resolve_adapter("ada/m", revision="v9", endpoint=hub.endpoint)
+
+    def test_a_pickle_is_named_and_left(self, hub):
+        add_repo(hub, "ada/m", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})
+        with pytest.raises(AdapterError, match=r"only adapter_model\.bin, a pickle"):
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+        assert ("GET", "/ada/m/resolve/main/adapter_model.bin") not in hub.requests
+        assert b"pickle" not in hub.objects.values()
+
+    @pytest.mark.parametrize(
+        ("how", "words"),
+        [
+            ("variable", "OfflineModeIsEnabled.*HF_HUB_OFFLINE"),
+            ("down", "answered 503; try again later"),
+            ("unplugged", "ConnectError.*check the connection"),
+        ],
+    )
+    def test_asking_for_a_pickle_fails(self, hub, monkeypatch, how, words):
+        add_repo(hub, "ada/m", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})
+        with pytest.raises(AdapterError, match="a pickle"):  # the cache has the configuration from here on
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+        if how == "variable":
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        elif how == "down":
+            hub.down = True
+        else:
+            hub.close()
+        asked = r"'ada/m' from the Hub: there is no adapter_model\.safetensors, and asking for adapter_model\.bin fail"
+        with pytest.raises(HubError, match=f"{asked}ed: .*{words}") as caught:
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+        assert caught.value.__cause__ is not None
+
+    def test_a_cache_without_the_weights_asks_no_one(self, hub):
+        add_repo(hub, "ada/m", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})
+        with pytest.raises(AdapterError, match="a pickle"):
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+        hub.requests.clear()
+        with pytest.raises(AdapterError, match=r"cache: there is no adapter_model\.safetensors.*local_files_only"):
+            resolve_adapter("ada/m", endpoint=hub.endpoint, local_files_only=True)
+        assert hub.requests == []
+
+    @pytest.mark.parametrize(
+        ("token", "words"),
+        [
+            (False, "there is no folder of this name"),
+            (False, "check the name, and log in with `hf auth login`"),
+            ("hf_ada", "check the name; if the repository is private or gated, log in with `hf auth login`"),
+            ("hf_wrong", "the token is not valid: log in with `hf auth login`"),
+        ],
+    )
+    def test_missing(self, hub, token, words):
+        with pytest.raises(HubError, match="'ada/absent'") as caught:
+            resolve_adapter("ada/absent", token=token, endpoint=hub.endpoint)
+        assert words in str(caught.value)
+        assert isinstance(caught.value.__cause__, huggingface_hub.errors.HfHubHTTPError)
+
+    def test_gated(self, hub):
+        add_repo(hub, "bob/m", ADAPTER, gated=True)
+        with pytest.raises(HubError, match=r"ask for access on the page of bob/m.*hf auth login"):
+            resolve_adapter("bob/m", token="hf_ada", endpoint=hub.endpoint)
+
+    def test_an_invalid_id(self, hub):
+        with pytest.raises(HubError, match=r"'user name/m'.*check the name"):
+            resolve_adapter("user name/m", endpoint=hub.endpoint)
+        assert hub.requests == []
+
+    def test_down(self, hub):
+        hub.down = True
+        with pytest.raises(HubError, match=r"'ada/m'.*answered 503; try again later"):
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+
+    @pytest.mark.parametrize("how", ["variable", "argument", "unplugged"])
+    def test_from_the_cache(self, hub, monkeypatch, how):
+        add_repo(hub, "ada/m", ADAPTER)
+        online = resolve_adapter("ada/m", endpoint=hub.endpoint)
+        if how == "variable":
+            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        if how == "unplugged":
+            hub.close()
+        hub.requests.clear()
+        only = how == "argument"
+        assert resolve_adapter("ada/m", endpoint=hub.endpoint, local_files_only=only) == online
+        with pytest.raises(HubError, match=r"'ada/other'.*not in the cache.*hf download ada/other"):
+            resolve_adapter("ada/other", endpoint=hub.endpoint, local_files_only=only)
+        assert hub.requests == []
+
+
+class TestResolveBase:
+    def test_only_weights_and_config_of_the_top(self, hub):
+        wanted = {
+            "config.json": b"{}",
+            "model-00001-of-00002.safetensors": b"1",
+            "model-00002-of-00002.safetensors": b"2",
+            "model.safetensors.index.json": b"{}",
+        }
+        others = ["pytorch_model.bin", "consolidated.safetensors", "original/model.safetensors", "tokenizer.json"]
+        add_repo(hub, "ada/base", {**wanted, **dict.fromkeys(others, b"x")})
+        folder = resolve_base("ada/base", endpoint=hub.endpoint)
+        assert bytes_of(folder, wanted) == wanted
+        assert len(list(folder.rglob("*"))) == len(wanted)
+        hub.close()
+        assert resolve_base("ada/base", endpoint=hub.endpoint) == folder
+
+    def test_a_folder_as_it_is(self, hub, tmp_path):
+        assert resolve_base(str(tmp_path), endpoint=hub.endpoint) == tmp_path
+        with pytest.raises(BaseModelError, match="no such folder"):
+            resolve_base(tmp_path / "absent", endpoint=hub.endpoint)
+        assert hub.requests == []
+
+    def test_without_safetensors(self, hub):
+        add_repo(hub, "ada/base", {"config.json": b"{}", "pytorch_model.bin": b"x"})
+        with pytest.raises(BaseModelError, match=r"'ada/base'.*no \*\.safetensors"):
+            resolve_base("ada/base", endpoint=hub.endpoint)
+
+    def test_missing(self, hub):
+        with pytest.raises(HubError, match="reading the base model 'ada/absent'"):
+            resolve_base("ada/absent", endpoint=hub.endpoint)
+
+
+LOAD = """
+import sys, torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+torch.manual_seed(0)
+model = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+                                     num_attention_heads=2, num_key_value_heads=2))
+ids = torch.arange(8)[None]
+before = model(ids).logits
+model = PeftModel.from_pretrained(model, "ada/merged").eval()
+assert not torch.equal(before, model(ids).logits)
+save_file({k: v.contiguous() for k, v in get_peft_model_state_dict(model).items()}, sys.argv[1])
+"""
+
+
+def test_peft_loads_it_from_the_hub(hub, folder, tmp_path):
+    push_folder(folder, "ada/merged", token="hf_ada", endpoint=hub.endpoint)
+    hub.requests.clear()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.upper().endswith(("_PROXY", "_TOKEN"))},
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        # anything but the loopback Hub ends at a port where no one listens
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+    }
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE"):
+        environment.pop(name, None)
+    loaded = tmp_path / "loaded.safetensors"
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, str(loaded)], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    ours, theirs = load_file(folder / "adapter_model.safetensors"), load_file(loaded)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert ("GET", "/ada/merged/resolve/main/adapter_config.json") in hub.requests
+
+
+def test_importing_it_is_light():
+    code = "import sys, samerge.weights.hub, json; print(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    modules = json.loads(out)
+    assert "samerge.weights.hub" in modules
+    assert not {"huggingface_hub", "transformers", "peft"} & set(modules)
