@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from samerge.merging.merge_adapters import merge
     from samerge.merging.merged_adapter import MergedAdapter
     from samerge.merging.tuning import TuneResult, TuneTrial, tune
-    from samerge.methods import methods
+    from samerge.methods.method import Method
+    from samerge.methods.registry import available_methods, register_method
     from samerge.report.report import Report
 
 _LAZY = {
@@ -53,7 +54,9 @@ _LAZY = {
     "extract_adapter": "samerge.merging.conversion.extracting",
     "merge": "samerge.merging.merge_adapters",
     "merge_full": "samerge.full.merge_full",
-    "methods": "samerge.methods",
+    "Method": "samerge.methods.method",
+    "available_methods": "samerge.methods.registry",
+    "register_method": "samerge.methods.registry",
     "tune": "samerge.merging.tuning.search",
 }
 
@@ -69,6 +72,7 @@ __all__ = [
     "LoraFactors",
     "MergedAdapter",
     "MergedModel",
+    "Method",
     "OptionError",
     "OutputExistsError",
     "Report",
@@ -79,12 +83,13 @@ __all__ = [
     "Weight",
     "__version__",
     "add_weighted_adapter",
+    "available_methods",
     "compare",
     "compress_adapter",
     "extract_adapter",
     "merge",
     "merge_full",
-    "methods",
+    "register_method",
     "tune",
 ]
 

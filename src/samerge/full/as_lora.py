@@ -14,7 +14,7 @@ from samerge.linalg.factors import LoraFactors, norm
 from samerge.linalg.randomised_svd import truncated_svd
 from samerge.merging.conversion.from_factors import servable
 from samerge.merging.merged_adapter import MergedAdapter
-from samerge.options.values import fraction, whole
+from samerge.options.kinds import check_share, check_whole
 from samerge.report.report import Report
 from samerge.saliency.task_vectors import shape_of
 
@@ -48,8 +48,8 @@ def as_adapter(
     Raises:
         OptionError: neither was given, or one is out of its range, or no weight of the graph can have an adapter.
     """
-    whole("rank", rank)
-    fraction("energy", energy)
+    rank = None if rank is None else check_whole("rank", rank)
+    energy = None if energy is None else check_share("energy", energy)
     if rank is None and energy is None:
         raise OptionError("as_lora needs rank=..., energy=..., or both (then the rank is the most that is used)")
     cap = rank or DEFAULT_CAP

@@ -10,6 +10,7 @@ from samerge.full.full_options import FullOptions
 from samerge.full.given_models import Opened
 from samerge.full.measure import Measured
 from samerge.merging.alignment.checkpoints import Mismatch
+from samerge.merging.inputs import dtype_of
 from samerge.report.merge_record import versions
 from samerge.saliency.elements import Pruner
 from samerge.version import __version__
@@ -25,6 +26,7 @@ def record(
     base: Opened,
     experts: Sequence[Opened],
     weights: Sequence[float],
+    method: str,
     options: FullOptions,
     pruner: Pruner,
     active: Sequence[int],
@@ -41,6 +43,7 @@ def record(
         base: the base.
         experts: all of them.
         weights: one for each.
+        method: "elementwise" or "paper".
         options: the merge's.
         pruner: the survivors.
         active: numbers of the experts that the pruner knows, those of a weight other than 0.
@@ -52,12 +55,11 @@ def record(
         warnings: what the user should know.
     """
     names = [experts[n].name for n in active]
-    dtype = options.dtype or base.dtype
+    dtype = dtype_of(options.dtype) or base.dtype
     return {
         "samerge": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "method": "elementwise",
-        "recipe": options.recipe,
+        "method": method,
         "base": {"name": base.source.name, "model_type": base.source.config.get("model_type")},
         "inputs": [_input(expert, weight) for expert, weight in zip(experts, weights, strict=True)],
         "options": options.record(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -50,7 +49,7 @@ class Measured:
 def measure(
     pruner: Pruner,
     keys: Iterable[str],
-    scaling: float | Literal["auto"],
+    scaling: float | str,
     names: tuple[str, ...],
     advance: Callable[[int], None] = lambda entries: None,
 ) -> dict[str, Measured]:
@@ -72,7 +71,7 @@ def measure(
 def _measure(
     pruner: Pruner,
     key: str,
-    scaling: float | Literal["auto"],
+    scaling: float | str,
     names: tuple[str, ...],
     advance: Callable[[int], None],
 ) -> Measured:
@@ -98,7 +97,7 @@ def _measure(
         )
     counts = {n: pruner.masks.count(n, key) for n in experts}
     norms = {n: before[n] ** 0.5 for n in experts}
-    scale = norm_rule(size**0.5, norms, pruner.weights) if scaling == "auto" else float(scaling)
+    scale = norm_rule(size**0.5, [abs(pruner.weights[n]) * norms[n] for n in experts]) if scaling == "auto" else float(scaling)
     shares = {}
     for n in experts:
         count = counts[n]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
+from typing_extensions import Unpack
 
 from samerge.errors import OptionError
 from samerge.full.assembly import Assembly
 from samerge.full.full_options import FullOptions, resolve
 from samerge.full.full_record import record
+from samerge.full.full_keywords import FullKeywords
 from samerge.full.given_models import ModelLike, Opened, open_experts, open_model
 from samerge.full.inside import graph_for
 from samerge.full.measure import measure
@@ -20,7 +21,7 @@ from samerge.graph import FlowGraph, Weight
 from samerge.merging.alignment.checkpoints import Mismatch, mismatches, refuse, same_names
 from samerge.merging.alignment.views import RenamedSource
 from samerge.merging.inputs import device_of, dtype_of, weights_of
-from samerge.options.values import density_mean
+from samerge.options.kinds import mean_of
 from samerge.parallel.progress import Progress
 from samerge.report.report import Report
 from samerge.saliency.element_densities import element_densities
@@ -36,19 +37,10 @@ def merge_full(
     experts: Mapping[str, ModelLike] | Sequence[ModelLike],
     *,
     weights: Mapping[str, float] | Sequence[float] | None = None,
-    recipe: Literal["paper"] | None = None,
-    density: float | str | None = None,
-    iterations: int | None = None,
-    scaling: float | Literal["auto"] | None = None,
-    agreement: Literal["paper", "task"] | None = None,
-    connectivity: Literal["flow", "local"] | FlowGraph | None = None,
-    residual: bool | None = None,
-    outside: Literal["average", "sum", "base"] | None = None,
-    mismatched: Literal["error", "base"] | None = None,
-    dtype: torch.dtype | str | None = None,
-    device: str | None = None,
+    method: str = "elementwise",
     work_dir: str | Path | None = None,
     progress: bool = True,
+    **options: Unpack[FullKeywords],
 ) -> MergedModel:
     """Merge several fully fine-tuned checkpoints of one base model into one, element by element.
 
@@ -59,29 +51,11 @@ def merge_full(
         base: a folder with `config.json` and safetensors, a hub id, or a loaded model.
         experts: name -> folder, hub id or loaded model, or a list of these (named after their last path part).
         weights: by name, or in order; 1.0 each by default. May be negative; 0 leaves an expert out.
-        recipe: a named set of defaults; explicit options win over it. "paper" is SA-Merging as published: density 0.1,
-            ten iterations, scaling 1.0, no residual edges, tensors outside the graph summed.
-        density: share of its elements that each expert keeps in each weight of the graph, in (0, 1]; 0.1 by default.
-            "adaptive" or "adaptive:<mean>": more of weights whose changes are concentrated in few elements, less of
-            those where they are spread, with the mean held.
-        iterations: scoring and pruning steps, 10 by default.
-        scaling: lambda, or "auto" (default): each weight's merged update gets 1.3 times the experts' mean Frobenius
-            norm there.
-        agreement: "paper" (default), S = dR/dtau * sum_i w_i tau_i; or "task", |dR/dtau| w tau * sum_i w_i tau_i,
-            which is positive only where the expert agrees with the merge.
-        connectivity: "flow" (default), through the model family's graph; "local", every weight by itself; or a
-            `samerge.graph.FlowGraph` of one's own.
-        residual: whether the flow graph has the residual edges, True by default.
-        outside: what becomes of tensors outside the graph (norms, biases, embeddings, heads): "average" (default), the
-            weighted average of the differences to the base; "sum", their weighted sum, times lambda where it is a
-            number; or "base".
-        mismatched: what becomes of tensors that an expert lacks or adds, or that have another shape there: "error"
-            (default), or "base", which keeps the base's. The report lists them.
-        dtype: of the output, e.g. "bfloat16"; the base's own by default. Computed in float32 (in float64 where the
-            base is).
-        device: where to compute: "cpu" by default, a live model's own device otherwise.
+        method: "elementwise" (default), or "paper", SA-Merging as published: scaling 1.0, no residual edges, tensors
+            outside the graph summed.
         work_dir: keep the masks in files below this folder instead of in memory.
         progress: show progress bars when on a terminal.
+        **options: see `FullKeywords`; `samerge full --help` tells what each means.
 
     Returns:
         The merged model: `.save(path)`, `.as_lora(rank)`, `.tensor(name)`, `.report`, `.push_to_hub(repo_id)`. It
@@ -103,21 +77,7 @@ def merge_full(
         merged.as_lora(rank=32).save("merged-lora/")
         ```
     """
-    options = resolve(
-        recipe,
-        {
-            "density": density,
-            "iterations": iterations,
-            "scaling": scaling,
-            "agreement": agreement,
-            "connectivity": connectivity,
-            "residual": residual,
-            "outside": outside,
-            "mismatched": mismatched,
-            "dtype": dtype_of(dtype),
-            "device": device,
-        },
-    )
+    resolved = resolve(method, options)
     bars = Progress(progress)
     with bars.task("reading", 1):
         opened = open_experts(experts)
@@ -126,10 +86,10 @@ def merge_full(
         active = [n for n, weight in enumerate(values) if weight != 0]
         if not active:
             raise OptionError("every expert has the weight 0, so that there is nothing to merge; give other weights")
-        sources, found = _aligned(root, [opened[n] for n in active], options)
+        sources, found = _aligned(root, [opened[n] for n in active], resolved)
     work = None if work_dir is None else WorkFolder(work_dir)
     try:
-        return _merged(root, opened, values, active, sources, found, options, work, bars, progress)
+        return _merged(root, opened, values, active, sources, found, method, resolved, work, bars, progress)
     except BaseException:
         if work is not None:
             work.close()
@@ -158,6 +118,7 @@ def _merged(
     active: Sequence[int],
     sources: Sequence[WeightSource],
     found: Sequence[Mismatch],
+    method: str,
     options: FullOptions,
     work: WorkFolder | None,
     bars: Progress,
@@ -194,18 +155,18 @@ def _merged(
     )
     with bars.task("hashing", 1):
         told = record(
-            *(base, experts, weights, options, pruner, active, measured, outside, found, logs, bars.seconds),
+            *(base, experts, weights, method, options, pruner, active, measured, outside, found, logs, bars.seconds),
             _warnings(base, experts, weights, found),
         )
     told["timings"] = {stage: round(seconds, 4) for stage, seconds in bars.seconds.items()}
     turned = {key: edge.transposed for key, edge in sorted(edges.items()) if edge.tensor not in kept}
-    return MergedModel(Report(told), assembly, base, tuple(experts), turned, options.dtype, progress, work)
+    return MergedModel(Report(told), assembly, base, tuple(experts), turned, dtype_of(options.dtype), progress, work)
 
 
 def _prune(
     pruner: Pruner, graph: FlowGraph, keys: Sequence[str], options: FullOptions, bars: Progress
 ) -> tuple[float, ...]:
-    mean = density_mean(options.density) or 1.0
+    mean = mean_of(options.density)
     densities = (lambda n, key: mean) if not isinstance(options.density, str) else element_densities(pruner, keys, mean)
     iterations = options.iterations if mean < 1 else 1  # nothing is pruned at density 1, and one walk tells log R
     weights = [edge for edge in graph.edges if isinstance(edge, Weight)]
@@ -221,8 +182,8 @@ def _entries(source: WeightSource, weights: Iterable[Weight]) -> int:
 
 
 def _dtype(source: WeightSource, tensor: str, options: FullOptions) -> torch.dtype:
-    own = source.dtype(tensor)
-    return options.dtype if options.dtype is not None and own.is_floating_point else own
+    own, chosen = source.dtype(tensor), dtype_of(options.dtype)
+    return chosen if chosen is not None and own.is_floating_point else own
 
 
 def _warnings(

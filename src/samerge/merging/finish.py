@@ -9,24 +9,25 @@ from typing import Any
 
 import torch
 
-from samerge.adapters import Adapter, widest
-from samerge.adapters import servable as profile
+from samerge.adapters import Adapter, servable, widest
 from samerge.adapters.layouts import Layout, expert_of
-from samerge.linalg.factors import LoraFactors, balanced, norm, pad
-from samerge.linalg.spectrum import flatten
-from samerge.linalg.truncation import truncate
+from samerge.adapters.servable import cast, check_finite
+from samerge.linalg.factors import LoraFactors, norm, pad
+from samerge.linalg.triplets import Triplets
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.views import replication
+from samerge.merging.inputs import dtype_of
 from samerge.merging.merged_adapter import MergedAdapter
+from samerge.merging.plan import Plan
 from samerge.merging.trained_parts import merge_extras
-from samerge.methods.problem import MergedLayer, Outcome, Problem, Site, by_module
-from samerge.methods.scaling import ROUNDING, fixed_scale, scale_of
+from samerge.methods.method import Begun, MergedLayer
+from samerge.methods.problem import MOST_BALANCE, Part, Problem, Site, by_module
+from samerge.methods.scaling import NORM_FACTOR, ROUNDING, norm_rule
 from samerge.options.lines import is_lines, layer_scalings
-from samerge.options.merge_options import MergeOptions
-from samerge.options.values import INTERFERENCE
+from samerge.options.scaling import auto_factor
 from samerge.parallel.supply import elsewhere, send_all
-from samerge.report.diagnostics.diagnose import diagnosed
-from samerge.report.interference import scalings
+from samerge.report.diagnostics.diagnose import diagnosed_layer
+from samerge.report.diagnostics.whole_merge import summary
 from samerge.report.merge_record import record
 from samerge.report.report import Report
 
@@ -37,56 +38,116 @@ _NOTABLE_LOSS = 0.2
 _WITH_HEAD = frozenset({"SEQ_CLS", "TOKEN_CLS"})
 
 
-def finish(
-    problem: Problem,
-    experts: Sequence[Adapter],
-    outcome: Outcome,
-    options: MergeOptions,
-    default_svd_rank: int | None,
-    dora_lost: Mapping[str, Mapping[str, float]] | None = None,
-    undiagnosed: str | None = None,
-) -> MergedAdapter:
-    """Truncate, flatten, scale, bring to one rank and dtype, fill in missing layers, write the record."""
-    dtype = options.dtype or widest(expert.dtype for expert in experts)
-    svd_rank = options.svd_rank or default_svd_rank
-    factors: dict[str, LoraFactors] = {}
-    updates: dict[str, LoraFactors] = {}
+class Finisher:
+    """Takes the merged layers one by one and makes the adapter and its record of them.
 
-    def shortened(site: Site) -> float:
-        layer = outcome.layers[site.module]
-        update, lost = (layer.factors, 0.0) if svd_rank is None else truncate(layer.factors, svd_rank)
-        updates[site.module] = flatten(update) if options.spectrum == "flat" else update
-        return layer.lost + (1 - layer.lost) * lost
+    Args:
+        problem: the adapters as they were brought together.
+        experts: the adapters.
+        planned: what was to be done.
+        begun: the method, at work.
+        dora_lost: what the conversion of DoRA modules lost, by module and adapter.
+        undiagnosed: why the merge is not compared with its adapters; empty where it is.
+    """
 
-    losses = by_module(problem.sites, shortened)
-    scales = _scales(problem, outcome, updates, options)
+    def __init__(
+        self,
+        problem: Problem,
+        experts: Sequence[Adapter],
+        planned: Plan,
+        begun: Begun,
+        dora_lost: Mapping[str, Mapping[str, float]] | None = None,
+        undiagnosed: str = "",
+    ) -> None:
+        self.problem, self.experts, self.planned, self.begun = problem, experts, planned, begun
+        self.dora_lost, self.undiagnosed = dora_lost or {}, undiagnosed
+        self.dtype = dtype_of(planned.common.dtype) or widest(expert.dtype for expert in experts)
+        self.limit = problem.limit or (None if planned.method.exact else problem.rank)
+        self.scales = self._by_depth()
+        self.factors: dict[str, LoraFactors] = {}
+        self.layers: dict[str, dict[str, Any]] = {}
 
-    def scaled(site: Site) -> dict[str, Any]:
-        layer, update, scale = outcome.layers[site.module], updates.pop(site.module), scales[site.module]
-        update = balanced(LoraFactors(update.A, update.B * scale))
-        factors[site.module] = profile.cast(site.module, update, dtype)
-        return _layer_record(problem, site, layer, scale, losses[site.module], update)
+    def add(self, site: Site, parts: Mapping[int, Part], layer: MergedLayer) -> None:
+        """Truncate, scale and cast a merged layer, and say what became of the adapters in it."""
+        update, lost = (layer.update, 0.0) if self.limit is None else layer.update.truncated(self.limit)
+        scale = self._scale(site, parts, update)
+        written = cast(site.module, update.scaled(scale).factors(), self.dtype)
+        self.factors[site.module] = written
+        weights = {self.problem.names[n]: self.problem.weights[n] for n in parts}
+        self.layers[site.module] = {
+            "experts": {
+                self.problem.names[n]: {
+                    "components": share.components,
+                    "kept": None if share.kept is None else list(share.kept),
+                    "norm": parts[n].norm / abs(parts[n].balance),
+                    "energy": share.energy,
+                    **({} if share.elements is None else {"elements": list(share.elements)}),
+                    **({} if parts[n].balance == 1.0 else {"balance": parts[n].balance}),
+                }
+                for n, share in layer.shares.items()
+            },
+            "rank": update.rank,
+            "scale": scale,
+            "norm": float(norm(written.to(dtype=torch.float32))),
+            "lost": layer.lost + (1 - layer.lost) * lost,
+            "outside": self.problem.graph is not None and not site.inside,
+            **({"dora_lost": dict(self.dora_lost[site.module])} if site.module in self.dora_lost else {}),
+        }
+        if not self.undiagnosed:
+            trained = {n: LoraFactors(p.factors.A, p.factors.B / p.balance) for n, p in parts.items()}
+            found = diagnosed_layer(site.shape, written, trained, layer.conflict, self.problem.names, weights)
+            of = self.layers[site.module]["experts"]
+            experts = {name: {**of[name], **own} for name, own in found["experts"].items()}
+            self.layers[site.module] |= {**found, "experts": experts}
 
-    layers = by_module(problem.sites, scaled)
-    layouts: dict[str, Layout] = {site.module: site.layout for site in problem.sites}
-    for module, (like, shape) in assemble.missing_layers(problem.sites, problem.source).items():
-        factors[module] = LoraFactors(torch.zeros(0, shape[1], dtype=dtype), torch.zeros(shape[0], 0, dtype=dtype))
-        layouts[module] = like.layout
-    rank = max(1, *(layer["rank"] for layer in layers.values()))
-    factors = {m: pad(factors[m], rank) for m in factors}
-    factors.update(_from_others(problem, rank, dtype, factors))
-    factors = {m: factors[m] for m in sorted(factors)}
-    beside = merge_extras(experts, problem.weights, problem.sites, layouts, options, problem.source)
-    for name, tensor in beside.tensors.items():
-        profile.check_finite(name, tensor)
-    settings = {**_settings(problem, experts, factors, layouts, rank, options), **beside.settings}
-    for module, shares in (dora_lost or {}).items():
-        layers[module]["dora_lost"] = dict(shares)
-    diagnostics = {"absent": undiagnosed} if undiagnosed else diagnosed(problem, outcome, factors, layers)
-    usual = options.fit and options.svd_rank is None
-    warnings = [*_warnings(problem, experts, layers, options.method, usual), *beside.warnings]
-    record_ = record(problem, experts, outcome, options, factors, rank, dtype, layers, diagnostics, warnings)
-    return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(record_), beside.tensors)
+    def done(self) -> MergedAdapter:
+        """The adapter: of one rank, with the layers that no adapter has, its configuration and its record."""
+        problem, planned = self.problem, self.planned
+        layers = by_module(problem.sites, lambda site: self.layers[site.module])
+        layouts: dict[str, Layout] = {site.module: site.layout for site in problem.sites}
+        factors = dict(self.factors)
+        for module, (like, shape) in assemble.missing_layers(problem.sites, problem.source).items():
+            empty = torch.zeros(0, shape[1], dtype=self.dtype), torch.zeros(shape[0], 0, dtype=self.dtype)
+            factors[module] = LoraFactors(*empty)
+            layouts[module] = like.layout
+        rank = max(1, *(layer["rank"] for layer in layers.values()))
+        factors = {m: pad(factors[m], rank) for m in factors}
+        factors.update(_from_others(problem, rank, self.dtype, factors))
+        factors = {m: factors[m] for m in sorted(factors)}
+        beside = merge_extras(self.experts, problem.weights, problem.sites, layouts, planned.common, problem.source)
+        for name, tensor in beside.tensors.items():
+            check_finite(name, tensor)
+        settings = {
+            **_settings(problem, self.experts, factors, layouts, rank, planned.common.modules_to_save),
+            **beside.settings,
+        }
+        active = [name for name, weight in zip(problem.names, problem.weights, strict=True) if weight != 0]
+        diagnostics = {"absent": self.undiagnosed} if self.undiagnosed else summary(layers, active)
+        warnings = [
+            *([planned.note] if planned.note else []),
+            *self.begun.notes,
+            *_warnings(problem, self.experts, layers, planned),
+            *beside.warnings,
+        ]
+        told = record(problem, self.experts, planned, self.begun, factors, rank, self.dtype, layers, diagnostics, warnings)
+        return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(told), beside.tensors)
+
+    def _by_depth(self) -> Mapping[str, float]:
+        """lambda of every module where it follows the depth; nothing otherwise."""
+        if not is_lines(self.planned.scaling):
+            return {}
+        modules = {site.module: site.layout.kind == "embedding" for site in self.problem.sites}
+        names = self.problem.source.shapes if self.problem.source else ()
+        return layer_scalings(modules, names, str(self.planned.scaling))
+
+    def _scale(self, site: Site, parts: Mapping[int, Part], update: Triplets) -> float:
+        if self.scales:
+            return self.scales[site.module]
+        factor = auto_factor(self.planned.scaling)
+        if factor is None:
+            return float(self.planned.scaling)
+        loudness = {n: abs(self.problem.weights[n]) * part.norm for n, part in parts.items()}
+        return norm_rule(update.norm, list(loudness.values()), factor or NORM_FACTOR)
 
 
 def _from_others(
@@ -103,74 +164,25 @@ def _from_others(
     return found
 
 
-def _scales(
-    problem: Problem, outcome: Outcome, updates: Mapping[str, LoraFactors], options: MergeOptions
-) -> dict[str, float]:
-    """lambda of every module, or of this process's."""
-    scaling = options.scaling
-    if scaling in INTERFERENCE:
-        return scalings(problem, updates, str(scaling), options.basis)
-    if is_lines(scaling):
-        modules = {site.module: site.layout.kind == "embedding" for site in problem.sites}
-        return layer_scalings(modules, problem.source.shapes if problem.source else (), str(scaling))
-    fixed = fixed_scale(problem.weights, scaling)
-    if fixed is not None:
-        return dict.fromkeys(updates, fixed)
-    flat = outcome.flat or options.spectrum == "flat"
-    return {
-        module: scale_of(
-            float(norm(update)),
-            {n: s.norm for n, s in outcome.layers[module].shares.items()},
-            problem.weights,
-            scaling,
-            flat,
-        )
-        for module, update in updates.items()
-    }
-
-
-def _layer_record(
-    problem: Problem, site: Site, layer: MergedLayer, scale: float, lost: float, update: LoraFactors
-) -> dict[str, Any]:
-    return {
-        "experts": {
-            problem.names[n]: {
-                "components": share.components,
-                "kept": None if share.kept is None else list(share.kept),
-                "norm": share.norm,
-                "energy": share.energy,
-                **({} if share.elements is None else {"elements": list(share.elements)}),
-                **({} if share.balance == 1.0 else {"balance": share.balance}),
-            }
-            for n, share in layer.shares.items()
-        },
-        "rank": update.rank,
-        "scale": scale,
-        "norm": float(norm(update)),
-        "lost": lost,
-        "outside": problem.graph is not None and not site.inside,
-    }
-
-
 def _settings(
     problem: Problem,
     experts: Sequence[Adapter],
     factors: Mapping[str, LoraFactors],
     layouts: Mapping[str, Layout],
     rank: int,
-    options: MergeOptions,
+    modules_to_save: str | None,
 ) -> dict[str, Any]:
-    """`adapter_config.json` in the servable profile."""
+    """`adapter_config.json` in the servable servable."""
     modules, parameters = _targets(problem, factors, layouts)
     parameters = _as_trained(experts, parameters, problem)
     replicated = replication(experts)
     bases = [expert.config.get("base_model_name_or_path") for expert in experts]
     tasks = {expert.config.get("task_type") for expert in experts}
     task = tasks.pop() if len(tasks) == 1 else None
-    if task in _WITH_HEAD and options.modules_to_save == "drop":
+    if task in _WITH_HEAD and modules_to_save == "drop":
         task = None  # PEFT would look for a trained head in the file
     return {
-        **profile.settings(
+        **servable.settings(
             next((b for b in bases if b), problem.source.name if problem.source else None),
             rank,
             modules,
@@ -192,13 +204,13 @@ def _targets(
         return plain, parameters
     adapted = {expert_of(site.module)[0].removesuffix(".weight"): _stem(site.key or "") for site in problem.sites}
     stems = {_stem(t): t for t, shape in problem.source.shapes.items() if len(shape) >= 2}
-    taken = set(adapted.values()) | set(profile.siblings(adapted, stems).values())
+    taken = set(adapted.values()) | set(servable.siblings(adapted, stems).values())
     others = set(stems) - taken
     owners = {parameter.rpartition(".")[0] for parameter in parameters}
     bare = {stems[stem] for stem in others} | {f"{m}.weight" for m in plain}
     return (
-        profile.target_modules(plain, others | owners | {f"{m}.out_proj" for m in plain}),
-        profile.target_modules(parameters, bare),
+        servable.target_modules(plain, others | owners | {f"{m}.out_proj" for m in plain}),
+        servable.target_modules(parameters, bare),
     )
 
 
@@ -224,9 +236,8 @@ def _stem(key: str) -> str:
 
 
 def _warnings(
-    problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, Any], method: str, usual: bool
+    problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, Any], planned: Plan
 ) -> list[str]:
-    """`usual`: the rank is the recipe's own, whose loss is no news; the report's table tells it."""
     found = []
     strangers = _strangers(problem, experts)
     if strangers:
@@ -247,12 +258,17 @@ def _warnings(
         )
     found += _dora_warnings(layers)
     heavy = {m: layer["lost"] for m, layer in layers.items() if layer["lost"] > _NOTABLE_LOSS}
-    if heavy and not usual:
+    if heavy:
         worst = max(heavy, key=lambda m: heavy[m])
-        option = "rank" if method in ("compress", "extract") else "svd_rank"
         found.append(
-            f"truncation to {option} lost over {_NOTABLE_LOSS:.0%} of the energy in {len(heavy)} of {len(layers)} "
-            f"layers (most in {worst}: {heavy[worst]:.0%}); a larger {option} keeps more"
+            f"truncation to the rank lost over {_NOTABLE_LOSS:.0%} of the energy in {len(heavy)} of {len(layers)} "
+            f"layers (most in {worst}: {heavy[worst]:.0%}); a larger rank keeps more"
+        )
+    capped = sorted({n for layer in layers.values() for n, one in layer["experts"].items() if one.get("balance") == MOST_BALANCE})
+    if capped:
+        found.append(
+            f"far smaller than the others: {', '.join(capped)}. The balance makes an adapter {MOST_BALANCE:g} times as "
+            f"strong at most, so it stays relatively small; was it trained?"
         )
     return found
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from samerge.adapters import Adapter, live_adapter, read_adapter
 from samerge.errors import OptionError
-from samerge.options.values import number
+from samerge.options.kinds import check_number
 from samerge.weights import FolderSource, ModelSource, WeightSource
 from samerge.weights.hub import resolve_adapter, resolve_base
 
@@ -39,8 +39,8 @@ def open_base(base: str | Path | nn.Module | FolderSource | None, required: bool
     if base is None:
         if required:
             raise OptionError(
-                "this method reads the base model; give base= (--base): a folder, a hub id or a loaded model. The "
-                "default merge, recipe='even', does without"
+                "this method reads the base model; give base: a folder, a hub id or a loaded model. The method even does "
+                "without"
             )
         return None
     return FolderSource(resolve_base(str(base)), name=str(base))
@@ -143,10 +143,10 @@ def weights_of(
                 f"{f'no {what} is called {unknown}' if unknown else f'none given for {lacking}'}; "
                 f"{what}s: {list(names)}"
             )
-        return tuple(number(f"weights[{name!r}]", weights[name]) for name in names)
+        return tuple(check_number(f"weights[{name!r}]", weights[name]) for name in names)
     if len(weights) != len(names):
         raise OptionError(f"{len(weights)} weights for {len(names)} {what}s {list(names)}; give one for each")
-    return tuple(number(f"weights[{i}]", weight) for i, weight in enumerate(weights))
+    return tuple(check_number(f"weights[{i}]", weight) for i, weight in enumerate(weights))
 
 
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:

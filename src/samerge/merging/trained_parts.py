@@ -28,8 +28,9 @@ from samerge.errors import AdapterError, BaseModelError, OptionError
 from samerge.merging.alignment.matching import Names
 from samerge.methods.problem import Site
 from samerge.options.lines import is_lines
-from samerge.options.merge_options import MergeOptions
-from samerge.options.values import INTERFERENCE, UNIT, auto_factor
+from samerge.merging.inputs import dtype_of
+from samerge.options.common import CommonOptions
+from samerge.options.scaling import auto_factor
 from samerge.weights import WeightSource
 
 _PREFIX = "base_model.model."
@@ -93,7 +94,7 @@ def merge_extras(
     weights: Sequence[float],
     sites: Sequence[Site],
     layouts: Mapping[str, Layout],
-    options: MergeOptions,
+    options: CommonOptions,
     source: WeightSource | None,
 ) -> MergedExtras:
     """Merge what stands beside the factors.
@@ -114,9 +115,10 @@ def merge_extras(
     settings: dict[str, Any] = {}
     warnings: list[str] = []
     active = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if weight != 0]
-    dtype = options.dtype or widest(adapter.dtype for adapter, _ in active or [(adapters[0], 0)])
-    ruled = is_lines(options.scaling) or options.scaling in INTERFERENCE
-    scaling = 1.0 if ruled else options.scaling
+    chosen_dtype = dtype_of(options.dtype)
+    dtype = chosen_dtype or widest(adapter.dtype for adapter, _ in active or [(adapters[0], 0)])
+    ruled = is_lines(options.scaling)
+    scaling = 1.0 if ruled or options.scaling is None else options.scaling
     biases = _lora_biases(sites, weights, layouts, scaling)
     if biases:
         settings["lora_bias"] = True
@@ -125,17 +127,17 @@ def merge_extras(
     if ruled and (biases or trained):
         raise OptionError(
             f"scaling={options.scaling!r}: the adapters train biases ({min(biases or trained)}), which it does not "
-            f"scale{' by layer' if is_lines(options.scaling) else ''}; give a number or 'auto'"
+            f"scale by layer; give a number or 'auto'"
         )
     if trained:
         settings["bias"] = "all" if any(a.config.get("bias") == "all" for a, _ in active) else "lora_only"
         tensors.update(trained)
     if options.modules_to_save not in (None, "drop"):
         chosen = _chosen([adapter for adapter, _ in active], str(options.modules_to_save))
-        tensors.update(_saved(chosen, options.dtype))
+        tensors.update(_saved(chosen, chosen_dtype))
         names = sorted({name for a in chosen if a.extras.saved for name in a.config.get("modules_to_save") or ()})
         settings["modules_to_save"] = names or None
-        rows, indices = _tokens(chosen, options.dtype)
+        rows, indices = _tokens(chosen, chosen_dtype)
         tensors.update(rows)
         if indices:
             settings["trainable_token_indices"] = indices
@@ -181,8 +183,8 @@ def _check_copy(adapter: str, name: str, load: Load, source: WeightSource | None
 
 def _sum(parts: Sequence[tuple[float, Tensor]], scaling: float | str) -> Tensor:
     total = torch.stack([weight * part.float() for weight, part in parts]).sum(0)
-    if scaling == UNIT or auto_factor(scaling) is not None:
-        return total / sum(abs(weight) for weight, _ in parts)
+    if auto_factor(scaling) is not None:
+        return total / len(parts)
     return total * float(scaling)
 
 

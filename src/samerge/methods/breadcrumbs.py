@@ -1,10 +1,10 @@
-"""`breadcrumbs`: drop the largest and the smallest values of every tensor, and add (Davari and Belilovsky 2024).
+"""`breadcrumbs`: drop the largest and the smallest elements of every layer, add (Davari and Belilovsky 2024).
 
     v_i = w_i tau_i without the `top` share of largest magnitudes of the layer and without all but the next `density`
     M = sum_i v_i
 
 Published: the top 1 % and the bottom 85 % dropped, so density 0.14; lambda 0.3. Thresholds are exact; values that equal
-the upper one are dropped, those that equal the lower one stay. Streamed, then truncated to `svd_rank`.
+the upper one are dropped, those that equal the lower one stay. Streamed, then truncated.
 """
 
 from __future__ import annotations
@@ -15,32 +15,30 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from samerge.errors import OptionError
-from samerge.methods.parameters import own
-from samerge.methods.rows import Combine, Layer, column, magnitudes
-from samerge.options.merge_options import MergeOptions
-from samerge.options.values import number
+from samerge.methods.method import Method
+from samerge.methods.rows import Combine, Layer, by_rows, column, magnitudes
+from samerge.options.kinds import real, share
+from samerge.options.option import Options, option
 
 
 @dataclass(frozen=True)
-class BreadcrumbsParameters:
-    """Options of `breadcrumbs`.
+class BreadcrumbsOptions(Options):
+    """Options of `breadcrumbs`."""
 
-    Args:
-        top: share of largest values of every tensor that is dropped, in [0, 1).
-    """
+    density: float = option(share(), 0.14, "Share of its elements that each adapter keeps in each layer.")
+    top: float = option(real(0, 1, below=True), 0.01, "Share of largest values of every tensor that is dropped.")
 
-    top: float = 0.01
+    def check(self) -> None:
+        """Refuse shares that are more than 1 together."""
+        if self.density + self.top > 1 + 1e-9:
+            raise OptionError(
+                f"density={self.density} with top={self.top}: together they are more than 1; nothing is left below"
+            )
 
-    def __post_init__(self) -> None:
-        if not 0 <= number("top", self.top) < 1:
-            raise OptionError(f"method_options: top={self.top!r} must lie in [0, 1)")
 
-
-def prepare_breadcrumbs(layers: Sequence[Layer], options: MergeOptions) -> Combine:
+def prepare(layers: Sequence[Layer], options: BreadcrumbsOptions) -> Combine:
     """`breadcrumbs` as `by_rows` runs it."""
-    density, top = options.mean_density or 0.14, own(options, BreadcrumbsParameters).top
-    if density + top > 1 + 1e-9:
-        raise OptionError(f"density={density} with top={top}: together they are more than 1; nothing is left below")
+    density, top = options.density, options.top
 
     def ranks(size: int) -> Sequence[int]:
         dropped = min(round(top * size), size - 1)
@@ -57,3 +55,6 @@ def prepare_breadcrumbs(layers: Sequence[Layer], options: MergeOptions) -> Combi
         return kept, kept.sum(dim=0)
 
     return combine
+
+
+METHOD = Method("breadcrumbs", by_rows(prepare), BreadcrumbsOptions, scaling=0.3, by_site=False)

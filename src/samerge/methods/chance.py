@@ -12,23 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.errors import OptionError
 from samerge.methods.rows import Layer
+from samerge.options.kinds import whole
+from samerge.options.option import Options, option
 
 
 @dataclass(frozen=True)
-class SeedParameters:
-    """Options of a random method.
+class SeedOptions(Options):
+    """Options of a random method."""
 
-    Args:
-        seed: of the random numbers, a whole number.
-    """
-
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise OptionError(f"method_options: seed={self.seed!r} must be a whole number")
+    seed: int = option(whole(least=0), 0, "Of the random numbers.")
 
 
 def uniform(layer: Layer, start: int, tiles: Tensor, seed: int) -> Tensor:

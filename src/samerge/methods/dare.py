@@ -1,11 +1,10 @@
-"""`dare` and `dare-ties`: drop at random and rescale (Yu et al. 2023), then add, or elect signs.
+"""`dare`: drop elements at random, rescale, add (DARE; Yu et al. 2023).
 
-    v_i = w_i tau_i * m / density,  m ~ Bernoulli(density) for every element, density = 1 - p
-    dare: M = sum_i v_i        dare-ties: M by the election of signs (`samerge.methods.sign_election`)
+    v_i = w_i tau_i * m / density,  m ~ Bernoulli(density) for every element, density = 1 - p;   M = sum_i v_i
 
 Seeded. density="adaptive" gives every layer a density of its own (`samerge.linalg.adaptive_density`). Streamed, then
-truncated to `svd_rank`: that averages much of the noise away again, so the result is nearer to the sum than the dense
-merge is. PEFT's `dare_linear_svd` and `dare_ties_svd` are the same with other random numbers.
+truncated: that averages much of the noise away again, so the result is nearer to the sum than the dense merge is.
+PEFT's `dare_linear_svd` is the same with other random numbers.
 """
 
 from __future__ import annotations
@@ -15,46 +14,36 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samerge.methods.chance import SeedParameters, uniform
+from samerge.methods.chance import SeedOptions, uniform
 from samerge.methods.density import densities
-from samerge.methods.parameters import own
-from samerge.methods.rows import Combine, Layer, column
-from samerge.methods.sign_election import SignParameters, elect
-from samerge.options.merge_options import MergeOptions
+from samerge.methods.method import Method
+from samerge.methods.rows import Combine, Layer, by_rows, column
+from samerge.options.kinds import density
+from samerge.options.option import option
 
 
 @dataclass(frozen=True)
-class DareTiesParameters(SignParameters, SeedParameters):
-    """Options of `dare-ties`: those of the election, and the seed."""
+class DareOptions(SeedOptions):
+    """Options of `dare`."""
 
-    def __post_init__(self) -> None:
-        SignParameters.__post_init__(self)
-        SeedParameters.__post_init__(self)
+    density: float | str = option(density(), 0.1, "Share of its elements that each adapter keeps.")
 
 
-def prepare_dare(layers: Sequence[Layer], options: MergeOptions) -> Combine:
+def prepare(layers: Sequence[Layer], options: DareOptions) -> Combine:
     """`dare` as `by_rows` runs it."""
-    density, seed = densities(layers, options, 0.1), own(options, SeedParameters).seed
+    share = densities(layers, options.density)
 
     def combine(layer: Layer, start: int, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        kept = drop(layer, start, tiles, density, seed)
+        kept = drop(layer, start, tiles, share, options.seed)
         return kept, kept.sum(dim=0)
 
     return combine
 
 
-def prepare_dare_ties(layers: Sequence[Layer], options: MergeOptions) -> Combine:
-    """`dare-ties` as `by_rows` runs it."""
-    density, chosen = densities(layers, options, 0.1), own(options, DareTiesParameters)
-
-    def combine(layer: Layer, start: int, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        kept = drop(layer, start, tiles, density, chosen.seed)
-        return kept, elect(kept, chosen)
-
-    return combine
-
-
 def drop(layer: Layer, start: int, tiles: Tensor, density: Callable[[Layer, int], float], seed: int) -> Tensor:
-    """The experts' tiles with a share of their elements kept and rescaled."""
+    """The adapters' tiles with a share of their elements kept and rescaled."""
     share = column([density(layer, n) for n in layer.parts], tiles)
     return tiles * (uniform(layer, start, tiles, seed) < share) / share
+
+
+METHOD = Method("dare", by_rows(prepare), DareOptions, by_site=False)

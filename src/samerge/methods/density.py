@@ -8,13 +8,13 @@ import torch
 
 from samerge.linalg.adaptive_density import adaptive_densities, evenness
 from samerge.methods.rows import Layer, sizes_of
-from samerge.options.merge_options import MergeOptions
+from samerge.options.kinds import mean_of
 
 
-def densities(layers: Sequence[Layer], options: MergeOptions, default: float) -> Callable[[Layer, int], float]:
-    """The density of an expert in a layer; adaptive ones from a pass over the magnitudes of all elements."""
-    mean = options.mean_density or default
-    if not isinstance(options.density, str):
+def densities(layers: Sequence[Layer], density: float | str) -> Callable[[Layer, int], float]:
+    """The density of an adapter in a layer; adaptive ones from a pass over the magnitudes of all elements."""
+    mean = mean_of(density)
+    if not isinstance(density, str):
         return lambda layer, n: mean
     found: dict[tuple[str, int], float] = {}
     sums = {layer.module: _sums(layer) for layer in layers}

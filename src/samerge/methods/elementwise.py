@@ -1,4 +1,6 @@
-"""`elementwise`: SA-Merging of the single elements of the updates (Park, Lee and Sohn, ICML 2026, arXiv 2606.00511).
+"""`elementwise`: each adapter keeps its most salient single elements (SA-Merging of full weights), then truncate.
+
+Park, Lee and Sohn, ICML 2026, arXiv 2606.00511.
 
 Every expert's update tau_n = s_n B_n A_n is taken as a full matrix, a few rows at a time. T times over, the elements
 are scored against the state at the start of the iteration and those with the largest score stay; m_n is their mask, and
@@ -7,13 +9,12 @@ T = sum_i w_i m_i * tau_i the merge as it stands:
     S_n = dR_n/dtau_n * T                      agreement="paper"
     S_n = |dR_n/dtau_n| * w_n tau_n * T        agreement="task", positive only where the expert agrees with the merge
 
-After masking an update is no longer of low rank, so every merged layer is brought back to `svd_rank` (by default the
-largest source rank) by a randomised SVD that asks for T some rows at a time. What that loses is in the report, layer by
+After masking an update is no longer of low rank, so every merged layer is brought back to the rank of the result
+by a randomised SVD that asks for T some rows at a time. What that loses is in the report, layer by
 layer; it can be much, and then a warning says so. Layers in which nothing was masked are truncated exactly, through the
 factors.
 
-Modules outside the flow graph have no dR/dtau; they are pruned by w_n tau_n * T (as "task" with alpha = beta = 1), and
-left whole in the paper's recipe. Cost of an iteration: as `saliency`, and some ten operations more for each element
+Modules outside the flow graph have no dR/dtau; they are pruned by w_n tau_n * T (as "task" with alpha = beta = 1). Cost of an iteration: as `saliency`, and some ten operations more for each element
 and expert. Memory: the masks, one bit an element and expert, and two float tensors of the largest weight while it is
 scored; afterwards no merged update exists as a whole.
 """
@@ -34,14 +35,34 @@ from samerge.graph.widths import local_graph
 from samerge.linalg.factors import LoraFactors, concatenate, norm
 from samerge.linalg.randomised_svd import truncated_svd
 from samerge.linalg.sign_conflicts import conflict_among, sample_rows, values_at
+from samerge.linalg.triplets import singular, zero
 from samerge.linalg.truncation import truncate
-from samerge.methods.exact import empty
-from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site, iterate
-from samerge.options.merge_options import MergeOptions
+from samerge.methods.method import Begun, MergedLayer, Method, Share
+from samerge.methods.problem import Part, Problem, Site, iterate
+from samerge.options.connectivity import HELP, connectivity
+from samerge.options.kinds import density, flag, mean_of, whole, word
+from samerge.options.option import Options, option
 from samerge.saliency.element_densities import element_densities
 from samerge.saliency.element_masks import Masks
 from samerge.saliency.elements import Pruner
 from samerge.saliency.task_vectors import LowRankVectors, oriented, shape_of
+
+
+@dataclass(frozen=True)
+class ElementwiseOptions(Options):
+    """Options of `elementwise`."""
+
+    density: float | str = option(
+        density(), 0.1, "Share of its elements that each adapter keeps in each layer; adaptive spreads it over the layers."
+    )
+    iterations: int = option(whole(), 10, "Scoring and pruning steps.")
+    agreement: str = option(
+        word("paper", "task"),
+        "paper",
+        "paper: dR/dtau times the merge, with its sign; task: an element whose sign disagrees with the merge goes first.",
+    )
+    connectivity: str | FlowGraph = option(connectivity(), "flow", HELP)
+    residual: bool = option(flag(), True, "Whether the flow graph has the residual edges.")
 
 
 @dataclass(frozen=True)
@@ -59,14 +80,14 @@ class _Layer:
     factors: Mapping[int, LoraFactors]
 
 
-def merge_elementwise(problem: Problem, options: MergeOptions) -> Outcome:
-    """Score and prune T times, then bring every layer to its rank."""
+def begin(problem: Problem, options: ElementwiseOptions) -> Begun:
+    """Score and prune T times; then every layer is brought to its rank."""
     assert problem.source is not None
     active = [n for n, weight in enumerate(problem.weights) if weight != 0]
     places = {n: place for place, n in enumerate(active)}
     layers = []
     for site in iterate(problem, "preparing"):
-        factors = {places[n]: update for n, update in problem.factors(site).items()}
+        factors = {places[n]: part.factors for n, part in problem.parts(site, hold=True).items()}
         layers.append(_Layer(site, site.key or "", factors))
     vectors = LowRankVectors(
         [
@@ -82,21 +103,20 @@ def merge_elementwise(problem: Problem, options: MergeOptions) -> Outcome:
     pruner = Pruner(problem.source, vectors, weights, Masks(), problem.device)
     logs = _prune(pruner, layers, problem, options) if active else ()
     _check(logs, [problem.names[n] for n in active], problem.source.name)
-    rank = options.svd_rank or problem.rank
-    merged = {}
-    with problem.progress.task("truncating", len(layers)) as advance:
-        for layer in layers:
-            merged[layer.site.module] = _finish(pruner, layer, active, rank)
-            advance(1)
-    return Outcome(merged, dict(zip(active, logs, strict=True)) if logs else {})
+    left = {layer.site.module: layer for layer in layers}
+
+    def merged(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
+        return _merged(pruner, left.pop(site.module), active, problem.target)
+
+    return Begun(merged, dict(zip(active, logs, strict=True)) if logs else {})
 
 
-def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: MergeOptions) -> tuple[float, ...]:
+def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: ElementwiseOptions) -> tuple[float, ...]:
     """Fill the masks; gives log R of every active expert, or nothing where none was needed."""
     inside = [layer for layer in layers if layer.site.inside]
-    outside = [layer for layer in layers if not layer.site.inside] if options.prune_outside else []
+    outside = [layer for layer in layers if not layer.site.inside]
     densities = _densities(pruner, [layer.key for layer in (*inside, *outside)], options)
-    if options.mean_density == 1:  # nothing needs a score
+    if mean_of(options.density) == 1:  # nothing needs a score
         return ()
     graphs: list[tuple[FlowGraph, bool]] = []
     if inside and problem.graph is not None:
@@ -113,8 +133,8 @@ def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: 
     return logs
 
 
-def _densities(pruner: Pruner, keys: Sequence[str], options: MergeOptions) -> Callable[[int, str], float]:
-    mean = options.mean_density or 1.0
+def _densities(pruner: Pruner, keys: Sequence[str], options: ElementwiseOptions) -> Callable[[int, str], float]:
+    mean = mean_of(options.density)
     if isinstance(options.density, str):
         return element_densities(pruner, keys, mean)
     return lambda n, key: mean
@@ -135,14 +155,14 @@ def _check(logs: Sequence[float], names: Sequence[str], base: str) -> None:
             raise BaseModelError(
                 f"scoring adapter {name!r} on the base model {base!r}: the connectivity R comes out with log R = "
                 f"{log}; a weight of the base holds NaN, infinite or huge values. Check the checkpoint, or pass "
-                f'connectivity="local" where that weight is not adapted'
+                f"choose the connectivity local where that weight is not adapted"
             )
 
 
-def _finish(pruner: Pruner, layer: _Layer, active: Sequence[int], rank: int) -> MergedLayer:
+def _merged(pruner: Pruner, layer: _Layer, active: Sequence[int], rank: int) -> MergedLayer:
     """The layer's merged update of its rank, what that lost, and what each expert kept before."""
     if not layer.factors:
-        return MergedLayer(empty(layer.site.shape), {})
+        return MergedLayer(zero(layer.site.shape), {})
     found = {active[n]: _share(pruner, layer, n) for n in layer.factors}
     shares = {n: share for n, (share, _) in found.items()}
     conflict = conflict_among([looked for _, looked in found.values()])
@@ -150,7 +170,7 @@ def _finish(pruner: Pruner, layer: _Layer, active: Sequence[int], rank: int) -> 
         update, lost = truncate(
             concatenate(list(layer.factors.values()), [pruner.weights[n] for n in layer.factors]), rank
         )
-        return MergedLayer(update, shares, lost, conflict)
+        return MergedLayer(singular(update), shares, lost, conflict)
 
     def rows(start: int, stop: int) -> Tensor:
         merged = _blank(pruner, layer.key, start, stop).zero_()
@@ -162,7 +182,7 @@ def _finish(pruner: Pruner, layer: _Layer, active: Sequence[int], rank: int) -> 
     update, _, lost = truncated_svd(rows, shape, rank, device=pruner.device, dtype=pruner.dtype)
     if layer.site.layout.transposed:
         update = LoraFactors(A=update.B.T.contiguous(), B=update.A.T.contiguous())
-    return MergedLayer(update, shares, lost, conflict)
+    return MergedLayer(singular(update), shares, lost, conflict)
 
 
 def _share(pruner: Pruner, layer: _Layer, n: int) -> tuple[Share, Tensor]:
@@ -171,7 +191,7 @@ def _share(pruner: Pruner, layer: _Layer, n: int) -> tuple[Share, Tensor]:
     factors, kept = layer.factors[n], pruner.masks.count(n, layer.key)
     size, count = float(norm(factors)), math.prod(layer.site.shape)
     if kept is None or not size:
-        share = Share(factors.rank, None, size, 1.0, (count if kept is None else kept, count))
+        share = Share(factors.rank, elements=(count if kept is None else kept, count))
         return share, values_at(factors, rows)
     left, looked = 0.0, []
     for start, stop in pruner.tiles(layer.key):
@@ -179,10 +199,13 @@ def _share(pruner: Pruner, layer: _Layer, n: int) -> tuple[Share, Tensor]:
         left += float(torch.linalg.vector_norm(tau, dtype=torch.float64)) ** 2
         own = rows if across else rows[(rows >= start) & (rows < stop)] - start
         looked.append(tau[:, own.to(tau.device)].T if across else tau[own.to(tau.device)])
-    share = Share(factors.rank, None, size, min(1.0, left / size**2), (kept, count))
+    share = Share(factors.rank, energy=min(1.0, left / size**2), elements=(kept, count))
     return share, torch.cat(looked, dim=1 if across else 0)
 
 
 def _blank(pruner: Pruner, key: str, start: int, stop: int) -> Tensor:
     """A tile in place of the base's, whose values low-rank updates do not need."""
     return torch.empty(stop - start, shape_of(pruner.source, key)[1], dtype=pruner.dtype, device=pruner.device)
+
+
+METHOD = Method("elementwise", begin, ElementwiseOptions, base="needed", scaling="auto", by_site=False)

@@ -1,4 +1,4 @@
-"""`pcb`: parameter competition balancing (Du et al. 2024).
+"""`pcb`: weigh every element by how it competes within and between adapters (PCB; Du et al. 2024).
 
 With v_i = w_i tau_i over the whole flattened adapter of d elements, N experts, a_i = |v_i| clipped at its `quantile`
 and 1 - `quantile` quantiles, and n_i = a_i brought to [0, 1]:
@@ -13,7 +13,7 @@ An adapter that is 0 everywhere has no score, and no share in M.
 
 Published: quantile 10^-4, density 0.05 to 0.1, lambda 1.2. Quantiles and thresholds are exact values of the data, found
 by histograms over tiles: a share of p at the upper end is d - floor((1 - p) d) values, at the lower end floor(p d).
-Streamed, then truncated to `svd_rank`. Cost: four more passes (eight in float64).
+Streamed, then truncated. Cost: four more passes (eight in float64).
 """
 
 from __future__ import annotations
@@ -24,32 +24,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.errors import OptionError
 from samerge.linalg.order_statistics import largest_of
-from samerge.methods.parameters import own
-from samerge.methods.rows import Combine, Layer, column, magnitudes, sizes_of
-from samerge.options.merge_options import MergeOptions
-from samerge.options.values import number
+from samerge.methods.method import Method
+from samerge.methods.rows import Combine, Layer, by_rows, column, magnitudes, sizes_of
+from samerge.options.kinds import real, share
+from samerge.options.option import Options, option
 
 
 @dataclass(frozen=True)
-class PcbParameters:
-    """Options of `pcb`.
+class PcbOptions(Options):
+    """Options of `pcb`."""
 
-    Args:
-        quantile: share of magnitudes that is clipped at either end, in [0, 0.5).
-    """
-
-    quantile: float = 1e-4
-
-    def __post_init__(self) -> None:
-        if not 0 <= number("quantile", self.quantile) < 0.5:
-            raise OptionError(f"method_options: quantile={self.quantile!r} must lie in [0, 0.5)")
+    density: float = option(share(), 0.1, "Share of its elements that each adapter keeps.")
+    quantile: float = option(real(0, 0.5, below=True), 1e-4, "Share of magnitudes that is clipped at either end.")
 
 
-def prepare_pcb(layers: Sequence[Layer], options: MergeOptions) -> Combine:
+def prepare(layers: Sequence[Layer], options: PcbOptions) -> Combine:
     """`pcb` as `by_rows` runs it."""
-    density, quantile = options.mean_density or 0.1, own(options, PcbParameters).quantile
+    density, quantile = options.density, options.quantile
     sizes = sizes_of(layers)
     if not sizes:
         return lambda layer, start, tiles: (tiles, tiles.sum(dim=0))
@@ -118,3 +110,6 @@ def _ends(layer: Layer, of: Callable[[Layer, int], tuple[float, ...]], like: Ten
 def _spread(high: Tensor, low: Tensor) -> Tensor:
     """What to divide by; 1 where there is nothing between the ends."""
     return torch.where(high > low, high - low, torch.ones_like(high))
+
+
+METHOD = Method("pcb", by_rows(prepare), PcbOptions, scaling=1.2, by_site=False)

@@ -1,36 +1,41 @@
-"""What a merge method is given, and what it gives back."""
+"""What a merge method is given: adapters of one base, brought together, one linear map at a time."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from functools import cached_property
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from samerge.adapters import AdaptedModule
 from samerge.adapters.layouts import Layout
 from samerge.graph import FlowGraph
-from samerge.linalg.factors import LoraFactors
-from samerge.linalg.sign_conflicts import Conflict
-from samerge.options.merge_options import MergeOptions
+from samerge.linalg.factors import LoraFactors, norm
+from samerge.linalg.triplets import Triplets, singular
 from samerge.parallel.processes import Group, group
 from samerge.parallel.progress import Progress
 from samerge.weights import WeightSource
 
 T = TypeVar("T")
 
+#: The largest factor by which the balance makes an adapter stronger; one that would need more is probably broken.
+MOST_BALANCE = 10.0
+
 
 @dataclass(frozen=True)
 class Site:
-    """One linear map of the base that at least one expert adapts.
+    """One linear map of the base that at least one adapter changes.
 
     Args:
         module: its name in the merged adapter.
         key: its weight in the base, as `Weight.key` has it; None when no base was given.
         layout: how PEFT stores its factors.
         shape: (out, in).
-        experts: for the number of each expert that adapts it, its factors.
+        experts: for the number of each adapter that has it, its factors.
         inside: whether it takes part in the flow graph.
         owner: with several processes, the one that merges it and holds its factors; None where all do.
     """
@@ -45,18 +50,65 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Several experts of one base, brought together.
+class Part:
+    """One adapter's update at a site, read once.
 
     Args:
-        names: the experts, in the user's order.
+        factors: its components as trained, in float32 on the merge's device, scale and balance folded into B.
+        balance: what its update was multiplied with by the balance.
+    """
+
+    factors: LoraFactors
+    balance: float = 1.0
+
+    @cached_property
+    def triplets(self) -> Triplets:
+        """Its singular triplets, those that exist."""
+        return singular(self.factors)
+
+    def with_triplets(self, triplets: Triplets) -> Part:
+        """The same update by these triplets, whose factors stand in for those that it was trained by."""
+        scaled = (triplets.U * triplets.S.to(triplets.U.dtype)).contiguous()
+        part = Part(LoraFactors(triplets.V.T.contiguous(), scaled), self.balance)
+        part.__dict__["triplets"] = triplets
+        return part
+
+    def components(self, index: Tensor) -> LoraFactors:
+        """Some of its singular components, (sigma_k p_k) q_k^T; its own factors where it is by triplets and all are."""
+        t = self.triplets.select(index.to(self.triplets.S.device))
+        return LoraFactors(t.V.T.contiguous(), (t.U * t.S.to(t.U.dtype)).contiguous())
+
+    @cached_property
+    def norm(self) -> float:
+        """Frobenius norm, after the balance."""
+        return float(norm(self.factors))
+
+    @property
+    def rank(self) -> int:
+        """Number of its components as trained."""
+        return self.factors.rank
+
+    def times(self, factor: float) -> Part:
+        """The part balanced by a factor."""
+        return Part(LoraFactors(self.factors.A, self.factors.B * factor), self.balance * factor)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Several adapters of one base, brought together.
+
+    Args:
+        names: the adapters, in the user's order.
         weights: one for each.
         sites: the adapted maps, sorted by module.
-        rank: the largest rank of any expert at any site.
+        rank: the largest rank of any adapter at any site.
         source: the base weights, None for methods that do not read them.
-        graph: the flow graph, None likewise.
+        graph: the flow graph, None likewise, or where the base's family is not known.
         device: where to compute.
         progress: where to report progress.
+        limit: rank of the result where it is limited.
+        balance: "none", "norm" (in each layer) or "global".
+        held: parts that were read already and will be wanted again, by module.
     """
 
     names: tuple[str, ...]
@@ -67,6 +119,9 @@ class Problem:
     graph: FlowGraph | None
     device: torch.device
     progress: Progress
+    limit: int | None = None
+    balance: str = "none"
+    held: dict[str, dict[int, Part]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def own(self) -> tuple[Site, ...]:
@@ -74,115 +129,69 @@ class Problem:
         return own_sites(self.sites)
 
     @property
+    def target(self) -> int:
+        """Rank of the result: as limited, or the largest of any adapter."""
+        return self.limit or self.rank
+
+    @property
     def group(self) -> Group:
         """The processes that share the sites out; this one alone where all do everything."""
         return sharers(self.sites)
 
-    def factors(self, site: Site) -> dict[int, LoraFactors]:
-        """The updates of the experts at a site, loaded, in float32 with the scale folded in.
+    def parts(self, site: Site, hold: bool = False) -> dict[int, Part]:
+        """The updates of the adapters at a site, read and balanced, by number.
 
-        Experts of weight 0 are left out: they take no part in the merge and shall not use up its budget.
+        Adapters of weight 0 are left out: they take no part in the merge and shall not use up its budget.
+
+        Args:
+            site: the site.
+            hold: keep them in memory; they are wanted again.
         """
-        return {
-            n: adapted.load().to(self.device, torch.float32).folded()
-            for n, adapted in site.experts.items()
-            if self.weights[n] != 0
-        }
+        known = self.held.get(site.module)
+        if known is not None:
+            return known
+        found = {n: Part(self._load(adapted)) for n, adapted in site.experts.items() if self.weights[n] != 0}
+        if self.balance == "global":
+            found = {n: part.times(self._overall[n]) for n, part in found.items()}
+        elif self.balance == "norm" and len(found) > 1:
+            factors = to_mean({n: part.norm for n, part in found.items()})
+            found = {n: part.times(factors[n]) for n, part in found.items()}
+        if hold:
+            self.held[site.module] = found
+        return found
+
+    def release(self, site: Site) -> None:
+        """Let go of what was held for a site."""
+        self.held.pop(site.module, None)
+
+    def _load(self, adapted: AdaptedModule) -> LoraFactors:
+        return adapted.load().to(self.device, torch.float32).folded()
+
+    @cached_property
+    def _overall(self) -> dict[int, float]:
+        """The factors of a global balance."""
+
+        def squares(site: Site) -> dict[int, float]:
+            active = {n: one for n, one in site.experts.items() if self.weights[n] != 0}
+            return {n: float(norm(self._load(one))) for n, one in active.items()}
+
+        totals: dict[int, float] = {}
+        for own in by_module(self.sites, squares).values():
+            for n, size in own.items():
+                totals[n] = math.hypot(totals.get(n, 0.0), size)
+        return to_mean(totals)
 
 
-@dataclass(frozen=True)
-class Share:
-    """What became of one expert at one site.
+def to_mean(norms: Mapping[int, float]) -> dict[int, float]:
+    """What brings every norm to the mean of those that are not zero, 10 at most; 1.0 for those that are.
 
-    Args:
-        components: how many rank-1 components it had.
-        kept: which of them are in the merge, None when the method does not choose components.
-        norm: Frobenius norm of its update before the merge.
-        energy: share of its squared norm that was kept.
-        elements: how many elements of its update were kept, and of how many; None when the method keeps no elements.
-        balance: what its update was multiplied with beforehand; `norm` is that of the product.
+    Example:
+        >>> to_mean({0: 1.0, 2: 3.0, 5: 0.0}), to_mean({0: 1e-9, 1: 2.0})[0]
+        ({0: 2.0, 2: 0.6666666666666666, 5: 1.0}, 10.0)
     """
-
-    components: int
-    kept: tuple[int, ...] | None
-    norm: float
-    energy: float
-    elements: tuple[int, int] | None = None
-    balance: float = 1.0
-
-
-@dataclass(frozen=True)
-class MergedLayer:
-    """A merged update at scaling 1.0.
-
-    Args:
-        factors: in float32, with scale 1.
-        shares: what became of the experts, by number.
-        lost: share of the merged energy that the method's own truncation lost.
-        conflict: the signs of the experts' unweighted updates as pruning left them, on
-            `sign_conflicts.sample_rows`; None where nothing of them is pruned, or not element by element or
-            component by component.
-    """
-
-    factors: LoraFactors
-    shares: Mapping[int, Share]
-    lost: float = 0.0
-    conflict: Conflict | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a method gives back.
-
-    Args:
-        layers: a merged layer for each of this process's sites, by module name.
-        log_connectivity: log R by expert number, where it was computed.
-        flat: whether all singular values of a merged layer are equal.
-        kernel: the kernel that swept over the base, where one did (`samerge.saliency.kernels`).
-    """
-
-    layers: Mapping[str, MergedLayer]
-    log_connectivity: Mapping[int, float] = field(default_factory=dict)
-    flat: bool = False
-    kernel: str | None = None
-
-
-class Method(Protocol):
-    """A merge method: a pure function of the problem and its options."""
-
-    def __call__(self, problem: Problem, options: MergeOptions) -> Outcome:
-        """Merge."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the registry.
-
-    Args:
-        run: the method.
-        summary: one line for `--help`.
-        uses: names of the options that mean something to it.
-        defaults: its own defaults, over those of `options.DEFAULTS`.
-        needs_base: whether it reads the base weights.
-        adaptive: whether its density may be "adaptive".
-        parameters: the frozen dataclass of the options that only it has.
-        svd_rank: the `svd_rank` it takes when none is given, from the largest source rank.
-        selection: the selection that a method means, for one that is no aggregation of its own.
-        counts: whether it reaches `rank` by itself, with as many components; the others are truncated to it.
-        by_site: whether it merges every site by itself, so that several processes can share the sites out.
-    """
-
-    run: Method
-    summary: str
-    uses: frozenset[str] = frozenset()
-    defaults: Mapping[str, float | str] = field(default_factory=lambda: {"scaling": 1.0})
-    needs_base: bool = False
-    adaptive: bool = False
-    parameters: type[Any] | None = None
-    svd_rank: Callable[[int], int | None] = lambda rank: None
-    selection: str = "none"
-    counts: bool = False
-    by_site: bool = False
+    present = [size for size in norms.values() if size > 0]
+    mean = sum(present) / len(present) if present else 0.0
+    return {n: min(MOST_BALANCE, mean / size) if size > 0 else 1.0 for n, size in norms.items()}
 
 
 def iterate(problem: Problem, what: str) -> Iterator[Site]:
@@ -199,7 +208,7 @@ def shared_out(sites: Sequence[Site], weights: Sequence[float]) -> tuple[Site, .
 
     Args:
         sites: the adapted maps.
-        weights: of the experts; those of weight 0 are never loaded.
+        weights: of the adapters; those of weight 0 are never loaded.
     """
     ranks = [sum(one.rank for n, one in site.experts.items() if weights[n] != 0) for site in sites]
     sizes = [rank * sum(site.shape) for rank, site in zip(ranks, sites, strict=True)]

@@ -2,7 +2,7 @@
 
 Such a method is a function of the experts' tiles, and perhaps of a threshold over a whole layer or a whole adapter; it
 does not commute with orthogonal maps, so the core space is of no use to it. What it gives is no longer of low rank:
-every merged layer is brought to `svd_rank` (the largest source rank by default) by the streamed SVD of
+every merged layer is brought to its rank by the streamed SVD of
 `samerge.linalg.randomised_svd`. What that loses of the energy is in the report.
 
 Cost: O(R d_out d_in) for each pass over a layer: 2 for a threshold and one for the merge; 5 more where the layer is too
@@ -13,17 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from samerge.linalg.factors import LoraFactors, norm
+from samerge.linalg.factors import LoraFactors
 from samerge.linalg.order_statistics import largest_of
 from samerge.linalg.randomised_svd import truncated_svd
 from samerge.linalg.sign_conflicts import Conflict, conflict_among, sample_rows
-from samerge.methods.exact import empty
-from samerge.methods.problem import MergedLayer, Method, Outcome, Problem, Share, iterate
-from samerge.options.merge_options import MergeOptions
+from samerge.linalg.triplets import singular, zero
+from samerge.methods.method import Begun, MergedLayer, Share
+from samerge.methods.problem import Part, Problem, Site, iterate
 
 #: Entries of one expert's tile.
 TILE_ELEMENTS = 1 << 18
@@ -72,32 +73,28 @@ class Layer:
 #: From a layer, the first row of a tile and the experts' tiles (N, rows, in): these as the method prunes them, and the
 #: merged tile (rows, in).
 Combine = Callable[[Layer, int, Tensor], tuple[Tensor, Tensor]]
-#: Looks at all layers where it must (thresholds), and gives the function for a tile.
-Prepare = Callable[[Sequence[Layer], MergeOptions], Combine]
+#: Looks at all layers where it must (thresholds), and gives the function for a tile; from the layers and the options.
+Prepare = Callable[[Sequence[Layer], Any], Combine]
 
 
-def by_rows(prepare: Prepare) -> Method:
+def by_rows(prepare: Prepare) -> Callable[[Problem, Any], Begun]:
     """The method that runs `prepare` once, then its function on every tile, and truncates."""
 
-    def run(problem: Problem, options: MergeOptions) -> Outcome:
-        layers = [
-            _layer(problem, site.module, site.shape, problem.factors(site)) for site in iterate(problem, "loading")
-        ]
-        adapted = [layer for layer in layers if layer.parts]
+    def begin(problem: Problem, options: Any) -> Begun:
+        layers = {
+            site.module: _layer(problem, site, problem.parts(site, hold=True)) for site in iterate(problem, "loading")
+        }
         with problem.progress.task("preparing", 1) as advance:
-            combine = prepare(adapted, options)
+            combine = prepare([layer for layer in layers.values() if layer.parts], options)
             advance(1)
-        merged = {}
-        with problem.progress.task("merging", len(layers)) as advance:
-            for layer in layers:
-                rank = options.svd_rank or problem.rank
-                merged[layer.module] = (
-                    _merge(layer, combine, rank, problem) if layer.parts else MergedLayer(empty(layer.shape), {})
-                )
-                advance(1)
-        return Outcome(merged)
 
-    return run
+        def merged(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
+            layer = layers.pop(site.module)
+            return _merge(layer, combine, problem) if parts else MergedLayer(zero(site.shape), {})
+
+        return Begun(merged)
+
+    return begin
 
 
 def magnitudes(
@@ -156,19 +153,19 @@ def _magnitudes(layers: Sequence[Layer]) -> Iterator[tuple[int, Tensor]]:
             yield from zip(layer.parts, layer.rows(start).abs(), strict=True)
 
 
-def _layer(problem: Problem, module: str, shape: tuple[int, int], factors: Mapping[int, LoraFactors]) -> Layer:
-    weighted = {n: LoraFactors(part.A, part.B * problem.weights[n]) for n, part in factors.items()}
-    return Layer(module, shape, {n: problem.names[n] for n in factors}, weighted)
+def _layer(problem: Problem, site: Site, parts: Mapping[int, Part]) -> Layer:
+    weighted = {n: LoraFactors(p.factors.A, p.factors.B * problem.weights[n]) for n, p in parts.items()}
+    return Layer(site.module, site.shape, {n: problem.names[n] for n in parts}, weighted)
 
 
-def _merge(layer: Layer, combine: Combine, rank: int, problem: Problem) -> MergedLayer:
+def _merge(layer: Layer, combine: Combine, problem: Problem) -> MergedLayer:
     merged, shares, conflict = _pass(layer, combine, problem.weights, hold=layer.size <= HELD_ELEMENTS)
 
     def rows(start: int, stop: int) -> Tensor:
         return combine(layer, start, layer.rows(start))[1] if merged is None else merged[start:stop]
 
-    factors, _, lost = truncated_svd(rows, layer.shape, rank, step=layer.step, device=problem.device)
-    return MergedLayer(factors, shares, lost, conflict)
+    factors, _, lost = truncated_svd(rows, layer.shape, problem.target, step=layer.step, device=problem.device)
+    return MergedLayer(singular(factors), shares, lost, conflict)
 
 
 def merged_with_shares(layer: Layer, combine: Combine, weights: Sequence[float]) -> tuple[Tensor, dict[int, Share]]:
@@ -202,7 +199,6 @@ def _pass(
         n: Share(
             part.rank,
             None,
-            float(norm(part)) / abs(weights[n]),
             squares[j] / totals[j] if totals[j] else 1.0,
             (counts[j], layer.size),
         )

@@ -13,27 +13,21 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samerge.options.values import choice
+from samerge.options.kinds import word
+from samerge.options.option import Options, option
 
 
 @dataclass(frozen=True)
-class SignParameters:
-    """Options of an election.
+class SignOptions(Options):
+    """Options of an election."""
 
-    Args:
-        majority_sign_method: "total", the larger mass decides; "frequency", the larger number.
-        aggregate: "mean" or "sum" of the values that agree.
-    """
-
-    majority_sign_method: str = "total"
-    aggregate: str = "mean"
-
-    def __post_init__(self) -> None:
-        choice("majority_sign_method", self.majority_sign_method, ("total", "frequency"))
-        choice("aggregate", self.aggregate, ("mean", "sum"))
+    majority_sign_method: str = option(
+        word("total", "frequency"), "total", "Who wins a vote on a sign: the larger sum (total), or the larger number."
+    )
+    aggregate: str = option(word("mean", "sum"), "mean", "What becomes of the values that agree.")
 
 
-def elect(values: Tensor, parameters: SignParameters) -> Tensor:
+def elect(values: Tensor, parameters: SignOptions) -> Tensor:
     """The merged values.
 
     Args:
@@ -42,7 +36,7 @@ def elect(values: Tensor, parameters: SignParameters) -> Tensor:
 
     Example:
         >>> import torch
-        >>> elect(torch.tensor([[1.0, 2.0], [3.0, -1.0], [-1.0, -3.0]]), SignParameters())
+        >>> elect(torch.tensor([[1.0, 2.0], [3.0, -1.0], [-1.0, -3.0]]), SignOptions())
         tensor([ 2., -2.])
     """
     signs = values.sign()

@@ -1,4 +1,4 @@
-"""`star`: spectral truncation and rescale (Lee et al. 2025).
+"""`star`: the mean of the adapters, each truncated and rescaled to keep its nuclear norm (STAR; Lee et al. 2025).
 
     tau_i = U S V^T;  r = the least number of leading singular values with s_1 + ... + s_r >= eta (s_1 + s_2 + ...)
     tau_i' = (s_1 + s_2 + ...) / (s_1 + ... + s_r) U_r S_r V_r^T        the nuclear norm is kept
@@ -15,26 +15,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.errors import OptionError
 from samerge.linalg.core_space import existing_triplets
-from samerge.methods.parameters import own
-from samerge.options.merge_options import MergeOptions
-from samerge.options.values import number
+from samerge.methods.in_core import in_core
+from samerge.methods.method import Method
+from samerge.options.kinds import share
+from samerge.options.option import Options, option
 
 
 @dataclass(frozen=True)
-class StarParameters:
-    """Options of `star`.
+class StarOptions(Options):
+    """Options of `star`."""
 
-    Args:
-        eta: share of the nuclear norm that the kept singular values reach, in (0, 1].
-    """
-
-    eta: float = 0.4
-
-    def __post_init__(self) -> None:
-        if not 0 < number("eta", self.eta) <= 1:
-            raise OptionError(f"method_options: eta={self.eta!r} must lie in (0, 1]")
+    eta: float = option(share(), 0.4, "Share of the nuclear norm that the kept singular values reach.")
 
 
 def star(
@@ -54,8 +46,11 @@ def star(
     return merged, energies
 
 
-def combine_star(
-    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: MergeOptions
+def combine(
+    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: StarOptions
 ) -> tuple[Tensor, Sequence[float]]:
-    """`star` as the registry runs it."""
-    return star(cores, weights, experts, own(options, StarParameters).eta)
+    """`star` as `in_core` runs it."""
+    return star(cores, weights, experts, options.eta)
+
+
+METHOD = Method("star", in_core(combine), StarOptions, exact=True)

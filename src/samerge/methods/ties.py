@@ -1,13 +1,13 @@
-"""`ties` and `magnitude-prune`: trim by magnitude, elect a sign, merge what agrees (Yadav et al. 2023).
+"""`ties`: trim by magnitude, elect a sign for every element, merge what agrees (TIES; Yadav et al. 2023).
 
     v_i = w_i tau_i where |tau_i| is among its top `density` over the whole flattened adapter (trim="adapter"), or over
     the layer (trim="layer"); 0 elsewhere.  M by the election of signs (`samerge.methods.sign_election`).
 
-`magnitude-prune` trims by layer and adds: M = sum_i v_i. Thresholds are exact, found by histograms over tiles; values
+Thresholds are exact, found by histograms over tiles; values
 that equal a threshold stay together. density="adaptive" trims every layer to a density of its own
-(`samerge.linalg.adaptive_density`). Streamed, then truncated to `svd_rank`.
+(`samerge.linalg.adaptive_density`). Streamed, then truncated.
 
-PEFT's `ties_svd` and `magnitude_prune_svd` trim by layer. It elects signs before the values are weighted, and a draw
+PEFT's `ties_svd` trims by layer. It elects signs before the values are weighted, and a draw
 goes to plus; with equal weights and no draws it is the same, up to the truncation.
 """
 
@@ -19,64 +19,46 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from samerge.methods.density import densities
-from samerge.methods.parameters import own
-from samerge.methods.rows import Combine, Layer, column, magnitudes
-from samerge.methods.sign_election import SignParameters, elect
-from samerge.options.merge_options import MergeOptions
-from samerge.options.values import choice
+from samerge.methods.method import Method
+from samerge.methods.rows import Combine, Layer, by_rows, column, magnitudes
+from samerge.methods.sign_election import SignOptions, elect
+from samerge.options.kinds import density, word
+from samerge.options.option import option
 
 
 @dataclass(frozen=True)
-class TiesParameters(SignParameters):
-    """Options of `ties`.
+class TiesOptions(SignOptions):
+    """Options of `ties`."""
 
-    Args:
-        trim: "adapter", the largest values of the whole flattened adapter; or "layer", of each layer.
-    """
-
-    trim: str = "adapter"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice("trim", self.trim, ("adapter", "layer"))
+    density: float | str = option(density(), 0.2, "Share of its elements that each adapter keeps.")
+    trim: str = option(
+        word("adapter", "layer"), "adapter", "The largest elements of the whole flattened adapter, or of each layer."
+    )
 
 
-def prepare_ties(layers: Sequence[Layer], options: MergeOptions) -> Combine:
+def prepare(layers: Sequence[Layer], options: TiesOptions) -> Combine:
     """`ties` as `by_rows` runs it."""
-    chosen = own(options, TiesParameters)
-    trim = Trim(layers, options, chosen.trim)
+    trim = Trim(layers, options.density, options.trim)
 
     def combine(layer: Layer, start: int, tiles: Tensor) -> tuple[Tensor, Tensor]:
         kept = trim(layer, tiles)
-        return kept, elect(kept, chosen)
-
-    return combine
-
-
-def prepare_magnitude_prune(layers: Sequence[Layer], options: MergeOptions) -> Combine:
-    """`magnitude-prune` as `by_rows` runs it."""
-    trim = Trim(layers, options, "layer")
-
-    def combine(layer: Layer, start: int, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        kept = trim(layer, tiles)
-        return kept, kept.sum(dim=0)
+        return kept, elect(kept, options)
 
     return combine
 
 
 class Trim:
-    """Keeps the largest magnitudes of every expert.
+    """Keeps the largest magnitudes of every adapter.
 
     Args:
         layers: all layers.
-        options: their density; an adaptive one is by layer.
+        density: share of its elements that each adapter keeps; an adaptive one is by layer.
         over: "adapter" or "layer".
     """
 
-    def __init__(self, layers: Sequence[Layer], options: MergeOptions, over: str) -> None:
-        mean = options.mean_density or 0.2
-        if isinstance(options.density, str):
-            own_density = densities(layers, options, mean)
+    def __init__(self, layers: Sequence[Layer], density: float | str, over: str) -> None:
+        if isinstance(density, str):
+            own_density = densities(layers, density)
             self.thresholds = magnitudes(
                 layers,
                 lambda size: [size],
@@ -84,9 +66,12 @@ class Trim:
                 lambda layer, n: [max(1, round(own_density(layer, n) * layer.size))],
             )
         else:
-            self.thresholds = magnitudes(layers, lambda size: [max(1, round(mean * size))], over)
+            self.thresholds = magnitudes(layers, lambda size: [max(1, round(density * size))], over)
 
     def __call__(self, layer: Layer, tiles: Tensor) -> Tensor:
-        """The experts' tiles, zero where they are trimmed."""
+        """The adapters' tiles, zero where they are trimmed."""
         limits = column([self.thresholds(layer, n)[0] for n in layer.parts], tiles)
         return tiles * (tiles.abs() >= limits)
+
+
+METHOD = Method("ties", by_rows(prepare), TiesOptions, by_site=False)

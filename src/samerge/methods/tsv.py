@@ -1,4 +1,4 @@
-"""`tsv`: task singular vectors, decorrelated (Gargiulo et al. 2024).
+"""`tsv`: the singular triplets of all adapters side by side, decorrelated (TSV-Merge; Gargiulo et al. 2024).
 
     tau_i = U_i S_i V_i^T, its leading k_i triplets;  U = [U_1 ... U_N] = X D Y^T,  V = [V_1 ... V_N] = X' D' Y'^T
     M = (X Y^T) diag(w_1 S_1, ..., w_N S_N) (X' Y'^T)^T
@@ -10,12 +10,23 @@ share are divided among them. k_i is all of r_i by default, `density` keeps a sh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samerge.linalg.core_space import existing_triplets, isometry
-from samerge.options.merge_options import MergeOptions
+from samerge.methods.in_core import in_core
+from samerge.methods.method import Method
+from samerge.options.kinds import share
+from samerge.options.option import Options, option
+
+
+@dataclass(frozen=True)
+class TsvOptions(Options):
+    """Options of `tsv`."""
+
+    density: float = option(share(), 1.0, "Share of its leading singular triplets that each adapter brings.")
 
 
 def tsv(cores: Sequence[Tensor], weights: Sequence[float], density: float = 1.0) -> tuple[Tensor, list[float]]:
@@ -33,8 +44,11 @@ def tsv(cores: Sequence[Tensor], weights: Sequence[float], density: float = 1.0)
     return (left * torch.cat(values)) @ right, energies
 
 
-def combine_tsv(
-    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: MergeOptions
+def combine(
+    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: TsvOptions
 ) -> tuple[Tensor, Sequence[float]]:
-    """`tsv` as the registry runs it."""
-    return tsv(cores, weights, options.mean_density or 1.0)
+    """`tsv` as `in_core` runs it."""
+    return tsv(cores, weights, options.density)
+
+
+METHOD = Method("tsv", in_core(combine), TsvOptions, exact=True)

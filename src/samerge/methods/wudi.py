@@ -1,4 +1,4 @@
-"""`wudi` and `aswudi`: the merge that disturbs each expert's own inputs least (Cheng et al. 2025), in closed form.
+"""`wudi`: the merge that disturbs each adapter's own inputs least, in closed form (WUDI; Cheng et al. 2025).
 
 The rows of tau_i span the inputs that expert i reacts to. With the weighted updates w_i tau_i as targets,
 
@@ -24,43 +24,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.errors import OptionError
-from samerge.methods.parameters import own
-from samerge.options.merge_options import MergeOptions
-from samerge.options.values import number
+from samerge.methods.in_core import in_core
+from samerge.methods.method import Method
+from samerge.options.kinds import real
+from samerge.options.option import Options, option
 
 
 @dataclass(frozen=True)
-class WudiParameters:
-    """Options of `wudi`.
+class CutoffOptions(Options):
+    """Options of `aswudi`, and of `wudi`."""
 
-    Args:
-        cutoff: eigenvalues of C below this share of the largest count as zero, in [0, 1).
-        mu: ridge in units of the mean non-zero eigenvalue of C; 0 for none.
-    """
-
-    cutoff: float = 1e-6
-    mu: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= number("cutoff", self.cutoff) < 1:
-            raise OptionError(f"method_options: cutoff={self.cutoff!r} must lie in [0, 1)")
-        if number("mu", self.mu) < 0:
-            raise OptionError(f"method_options: mu={self.mu!r} must be 0 or more")
+    cutoff: float = option(
+        real(0, 1, below=True), 1e-6, "Eigenvalues of the normal equations below this share of the largest are zero."
+    )
 
 
 @dataclass(frozen=True)
-class AswudiParameters:
-    """Options of `aswudi`.
+class WudiOptions(CutoffOptions):
+    """Options of `wudi`."""
 
-    Args:
-        cutoff: eigenvalues of C below this share of the largest are never kept, in [0, 1).
-    """
-
-    cutoff: float = 1e-6
-
-    def __post_init__(self) -> None:
-        WudiParameters(self.cutoff)
+    mu: float = option(real(0), 0.0, "Ridge in units of the mean non-zero eigenvalue; 0 for none.")
 
 
 def wudi(cores: Sequence[Tensor], weights: Sequence[float], cutoff: float = 1e-6, mu: float = 0.0) -> Tensor:
@@ -90,19 +73,11 @@ def aswudi(cores: Sequence[Tensor], weights: Sequence[float], cutoff: float = 1e
     return (target @ vectors[:, -count:] / values[-count:]) @ vectors[:, -count:].T
 
 
-def combine_wudi(
-    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: MergeOptions
+def combine(
+    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: WudiOptions
 ) -> tuple[Tensor, Sequence[float]]:
-    """`wudi` as the registry runs it."""
-    chosen = own(options, WudiParameters)
-    return wudi(cores, weights, chosen.cutoff, chosen.mu), [1.0] * len(cores)
-
-
-def combine_aswudi(
-    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: MergeOptions
-) -> tuple[Tensor, Sequence[float]]:
-    """`aswudi` as the registry runs it."""
-    return aswudi(cores, weights, own(options, AswudiParameters).cutoff), [1.0] * len(cores)
+    """`wudi` as `in_core` runs it."""
+    return wudi(cores, weights, options.cutoff, options.mu), [1.0] * len(cores)
 
 
 def _normal_equations(cores: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,3 +92,6 @@ def _normal_equations(cores: Sequence[Tensor], weights: Sequence[float]) -> tupl
             total += own_
     values, vectors = torch.linalg.eigh(total)
     return target, values, vectors
+
+
+METHOD = Method("wudi", in_core(combine), WudiOptions, exact=True)

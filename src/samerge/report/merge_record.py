@@ -6,22 +6,33 @@ import platform
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from samerge.adapters import Adapter
 from samerge.linalg.factors import LoraFactors
-from samerge.methods.problem import Outcome, Problem
-from samerge.options.merge_options import MergeOptions
+from samerge.methods.method import Begun, Method
+from samerge.methods.problem import Problem
 from samerge.version import __version__
+
+
+class Recorded(Protocol):
+    """What the record takes of a plan."""
+
+    @property
+    def method(self) -> Method:
+        """How it was merged."""
+
+    def record(self) -> dict[str, Any]:
+        """All options as plain JSON values."""
 
 
 def record(
     problem: Problem,
     experts: Sequence[Adapter],
-    outcome: Outcome,
-    options: MergeOptions,
+    options: Recorded,
+    begun: Begun,
     factors: Mapping[str, LoraFactors],
     rank: int,
     dtype: torch.dtype,
@@ -33,8 +44,7 @@ def record(
     return {
         "samerge": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "method": options.method,
-        "recipe": options.recipe,
+        "method": options.method.name,
         "base": {
             "name": problem.source.name if problem.source else None,
             "model_type": problem.source.config.get("model_type") if problem.source else None,
@@ -62,8 +72,8 @@ def record(
         },
         "diagnostics": dict(diagnostics),
         "layers": dict(layers),
-        "kernel": outcome.kernel,
-        "log_connectivity": {problem.names[n]: value for n, value in outcome.log_connectivity.items()},
+        "kernel": begun.kernel,
+        "log_connectivity": {problem.names[n]: value for n, value in begun.log_connectivity.items()},
         "timings": {stage: round(seconds, 4) for stage, seconds in problem.progress.seconds.items()},
         "warnings": warnings,
     }

@@ -36,18 +36,14 @@ def agreement(parts: Sequence[LoraFactors], weights: Sequence[float]) -> list[Te
     return [(part.B * (columns @ (rows @ part.A.T))).sum(0, dtype=torch.float64) for part in parts]
 
 
-def score(gamma: Tensor, eta: Tensor, weight: float, signed: bool) -> Tensor:
-    """The saliency of an expert's components: |w gamma eta|, or |gamma| w eta, which is negative where they disagree.
-
-    Within one expert the weight changes nothing but the sign; it makes the scores of different experts comparable.
+def score(gamma: Tensor, eta: Tensor) -> Tensor:
+    """The saliency of an adapter's components, |gamma eta|.
 
     Args:
         gamma: (r,) structural sensitivity.
         eta: (r,) agreement with the merge.
-        weight: the expert's weight.
-        signed: whether a component that disagrees with the merge shall rank last.
     """
-    return gamma.abs() * eta * weight if signed else (gamma * eta * weight).abs()
+    return (gamma * eta).abs()
 
 
 def kept_count(available: int, fraction: float, step: int, steps: int) -> int:
@@ -60,30 +56,6 @@ def kept_count(available: int, fraction: float, step: int, steps: int) -> int:
         [10, 6, 3, 2]
     """
     return min(available, max(1, round(available * math.pow(fraction, step / steps))))
-
-
-def shares(ranks: Sequence[int], budget: int) -> list[int]:
-    """A budget shared in proportion to the ranks, by largest remainder; ties go to the lower index.
-
-    Nobody gets more than its rank; where the budget reaches that far, nobody who has components gets none.
-
-    Example:
-        >>> shares([16, 16, 16], 16), shares([64, 2], 16), shares([2, 3], 9)
-        ([6, 5, 5], [15, 1], [2, 3])
-    """
-    total = sum(ranks)
-    if total <= budget:
-        return list(ranks)
-    quotas = [budget * rank / total for rank in ranks]
-    parts = [int(quota) for quota in quotas]
-    by_remainder = sorted(range(len(ranks)), key=lambda i: (parts[i] - quotas[i], i))
-    for i in by_remainder[: budget - sum(parts)]:
-        parts[i] += 1
-    for i, rank in enumerate(ranks):
-        if rank and not parts[i] and max(parts) > 1:
-            parts[parts.index(max(parts))] -= 1
-            parts[i] = 1
-    return parts
 
 
 def top(scores: Tensor, count: int) -> Tensor:

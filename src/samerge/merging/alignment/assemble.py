@@ -14,7 +14,6 @@ from samerge.graph.widths import local_graph
 from samerge.merging.alignment.architecture import base_graph
 from samerge.merging.alignment.matching import match_modules
 from samerge.methods.problem import Site
-from samerge.options.merge_options import MergeOptions
 from samerge.weights import WeightSource, matrix_shape
 
 #: Models whose stacked experts are stored (in, out), where a square one does not show it.
@@ -69,23 +68,31 @@ def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Sit
     )
 
 
-def flow_graph(sites: Sequence[Site], source: WeightSource, options: MergeOptions) -> FlowGraph:
+def flow_graph(
+    sites: Sequence[Site], source: WeightSource, connectivity: str | FlowGraph, residual: bool
+) -> FlowGraph:
     """The graph that the options ask for.
+
+    Args:
+        sites: the adapted maps.
+        source: the base.
+        connectivity: "flow", "local", or a graph of one's own.
+        residual: whether it has the residual edges.
 
     Raises:
         GraphError: the architecture is not in the table, or no adapted module is in a custom graph.
     """
-    if isinstance(options.connectivity, FlowGraph):
-        graph = options.connectivity
+    if isinstance(connectivity, FlowGraph):
+        graph = connectivity
         if not any(site.key is not None and expert_of(site.key)[0] in graph.tensors for site in sites):
             raise GraphError(
                 f"none of the adapted weights is in the given flow graph; it has {list(graph.tensors)[:3]} ..., the "
                 f"adapters update {[site.key for site in sites][:3]} ..."
             )
         return graph
-    if options.connectivity == "local":
+    if connectivity == "local":
         return local_graph(_edge(site.key, site.layout) for site in sites if site.key is not None)
-    return base_graph(source, options.residual)
+    return base_graph(source, residual)
 
 
 def inside(graph: FlowGraph) -> frozenset[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,22 @@ from torch import nn
 from samerge.adapters import Adapter
 from samerge.adapters.install import refuse_taken
 from samerge.errors import OptionError
-from samerge.linalg.factors import norm
+from samerge.linalg.triplets import singular
 from samerge.linalg.truncation import truncate
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.views import view_for
 from samerge.merging.conversion.dora import check_dora, converted
-from samerge.merging.finish import finish
-from samerge.merging.inputs import AdapterLike, dtype_of, open_adapters, open_base
+from samerge.merging.finish import Finisher
+from samerge.merging.inputs import AdapterLike, open_adapters, open_base
 from samerge.merging.merged_adapter import MergedAdapter
+from samerge.merging.plan import Plan
 from samerge.merging.trained_parts import check_extras
-from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
-from samerge.options.merge_options import MergeOptions, resolve
-from samerge.options.values import whole
+from samerge.methods.method import Begun, MergedLayer, Method, Share
+from samerge.methods.problem import Part, Problem, Site, iterate
+from samerge.options.common import CommonOptions
+from samerge.options.kinds import check_share, check_whole, share
+from samerge.options.option import Options, filled, option
 from samerge.parallel.progress import Progress
-from samerge.report.report import Report
 from samerge.weights import WeightSource
 
 
@@ -53,19 +55,17 @@ class Size:
                 f"{self.doing} needs a size: give rank=, the largest rank of any layer; energy=, the share of each "
                 f"layer's squared norm to keep, such as 0.95; or both"
             )
-        whole("rank", self.rank)
-        value: Any = self.energy
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) <= 1):
-            raise OptionError(f"energy={value!r} must lie in (0, 1]: the share of a layer's squared norm that is kept")
+        if self.rank is not None:
+            object.__setattr__(self, "rank", check_whole("rank", self.rank))
+        if self.energy is not None:
+            object.__setattr__(self, "energy", check_share("energy", self.energy))
 
-    def record(self, options: MergeOptions) -> dict[str, Any]:
-        """What `samerge.json` says of the options."""
-        table = options.record()
-        return {
-            "rank": self.rank,
-            "energy": self.energy,
-            **{key: table[key] for key in ("dtype", "modules_to_save", "dora")},
-        }
+
+@dataclass(frozen=True)
+class SizeOptions(Options):
+    """The size as options, for the record."""
+
+    energy: float | None = option(share(), None, "Share of each layer's squared norm that is kept.")
 
 
 def compress_adapter(
@@ -117,8 +117,8 @@ def compress_adapter(
     """
     size = Size(rank, energy, "compressing an adapter")
     _check_name(base, adapter_name)
-    given = {"dtype": dtype_of(dtype), "modules_to_save": modules_to_save or "average", "dora": dora, "scaling": 1.0}
-    options = resolve("compress", None, given, {})
+    kept = modules_to_save or "average"
+    planned = alone("compress", size, {"dtype": dtype, "modules_to_save": kept, "dora": dora})
     bars = Progress(progress)
     with bars.task("reading", 1):
         [opened] = open_adapters(base, [adapter])
@@ -126,8 +126,8 @@ def compress_adapter(
         if source is not None:
             source = view_for(source, [opened], base if isinstance(base, nn.Module) else None)
         check_dora([opened], dora, source)
-        check_extras([opened], options.modules_to_save, source)
-    result = _compressed(opened, source, size, options, bars)
+        check_extras([opened], kept, source)
+    result = _compressed(opened, source, size, planned, bars)
     if adapter_name is not None and isinstance(base, nn.Module):
         result.apply_to(base, adapter_name)
     return result
@@ -144,20 +144,37 @@ def _check_name(base: str | Path | nn.Module | None, adapter_name: str | None) -
     refuse_taken(base, adapter_name)
 
 
-def _compressed(
-    adapter: Adapter, source: WeightSource | None, size: Size, options: MergeOptions, bars: Progress
-) -> MergedAdapter:
+def alone(name: str, size: Size, common: Mapping[str, Any]) -> Plan:
+    """The plan of what makes one adapter of one source.
+
+    Args:
+        name: of the command.
+        size: how large it shall be.
+        common: options that every merge has.
+    """
+
+    def begin(problem: Problem, options: SizeOptions) -> Begun:
+        raise NotImplementedError  # its layers are handed to the finisher by the command itself
+
+    given = {"rank": size.rank, "scaling": 1.0, "balance": "none", **common}
+    method = Method(name, begin, SizeOptions, exact=True)
+    return Plan(method, filled(CommonOptions, given), SizeOptions(size.energy))
+
+
+def _compressed(adapter: Adapter, source: WeightSource | None, size: Size, planned: Plan, bars: Progress) -> MergedAdapter:
     cpu = torch.device("cpu")
-    sites, lost = converted(assemble.align([adapter], source), [adapter.name], options.dora, source, cpu, bars)
+    dora = planned.common.dora
+    sites, lost = converted(assemble.align([adapter], source), [adapter.name], dora, source, cpu, bars)
     sites = tuple(replace(site, inside=True) for site in sites)  # no graph, so nothing lies outside it
     problem = Problem((adapter.name,), (1.0,), sites, adapter.rank, source, None, cpu, bars)
-    layers = {}
+
+    def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
+        trained = site.experts[0].load().to(cpu, torch.float64)
+        cut, share_ = truncate(trained, size.rank or trained.rank, size.energy)
+        return MergedLayer(singular(cut.to(dtype=torch.float32)), {0: Share(parts[0].rank)}, share_)
+
+    finisher = Finisher(problem, [adapter], planned, Begun(layer), lost)
     for site in iterate(problem, "truncating"):
-        factors = site.experts[0].load().to(cpu, torch.float64)
-        cut, share = truncate(factors, size.rank or factors.rank, size.energy)
-        layers[site.module] = MergedLayer(
-            cut.to(dtype=torch.float32), {0: Share(factors.rank, None, float(norm(factors)), 1.0)}, share
-        )
-    result = finish(problem, [adapter], Outcome(layers), options, None, lost)
-    record = {**result.report.record, "options": size.record(options)}
-    return replace(result, report=Report(record))
+        parts = problem.parts(site)
+        finisher.add(site, parts, layer(site, parts))
+    return finisher.done()

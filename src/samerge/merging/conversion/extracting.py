@@ -16,18 +16,19 @@ from samerge.adapters import AdaptedModule, Adapter
 from samerge.adapters.servable import module_type
 from samerge.errors import BaseModelError
 from samerge.linalg.factors import LoraFactors
+from samerge.linalg.triplets import singular
 from samerge.linalg.randomised_svd import truncated_svd
 from samerge.merging.alignment.checkpoints import same_names
 from samerge.merging.alignment.renamed import names_in_memory
 from samerge.merging.alignment.views import RenamedSource
 from samerge.merging.conversion.changes import Change, changes
-from samerge.merging.conversion.compressing import Size
+from samerge.merging.conversion.compressing import Size, alone
 from samerge.merging.conversion.extractable import Candidate, candidates
-from samerge.merging.finish import finish
-from samerge.merging.inputs import device_of, dtype_of, open_base
+from samerge.merging.finish import Finisher
+from samerge.merging.inputs import device_of, open_base
 from samerge.merging.merged_adapter import MergedAdapter
-from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, Site
-from samerge.options.merge_options import MergeOptions, resolve
+from samerge.methods.method import Begun, MergedLayer, Share
+from samerge.methods.problem import Problem, Site
 from samerge.parallel.progress import Progress
 from samerge.report.report import Report
 from samerge.weights import WeightSource, matrix_shape
@@ -88,13 +89,13 @@ def extract_adapter(
         ```
     """
     size = Size(rank, energy, "extracting an adapter")
-    options = resolve("extract", None, {"dtype": dtype_of(dtype), "device": device, "scaling": 1.0}, {})
+    planned = alone("extract", size, {"dtype": dtype, "device": device})
     bars = Progress(progress)
     with bars.task("reading", 1):
         source, other = _open(base), _open(expert)
         names = same_names(source.shapes, other.shapes)
     called = _called(expert)
-    place = device_of(options.device, getattr(source, "device", "cpu"))
+    place = device_of(planned.common.device, getattr(source, "device", "cpu"))
     with bars.task("comparing", sum(torch.Size(source.shapes[name]).numel() for name in names)) as advance:
         found = changes(source, other, names, called, place, advance)
     taken, left = candidates(source, found, embeddings)
@@ -106,10 +107,11 @@ def extract_adapter(
         )
     sites, layers, adapter = _extract(source, other, names, taken, size, called, place, bars)
     problem = Problem((called,), (1.0,), sites, adapter.rank, source, None, torch.device("cpu"), bars)
-    result = finish(problem, [adapter], Outcome(layers), options, None, undiagnosed=_UNDIAGNOSED)
-    return replace(
-        result, report=_report(result.report, options, size, embeddings, left, _strays(source, other, names))
-    )
+    finisher = Finisher(problem, [adapter], planned, Begun(lambda site, parts: layers[site.module]), undiagnosed=_UNDIAGNOSED)
+    for site in sites:
+        finisher.add(site, problem.parts(site), layers[site.module])
+    result = finisher.done()
+    return replace(result, report=_report(result.report, embeddings, left, _strays(source, other, names)))
 
 
 def _open(model: str | Path | nn.Module) -> WeightSource:
@@ -148,7 +150,7 @@ def _extract(
             shape = factors.shape
             modules[one.module] = AdaptedModule(one.layout, factors.rank, shape, dtype, lambda f=factors: f)  # type: ignore[misc]
             sites.append(Site(one.module, one.key, one.layout, shape, {0: modules[one.module]}, inside=True))
-            layers[one.module] = MergedLayer(factors, {0: Share(min(shape), None, norm, 1.0)}, lost)
+            layers[one.module] = MergedLayer(singular(factors), {0: Share(min(shape))}, lost)
             advance(1)
     config = {"base_model_name_or_path": source.name, "task_type": _task(source.config)}
     return tuple(sites), layers, Adapter(called, other.name, config, modules)
@@ -212,9 +214,7 @@ def _strays(source: WeightSource, other: WeightSource, names: Mapping[str, str])
     return dict(sorted({**lacking, **added, **shapes}.items()))
 
 
-def _report(
-    report: Report, options: MergeOptions, size: Size, embeddings: bool, left: list[Change], strays: Mapping[str, str]
-) -> Report:
+def _report(report: Report, embeddings: bool, left: list[Change], strays: Mapping[str, str]) -> Report:
     """The report with what was left out, which is warned of, too."""
     found = []
     if left:
@@ -230,7 +230,7 @@ def _report(
         python_warnings.warn(text, stacklevel=3)
     record = {
         **report.record,
-        "options": {"embeddings": embeddings, **size.record(options)},
+        "options": {"embeddings": embeddings, **report.record["options"]},
         "left_out": {**{change.tensor: change.relative for change in left}, **strays},
         "warnings": [*report.record["warnings"], *found],
     }

@@ -1,4 +1,4 @@
-"""`lora-lego`: cluster the rank-1 units of all adapters (Zhao et al. 2024).
+"""`lora-lego`: cluster the rank-1 components of all adapters, as trained, to rank of them (Zhao et al. 2024).
 
 A unit is (a_k, b_k), a row of A_i and the column of w_i s_i B_i that belongs to it. k-means of the R units, as vectors
 [a_k; b_k], to `rank` clusters (by default the largest source rank); each centroid is rescaled to the mean norm of its
@@ -13,52 +13,46 @@ applied, `scaling` can do it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from samerge.linalg.factors import LoraFactors, concatenate, norm
-from samerge.methods.chance import SeedParameters
-from samerge.methods.exact import empty
-from samerge.methods.parameters import own
-from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
-from samerge.options.merge_options import MergeOptions
-from samerge.options.values import whole
+from samerge.linalg.factors import LoraFactors, concatenate
+from samerge.linalg.triplets import from_factors, zero
+from samerge.methods.chance import SeedOptions
+from samerge.methods.method import Begun, MergedLayer, Method, Share
+from samerge.methods.problem import Part, Problem, Site
+from samerge.options.kinds import whole
+from samerge.options.option import option
 
 #: Lloyd's steps at most.
 _STEPS = 300
 
 
 @dataclass(frozen=True)
-class LegoParameters(SeedParameters):
-    """Options of `lora-lego`.
+class LegoOptions(SeedOptions):
+    """Options of `lora-lego`."""
 
-    Args:
-        restarts: starts of k-means; the best one counts.
-    """
-
-    restarts: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("restarts", self.restarts)
+    restarts: int = option(whole(), 10, "Starts of k-means; the best one counts.")
 
 
-def merge_lego(problem: Problem, options: MergeOptions) -> Outcome:
-    """Cluster the units of every site."""
-    chosen = own(options, LegoParameters)
-    layers = {}
-    for site in iterate(problem, "clustering"):
-        parts = {n: part.existing() for n, part in problem.factors(site).items()}
-        shares = {n: Share(part.rank, None, float(norm(part)), 1.0) for n, part in parts.items()}
-        units = concatenate(list(parts.values()), [problem.weights[n] for n in parts]) if parts else empty(site.shape)
-        count = options.rank or problem.rank
-        if units.rank > count:
+def begin(problem: Problem, options: LegoOptions) -> Begun:
+    """Cluster the units of every layer."""
+
+    def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
+        own = {n: part.factors.existing() for n, part in parts.items()}
+        shares = {n: Share(factors.rank) for n, factors in own.items()}
+        if not own:
+            return MergedLayer(zero(site.shape), shares)
+        units = concatenate(list(own.values()), [problem.weights[n] for n in own])
+        if units.rank > problem.target:
             gram = units.A.double() @ units.A.double().T + units.B.double().T @ units.B.double()
-            units = centroids(units, cluster(gram, count, chosen.seed, chosen.restarts))
-        layers[site.module] = MergedLayer(units, shares)
-    return Outcome(layers)
+            units = centroids(units, cluster(gram, problem.target, options.seed, options.restarts))
+        return MergedLayer(from_factors(units), shares)
+
+    return Begun(layer)
 
 
 def centroids(units: LoraFactors, labels: Tensor) -> LoraFactors:
@@ -145,3 +139,6 @@ def _filled(labels: Tensor, count: int, apart: Tensor) -> Tensor:
             spread[together.sum(dim=1) < 2] = -1
             labels[int(spread.argmax())] = label
     return labels
+
+
+METHOD = Method("lora-lego", begin, LegoOptions)

@@ -1,4 +1,4 @@
-"""`iso-c`: the weighted sum with a flat spectrum (Marczak et al. 2025).
+"""`iso-c`: the weighted sum with all its singular values made equal (Iso-C; Marczak et al. 2025).
 
     sum_i w_i tau_i = U S V^T,   M = mean(S) U V^T
 
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from samerge.linalg.core_space import existing_triplets
-from samerge.options.merge_options import MergeOptions
+from samerge.methods.in_core import in_core
+from samerge.methods.method import Method
+from samerge.options.option import Options
 
 
 def iso_c(cores: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -24,8 +26,11 @@ def iso_c(cores: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return s.mean() * (u @ vh) if len(s) else torch.zeros_like(total)
 
 
-def combine_iso_c(
-    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: MergeOptions
+def combine(
+    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: Options
 ) -> tuple[Tensor, Sequence[float]]:
-    """`iso-c` as the registry runs it."""
+    """`iso-c` as `in_core` runs it."""
     return iso_c(cores, weights), [1.0] * len(cores)
+
+
+METHOD = Method("iso-c", in_core(combine), exact=True)

@@ -1,4 +1,4 @@
-"""`robustmerge`: prune the factors and make up for it on the diagonal (Zeng et al. 2025).
+"""`robustmerge`: prune and add the factors apart, with cross terms (RobustMerge; Zeng et al. 2025).
 
     A_i', B_i': the `density` largest entries of A_i and of w_i s_i B_i, by magnitude, 0 elsewhere
     S_i = diag(rowsum |A_i| / rowsum |A_i'|), over its r components; those below the one at the place floor(`floor` r)
@@ -13,52 +13,46 @@ infinite, has S = 0 and does not count in r. Rank r. Cost: that of a selection a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from samerge.errors import OptionError
 from samerge.linalg.factors import LoraFactors, norm, pad
 from samerge.linalg.largest import keep_largest
-from samerge.methods.exact import empty
-from samerge.methods.parameters import own
-from samerge.methods.problem import MergedLayer, Outcome, Problem, Share, iterate
-from samerge.options.merge_options import MergeOptions
-from samerge.options.values import number
+from samerge.linalg.triplets import from_factors, zero
+from samerge.methods.method import Begun, MergedLayer, Method, Share
+from samerge.methods.problem import Part, Problem, Site
+from samerge.options.kinds import real, share
+from samerge.options.option import Options, option
 
 
 @dataclass(frozen=True)
-class RobustParameters:
-    """Options of `robustmerge`.
+class RobustOptions(Options):
+    """Options of `robustmerge`."""
 
-    Args:
-        floor: quantile of an adapter's S that the smaller ones are raised to, in [0, 1]; 0 leaves S as it is.
-    """
-
-    floor: float = 0.8
-
-    def __post_init__(self) -> None:
-        if not 0 <= number("floor", self.floor) <= 1:
-            raise OptionError(f"method_options: floor={self.floor!r} must lie in [0, 1]")
+    density: float = option(share(), 0.2, "Share of the entries of each factor that are kept.")
+    floor: float = option(
+        real(0, 1), 0.8, "Quantile of an adapter's diagonal that the smaller ones are raised to; 0 leaves it as it is."
+    )
 
 
-def merge_robust(problem: Problem, options: MergeOptions) -> Outcome:
-    """Prune, scale and add the factors of every site."""
-    density, floor = options.mean_density or 0.2, own(options, RobustParameters).floor
-    layers = {}
-    for site in iterate(problem, "merging"):
-        parts = problem.factors(site)
-        weighted = [LoraFactors(part.A, part.B * problem.weights[n]) for n, part in parts.items()]
+def begin(problem: Problem, options: RobustOptions) -> Begun:
+    """Prune, scale and add the factors of every layer."""
+
+    def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
         shares = {}
         for n, part in parts.items():
-            size = float(norm(part))
-            left = LoraFactors(_pruned(part.A, density), _pruned(part.B, density))
-            shares[n] = Share(part.rank, None, size, min(1.0, (float(norm(left)) / size) ** 2) if size else 1.0)
-        merged = robust(weighted, density, floor) if weighted else empty(site.shape)
-        layers[site.module] = MergedLayer(merged, shares)
-    return Outcome(layers)
+            left = LoraFactors(_pruned(part.factors.A, options.density), _pruned(part.factors.B, options.density))
+            energy = min(1.0, (float(norm(left)) / part.norm) ** 2) if part.norm else 1.0
+            shares[n] = Share(part.rank, energy=energy)
+        if not parts:
+            return MergedLayer(zero(site.shape), shares)
+        weighted = [LoraFactors(p.factors.A, p.factors.B * problem.weights[n]) for n, p in parts.items()]
+        return MergedLayer(from_factors(robust(weighted, options.density, options.floor)), shares)
+
+    return Begun(layer)
 
 
 def robust(parts: Sequence[LoraFactors], density: float, floor: float) -> LoraFactors:
@@ -92,3 +86,6 @@ def _scale(A: Tensor, pruned: Tensor, floor: float, rank: int) -> Tensor:
         least = found.sort().values[min(int(floor * len(found)), len(found) - 1)]
         scale[left] = found.clamp_min(least)
     return torch.cat([scale, scale.new_zeros(rank - len(scale))])
+
+
+METHOD = Method("robustmerge", begin, RobustOptions, scaling=4.0, exact=True)

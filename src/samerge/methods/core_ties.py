@@ -1,0 +1,37 @@
+"""`core-ties`: TIES on the adapters' small cores between common singular vectors.
+
+    U as `knots-ties` has it, V the right singular vectors of [tau_1; ...; tau_N], X_i = U^T tau_i V
+    M = U ties(w_1 X_1, ..., w_N X_N) V^T
+
+So the cores depend on nothing but the updates. TIES in the core space is another method than `ties`. It trims each layer
+by itself, as the core space's authors do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from samerge.linalg.core_space import CoreSpace
+from samerge.methods.aligned import Aligned, aligned_ties, held
+from samerge.methods.method import Method
+from samerge.methods.ties import TiesOptions
+from samerge.options.kinds import word
+from samerge.options.option import option
+
+
+@dataclass(frozen=True)
+class CoreTiesOptions(TiesOptions):
+    """Options of `core-ties`: those of `ties`, trimmed by layer."""
+
+    trim: str = option(
+        word("adapter", "layer"), "layer", "The largest elements of the whole flattened adapter, or of each layer."
+    )
+
+
+def by_cores(space: CoreSpace, rank: int, options: CoreTiesOptions) -> Aligned:
+    """The alignment of `core-ties`."""
+    canonical = space.canonical()
+    return Aligned(canonical.left, tuple(held(core) for core in canonical.cores), canonical.right.T)
+
+
+METHOD = Method("core-ties", aligned_ties(by_cores), CoreTiesOptions, exact=True, by_site=False)

@@ -1,0 +1,64 @@
+"""Keyword arguments, typed for editors. Rendered from the option table by tests/options/render_keywords.py."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+import torch
+
+from samerge.graph import FlowGraph
+
+
+class MergeKeywords(TypedDict, total=False):
+    """Options of `samerge.merge`; which methods have one stands beside it."""
+
+    rank: int | None
+    scaling: float | str | None
+    balance: Literal["norm", "global", "none"] | None
+    dtype: torch.dtype | str | None
+    device: str | None
+    modules_to_save: str | None
+    dora: str | None
+    #: saliency, even, paper, elementwise, breadcrumbs, core-ties, ctm, dare, dare-ties, della, knots-ties,
+    #: magnitude-prune, pcb, robustmerge, ties, tsv.
+    density: float | str | None
+    #: saliency, paper, elementwise.
+    iterations: int | None
+    #: saliency, paper, elementwise.
+    connectivity: Literal["flow", "local"] | FlowGraph | None
+    #: saliency, paper, elementwise.
+    residual: bool | None
+    #: paper.
+    basis: Literal["native", "svd"] | None
+    #: elementwise.
+    agreement: Literal["paper", "task"] | None
+    #: aswudi, wudi.
+    cutoff: float | None
+    #: breadcrumbs.
+    top: float | None
+    #: core-ties, ctm, dare-ties, della, knots-ties, ties.
+    majority_sign_method: Literal["total", "frequency"] | None
+    #: core-ties, ctm, dare-ties, della, knots-ties, ties.
+    aggregate: Literal["mean", "sum"] | None
+    #: core-ties, ctm, knots-ties, ties.
+    trim: Literal["adapter", "layer"] | None
+    #: ctm.
+    own_norm: float | None
+    #: dare, dare-ties, della, lora-lego.
+    seed: int | None
+    #: della.
+    epsilon: float | None
+    #: della.
+    elect: bool | None
+    #: lora-lego.
+    restarts: int | None
+    #: pcb.
+    quantile: float | None
+    #: robustmerge.
+    floor: float | None
+    #: star.
+    eta: float | None
+    #: wudi.
+    mu: float | None
+    #: The same as `rank`, by PEFT's name.
+    svd_rank: int | None

@@ -1,0 +1,161 @@
+"""Kinds of option values: what a caller may give, from Python or as text, and what it is turned into."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from samerge.errors import OptionError
+
+#: The mean of density="adaptive".
+ADAPTIVE_MEAN = 0.1
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the value of an option may be.
+
+    Args:
+        read: from an option's name and what the caller gave (a value, or text that stands for one) the value.
+        annotation: its type in Python, as text.
+        metavar: what `--help` shows in its place.
+    """
+
+    read: Callable[[str, Any], Any]
+    annotation: str
+    metavar: str
+
+
+def whole(least: int = 1) -> Kind:
+    """A whole number; 16.0 and "16" are 16."""
+    return Kind(lambda name, value: check_whole(name, value, least), "int", "N")
+
+
+def real(low: float = -math.inf, high: float = math.inf, *, below: bool = False, metavar: str = "FLOAT") -> Kind:
+    """A finite number between two bounds; `below`: less than `high`."""
+
+    def read(name: str, value: Any) -> float:
+        found = check_number(name, value)
+        if not (low <= found <= high) or (below and found == high):
+            reach = f"in [{low:g}, {high:g}{')' if below else ']'}" if math.isfinite(high) else f"{low:g} or more"
+            raise OptionError(f"{name}={value!r} must be {reach}")
+        return found
+
+    return Kind(read, "float", metavar)
+
+
+def share() -> Kind:
+    """A share in (0, 1]."""
+    return Kind(check_share, "float", "(0,1]")
+
+
+def word(*choices: str, pattern: str = "", told: str = "") -> Kind:
+    """One of a few words, or text that matches a pattern, which messages tell as `told`."""
+
+    def read(name: str, value: Any) -> str:
+        if not isinstance(value, str) or (value not in choices and not (pattern and re.fullmatch(pattern, value))):
+            raise OptionError(f"{name}={value!r} is not known; choose one of {', '.join((*choices, *filter(None, [told])))}")
+        return value
+
+    listed = [*choices, *filter(None, [told])]
+    literal = f"Literal[{', '.join(repr(choice) for choice in choices)}]" if choices and not pattern else "str"
+    return Kind(read, literal, "|".join(listed))
+
+
+def flag() -> Kind:
+    """True or False; the words for them are understood."""
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+    def read(name: str, value: Any) -> bool:
+        found = value if isinstance(value, bool) else words.get(str(value).lower())
+        if found is None:
+            raise OptionError(f"{name}={value!r} must be true or false")
+        return found
+
+    return Kind(read, "bool", "true|false")
+
+
+def density() -> Kind:
+    """A share in (0, 1], or "adaptive", "adaptive:<mean>"."""
+
+    def read(name: str, value: Any) -> float | str:
+        if isinstance(value, str) and value.partition(":")[0] == "adaptive":
+            mean_of(value)
+            return value
+        return check_share(name, value, ", or be 'adaptive' or 'adaptive:<mean>'")
+
+    return Kind(read, "float | str", "(0,1]|adaptive[:MEAN]")
+
+
+def mean_of(value: float | str) -> float:
+    """A density as a number: itself, or the mean of an adaptive one, 0.1 unless it says another.
+
+    Example:
+        >>> mean_of(0.5), mean_of("adaptive"), mean_of("adaptive:0.2")
+        (0.5, 0.1, 0.2)
+    """
+    if not isinstance(value, str):
+        return value
+    _, colon, mean = value.partition(":")
+    return check_share("density", mean, " after 'adaptive:'") if colon else ADAPTIVE_MEAN
+
+
+def check_number(name: str, value: Any) -> float:
+    """A finite number; text that says one will do.
+
+    Raises:
+        OptionError: it is none.
+    """
+    found = _numeric(value)
+    if found is None or not math.isfinite(found):
+        raise OptionError(f"{name}={_shown(value)} must be a finite number")
+    return found
+
+
+def check_whole(name: str, value: Any, least: int = 1) -> int:
+    """A whole number of at least `least`; 16.0 and "16" will do.
+
+    Raises:
+        OptionError: it is none.
+    """
+    found = _numeric(value)
+    if found is None or found != found // 1 or found < least or math.isinf(found):
+        raise OptionError(f"{name}={_shown(value)} must be a whole number of at least {least}")
+    return int(found)
+
+
+def check_share(name: str, value: Any, more: str = "") -> float:
+    """A share in (0, 1].
+
+    Raises:
+        OptionError: it is none.
+    """
+    found = _numeric(value)
+    if found is None or not 0 < found <= 1:
+        raise OptionError(f"{name}={_shown(value)} must lie in (0, 1]{more}")
+    return found
+
+
+def _numeric(value: Any) -> float | None:
+    """A number from a number, text, or a scalar tensor; None where it is none. A truth value is none."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, (Integral, Real)):
+        return float(value)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "ndim", None) == 0:
+        return _numeric(item())
+    return None
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r}" if len(repr(value)) < 80 else f"{type(value).__name__}"

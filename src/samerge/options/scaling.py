@@ -1,0 +1,61 @@
+"""`scaling`: the strength of a merged update, and what it may be: a number, or a rule."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from samerge.errors import OptionError
+from samerge.options.kinds import Kind, check_number
+from samerge.options.lines import alpha_beta, is_lines
+
+
+def scaling() -> Kind:
+    """A number, "auto", "auto:<c>" or "lines:<alpha>:<beta>"."""
+
+    def read(name: str, value: Any) -> float | str:
+        if not isinstance(value, str):
+            return check_number(name, value)
+        if is_lines(value):
+            alpha_beta(value)
+            return value
+        if auto_factor(value) is not None:
+            return value
+        try:
+            return check_number(name, value)
+        except OptionError:
+            known = "a number, 'auto', 'auto:<c>', 'lines:<alpha>:<beta>'"
+            raise OptionError(f"{name}={value!r} is not known; give {known}") from None
+
+    return Kind(read, "float | str", "FLOAT|auto[:C]|lines:A:B")
+
+
+def auto_only() -> Kind:
+    """A number, or "auto"."""
+
+    def read(name: str, value: Any) -> float | str:
+        return "auto" if value == "auto" else check_number(name, value)
+
+    return Kind(read, "float | Literal['auto']", "FLOAT|auto")
+
+
+def auto_factor(value: float | str) -> float | None:
+    """c of "auto:<c>", 0.0 for "auto" (which leaves it to the rule), None for every other scaling.
+
+    Raises:
+        OptionError: c is not a positive number.
+
+    Example:
+        >>> auto_factor("auto:1.5"), auto_factor("auto"), auto_factor(0.5)
+        (1.5, 0.0, None)
+    """
+    kind, colon, factor = str(value).partition(":")
+    if kind != "auto":
+        return None
+    try:
+        found = float(factor) if colon else 0.0
+    except ValueError:
+        found = -1.0
+    if colon and not 0 < found < math.inf:
+        raise OptionError(f"scaling={value!r} must be 'auto:<c>' with a positive number, as in auto:1.3")
+    return found
