@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from samerge.methods.parameters import parameters_of
+from samerge.options.merge_options import resolve
 from torch import Tensor
 
 from samerge.linalg.factors import LoraFactors
 from samerge.methods import entry
-from samerge.methods.parameters import parameters_of
 from samerge.methods.rows import Layer, merged_with_shares
-from samerge.options.merge_options import resolve
 
 WEIGHTS = {0: 1.0, 1: -0.5, 2: 2.0}
 NAMES = {0: "zero", 1: "one", 2: "two"}

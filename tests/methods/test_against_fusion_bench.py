@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samerge.methods.isotropic import iso_c
 
 from methods.dense import close, svd, through_core
 from methods.peers import CHANCES, FOUND, RECORD, UPDATES, layer
@@ -15,7 +16,6 @@ from methods.streams import run
 from samerge.methods import dare
 from samerge.methods.aligned import held
 from samerge.methods.dare import prepare_dare
-from samerge.methods.isotropic import iso_c
 from samerge.methods.rows import Layer
 from samerge.methods.ties import prepare_ties
 from samerge.methods.tsv import tsv

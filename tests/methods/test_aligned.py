@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samerge.methods.parameters import parameters_of
+from samerge.options.merge_options import resolve
 from tiny import chain, chain_factors, write_adapter
 
 import samerge
@@ -14,10 +16,8 @@ from samerge.linalg.factors import LoraFactors
 from samerge.methods import entry
 from samerge.methods.aligned import by_cores, by_knots
 from samerge.methods.ctm import balanced, by_tucker, tucker
-from samerge.methods.parameters import parameters_of
 from samerge.methods.rows import Layer, merged_with_shares
 from samerge.methods.ties import prepare_ties
-from samerge.options.merge_options import resolve
 
 WEIGHTS = [1.0, -0.5, 2.0]
 CASES = [[updates(11, 9, (2, 3, 2), seed=s), updates(7, 12, (3, 2, 4), seed=s + 9)] for s in (0, 1)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samerge.methods.isotropic import iso_c
 
 from methods.dense import SHAPES, close, regauged, through_core, updates
 from samerge.linalg.core_space import core_space
 from samerge.linalg.factors import LoraFactors
-from samerge.methods.isotropic import iso_c
 from samerge.methods.star import star
 from samerge.methods.tsv import tsv
 from samerge.methods.wudi import aswudi, wudi

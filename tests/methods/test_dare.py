@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samerge.options.merge_options import resolve
 
 import samerge
 from methods.dense import close
@@ -14,7 +15,6 @@ from samerge.methods.dare import prepare_dare, prepare_dare_ties
 from samerge.methods.della import prepare_della, probabilities
 from samerge.methods.density import densities
 from samerge.methods.rows import Layer
-from samerge.options.merge_options import resolve
 
 
 def drawn(layer, seed):

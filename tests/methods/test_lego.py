@@ -6,12 +6,12 @@ from itertools import product
 
 import pytest
 import torch
+from samerge.methods.lego import centroids, cluster
 from tiny import chain, chain_factors, write_adapter
 
 import samerge
 from methods.dense import close, updates
 from samerge.linalg.factors import LoraFactors, concatenate
-from samerge.methods.lego import centroids, cluster
 
 
 def vectors(units: LoraFactors) -> torch.Tensor:

@@ -7,10 +7,10 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from samerge.methods.peft_names import PEFT_NAMES
 from tiny import Beast, randomise
 
 import samerge
-from samerge.methods.peft_names import PEFT_NAMES
 
 NAMES = ["math", "code", "talk"]
 

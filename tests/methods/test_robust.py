@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
+from samerge.methods.robust import robust
 from tiny import chain, chain_factors, write_adapter
 
 import samerge
 from methods.dense import close, updates
-from samerge.methods.robust import robust
 
 
 def pruned(matrix, density):

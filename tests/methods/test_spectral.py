@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from samerge.methods.isotropic import iso_c
 from tiny import chain, chain_factors, write_adapter
 
 import samerge
 from methods.dense import SHAPES, close, svd, through_core, updates
-from samerge.methods.isotropic import iso_c
 from samerge.methods.star import star
 from samerge.methods.tsv import tsv
 

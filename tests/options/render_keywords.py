@@ -17,6 +17,8 @@ from samerge.options.common import CommonOptions
 from samerge.options.option import Option, table
 
 SOURCE = Path(samerge.__file__).parent
+#: Those that are arguments of PEFT's own `add_weighted_adapter`.
+PEFTS_OWN = ("density", "majority_sign_method")
 
 
 def merge_keywords() -> str:
@@ -28,8 +30,12 @@ def merge_keywords() -> str:
             rows.setdefault(row.name, []).append(row)
             had.setdefault(row.name, []).append(name)
     told = {name: ", ".join(names) for name, names in had.items()}
-    more = ["    #: The same as `rank`, by PEFT's name.", "    svd_rank: int | None"]
-    return _file("MergeKeywords", "Options of `samerge.merge`; which methods have one stands beside it.", rows, told, more)
+    live = {name: row for name, row in rows.items() if name not in PEFTS_OWN}
+    what = "Options of `samerge.add_weighted_adapter` beside PEFT's own; which methods have one stands beside it."
+    own = ["", "", "class MergeKeywords(LiveKeywords, total=False):", '    """Options of `samerge.merge`."""', ""]
+    own += [line for name in PEFTS_OWN if name in rows for line in _option(name, rows[name], told)]
+    own += ["    #: The same as `rank`, by PEFT's name.", "    svd_rank: int | None"]
+    return _file("LiveKeywords", what, live, told, own)
 
 
 def full_keywords() -> str:
@@ -38,9 +44,16 @@ def full_keywords() -> str:
     return _file("FullKeywords", "Options of `samerge.merge_full`.", rows, {}, [])
 
 
+def _option(name: str, kinds: list[Option], told: dict[str, str]) -> list[str]:
+    annotation = " | ".join(dict.fromkeys(part for row in kinds for part in row.kind.annotation.split(" | ")))
+    which = f"{told[name]}." if name in told else ""
+    wrapped = textwrap.wrap(which, 112, initial_indent="    #: ", subsequent_indent="    #: ")
+    return [*wrapped, f"    {name}: {annotation} | None"]
+
+
 def _file(name: str, what: str, rows: dict[str, list[Option]], told: dict[str, str], more: list[str]) -> str:
     lines = [
-        '"""Keyword arguments, typed for editors. Rendered from the option table by tests/options/render_keywords.py."""',
+        '"""Keyword arguments, typed. Rendered from the option table by tests/options/render_keywords.py."""',
         "",
         "from __future__ import annotations",
         "",
@@ -56,10 +69,7 @@ def _file(name: str, what: str, rows: dict[str, list[Option]], told: dict[str, s
         "",
     ]
     for option, kinds in rows.items():
-        annotation = " | ".join(dict.fromkeys(part for row in kinds for part in row.kind.annotation.split(" | ")))
-        if option in told:
-            lines += textwrap.wrap(f"{told[option]}.", 112, initial_indent="    #: ", subsequent_indent="    #: ")
-        lines.append(f"    {option}: {annotation} | None")
+        lines += _option(option, kinds, told)
     text = "\n".join([*lines, *more]) + "\n"
     ruff = [sys.executable, "-m", "ruff"]
     for command in (["check", "--fix", "--quiet", "--select", "I,F,E501"], ["format", "--quiet"]):

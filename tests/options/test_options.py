@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from samerge.options.merge_options import DEFAULTS, RECIPES, MergeOptions, resolve
 
 from samerge.errors import OptionError, SamergeError
 from samerge.graph import FlowGraph, Weight
-from samerge.options.merge_options import DEFAULTS, RECIPES, MergeOptions, resolve
 
 
 def options(recipe=None, defaults=None, **given) -> MergeOptions:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +31,7 @@ class Assembly:
     pruner: Pruner
     experts: Sequence[WeightSource]
     scales: Mapping[str, float]
-    outside: Literal["average", "sum", "base"]
+    outside: str
     strength: float
     kept: frozenset[str]
     dtypes: Mapping[str, torch.dtype]

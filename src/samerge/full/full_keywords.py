@@ -1,4 +1,4 @@
-"""Keyword arguments, typed for editors. Rendered from the option table by tests/options/render_keywords.py."""
+"""Keyword arguments, typed. Rendered from the option table by tests/options/render_keywords.py."""
 
 from __future__ import annotations
 

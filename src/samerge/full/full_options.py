@@ -27,12 +27,14 @@ class FullOptions(Options):
     )
     iterations: int = option(whole(), 10, "Scoring and pruning steps.")
     scaling: float | str = option(
-        auto_only(), "auto", "The strength of the merged update: a number, or auto: 1.3 times the checkpoints' mean norm."
+        auto_only(),
+        "auto",
+        "The strength of the merged update: a number, or auto: 1.3 times the checkpoints' mean norm.",
     )
     agreement: str = option(
         word("paper", "task"),
         "paper",
-        "paper: dR/dtau times the merge, with its sign; task: an element whose sign disagrees with the merge goes first.",
+        "paper: dR/dtau times the merge, with its sign; task: elements that disagree with the merge go first.",
     )
     connectivity: str | FlowGraph = option(connectivity(), "flow", HELP)
     residual: bool = option(flag(), True, "Whether the flow graph has the residual edges.")

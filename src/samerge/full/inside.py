@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, Weight
@@ -14,9 +14,7 @@ from samerge.saliency.elements import live_weights
 from samerge.weights import WeightSource
 
 
-def graph_for(
-    source: WeightSource, connectivity: Literal["flow", "local"] | FlowGraph, residual: bool, kept: frozenset[str]
-) -> FlowGraph:
+def graph_for(source: WeightSource, connectivity: str | FlowGraph, residual: bool, kept: frozenset[str]) -> FlowGraph:
     """The graph whose weights are pruned.
 
     With "local", the weights are those of the family's graph, where the family is known; else all matrices but those

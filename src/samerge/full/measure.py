@@ -97,7 +97,11 @@ def _measure(
         )
     counts = {n: pruner.masks.count(n, key) for n in experts}
     norms = {n: before[n] ** 0.5 for n in experts}
-    scale = norm_rule(size**0.5, [abs(pruner.weights[n]) * norms[n] for n in experts]) if scaling == "auto" else float(scaling)
+    scale = (
+        norm_rule(size**0.5, [abs(pruner.weights[n]) * norms[n] for n in experts])
+        if scaling == "auto"
+        else float(scaling)
+    )
     shares = {}
     for n in experts:
         count = counts[n]

@@ -10,9 +10,9 @@ from typing_extensions import Unpack
 
 from samerge.errors import OptionError
 from samerge.full.assembly import Assembly
+from samerge.full.full_keywords import FullKeywords
 from samerge.full.full_options import FullOptions, resolve
 from samerge.full.full_record import record
-from samerge.full.full_keywords import FullKeywords
 from samerge.full.given_models import ModelLike, Opened, open_experts, open_model
 from samerge.full.inside import graph_for
 from samerge.full.measure import measure

@@ -79,7 +79,7 @@ class Finisher:
                 self.problem.names[n]: {
                     "components": share.components,
                     "kept": None if share.kept is None else list(share.kept),
-                    "norm": parts[n].norm / abs(parts[n].balance),
+                    "norm": parts[n].norm / parts[n].balance if share.norm is None else share.norm,
                     "energy": share.energy,
                     **({} if share.elements is None else {"elements": list(share.elements)}),
                     **({} if parts[n].balance == 1.0 else {"balance": parts[n].balance}),
@@ -129,7 +129,9 @@ class Finisher:
             *_warnings(problem, self.experts, layers, planned),
             *beside.warnings,
         ]
-        told = record(problem, self.experts, planned, self.begun, factors, rank, self.dtype, layers, diagnostics, warnings)
+        told = record(
+            problem, self.experts, planned, self.begun, factors, rank, self.dtype, layers, diagnostics, warnings
+        )
         return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(told), beside.tensors)
 
     def _by_depth(self) -> Mapping[str, float]:
@@ -235,9 +237,7 @@ def _stem(key: str) -> str:
     return expert_of(key)[0].removesuffix(".weight")
 
 
-def _warnings(
-    problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, Any], planned: Plan
-) -> list[str]:
+def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, Any], planned: Plan) -> list[str]:
     found = []
     strangers = _strangers(problem, experts)
     if strangers:
@@ -264,7 +264,9 @@ def _warnings(
             f"truncation to the rank lost over {_NOTABLE_LOSS:.0%} of the energy in {len(heavy)} of {len(layers)} "
             f"layers (most in {worst}: {heavy[worst]:.0%}); a larger rank keeps more"
         )
-    capped = sorted({n for layer in layers.values() for n, one in layer["experts"].items() if one.get("balance") == MOST_BALANCE})
+    capped = sorted(
+        {n for layer in layers.values() for n, one in layer["experts"].items() if one.get("balance") == MOST_BALANCE}
+    )
     if capped:
         found.append(
             f"far smaller than the others: {', '.join(capped)}. The balance makes an adapter {MOST_BALANCE:g} times as "

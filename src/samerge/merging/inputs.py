@@ -39,8 +39,8 @@ def open_base(base: str | Path | nn.Module | FolderSource | None, required: bool
     if base is None:
         if required:
             raise OptionError(
-                "this method reads the base model; give base: a folder, a hub id or a loaded model. The method even does "
-                "without"
+                "this method reads the base model; give base: a folder, a hub id or a loaded model. The method even "
+                "does without"
             )
         return None
     return FolderSource(resolve_base(str(base)), name=str(base))

@@ -14,7 +14,7 @@ from samerge.errors import OptionError
 from samerge.merging.merge_adapters import merge
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.plan import DEFAULT_METHOD
-from samerge.methods.keywords import MergeKeywords
+from samerge.methods.keywords import LiveKeywords
 from samerge.methods.registry import find
 from samerge.options.option import table
 
@@ -33,7 +33,7 @@ def add_weighted_adapter(
     majority_sign_method: Literal["total", "frequency"] = "total",
     *,
     progress: bool = True,
-    **options: Unpack[MergeKeywords],
+    **options: Unpack[LiveKeywords],
 ) -> MergedAdapter:
     """Merge adapters of a live `PeftModel` and put the result on it, with PEFT's own argument names.
 

@@ -26,10 +26,10 @@ from samerge.adapters.layouts import Layout
 from samerge.adapters.model import Load
 from samerge.errors import AdapterError, BaseModelError, OptionError
 from samerge.merging.alignment.matching import Names
-from samerge.methods.problem import Site
-from samerge.options.lines import is_lines
 from samerge.merging.inputs import dtype_of
+from samerge.methods.problem import Site
 from samerge.options.common import CommonOptions
+from samerge.options.lines import is_lines
 from samerge.options.scaling import auto_factor
 from samerge.weights import WeightSource
 

@@ -3,7 +3,7 @@
 At each layer that more than one adapter has, with tau_n = sum_k sigma_k p_k q_k^T of one norm each (the balance):
 
 1. the polar factors of [P_1 .. P_N] and [Q_1 .. Q_N] give each triplet k of each adapter its own u_k, v_k (TSV-Merge,
-   Gargiulo et al. 2025): orthonormal where the stack has full column rank, the partial isometry of least norm where not;
+   Gargiulo et al. 2025): orthonormal where the stack has full column rank, else the partial isometry of least norm;
 2. the r triplets that rank first stay, all adapters together: by |w_n gamma_k eta_k| in `saliency`, by |w_n| sigma_k in
    `even`. Where the stack had not full column rank, one more polar factor makes what stays orthonormal;
 3. all of them get one strength, the root mean square of the kept sigma_k, so that the norm before weights stays;

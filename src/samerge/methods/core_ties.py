@@ -3,8 +3,8 @@
     U as `knots-ties` has it, V the right singular vectors of [tau_1; ...; tau_N], X_i = U^T tau_i V
     M = U ties(w_1 X_1, ..., w_N X_N) V^T
 
-So the cores depend on nothing but the updates. TIES in the core space is another method than `ties`. It trims each layer
-by itself, as the core space's authors do.
+So the cores depend on nothing but the updates. TIES in the core space is another method than `ties`. It trims each
+layer by itself, as the core space's authors do.
 """
 
 from __future__ import annotations

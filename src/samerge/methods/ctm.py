@@ -36,7 +36,9 @@ class CtmOptions(CoreTiesOptions):
 
     density: float | str = option(density(), 0.25, "Share of the elements of its core that each adapter keeps.")
     own_norm: float = option(
-        real(0, 1), 0.25, "How much of its own norm an adapter keeps in the choice of the space; the rest is the mean's."
+        real(0, 1),
+        0.25,
+        "How much of its own norm an adapter keeps in the choice of the space; the rest is the mean's.",
     )
 
 

@@ -14,9 +14,10 @@ by a randomised SVD that asks for T some rows at a time. What that loses is in t
 layer; it can be much, and then a warning says so. Layers in which nothing was masked are truncated exactly, through the
 factors.
 
-Modules outside the flow graph have no dR/dtau; they are pruned by w_n tau_n * T (as "task" with alpha = beta = 1). Cost of an iteration: as `saliency`, and some ten operations more for each element
-and expert. Memory: the masks, one bit an element and expert, and two float tensors of the largest weight while it is
-scored; afterwards no merged update exists as a whole.
+Modules outside the flow graph have no dR/dtau; they are pruned by w_n tau_n * T (as "task" with alpha = beta = 1).
+Cost of an iteration: as `saliency`, and some ten operations more for each element and expert. Memory: the masks, one
+bit an element and expert, and two float tensors of the largest weight while it is scored; afterwards no merged update
+exists as a whole.
 """
 
 from __future__ import annotations
@@ -53,13 +54,15 @@ class ElementwiseOptions(Options):
     """Options of `elementwise`."""
 
     density: float | str = option(
-        density(), 0.1, "Share of its elements that each adapter keeps in each layer; adaptive spreads it over the layers."
+        density(),
+        0.1,
+        "Share of its elements that each adapter keeps in each layer; adaptive spreads it over the layers.",
     )
     iterations: int = option(whole(), 10, "Scoring and pruning steps.")
     agreement: str = option(
         word("paper", "task"),
         "paper",
-        "paper: dR/dtau times the merge, with its sign; task: an element whose sign disagrees with the merge goes first.",
+        "paper: dR/dtau times the merge, with its sign; task: elements that disagree with the merge go first.",
     )
     connectivity: str | FlowGraph = option(connectivity(), "flow", HELP)
     residual: bool = option(flag(), True, "Whether the flow graph has the residual edges.")
@@ -111,7 +114,9 @@ def begin(problem: Problem, options: ElementwiseOptions) -> Begun:
     return Begun(merged, dict(zip(active, logs, strict=True)) if logs else {})
 
 
-def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: ElementwiseOptions) -> tuple[float, ...]:
+def _prune(
+    pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: ElementwiseOptions
+) -> tuple[float, ...]:
     """Fill the masks; gives log R of every active expert, or nothing where none was needed."""
     inside = [layer for layer in layers if layer.site.inside]
     outside = [layer for layer in layers if not layer.site.inside]

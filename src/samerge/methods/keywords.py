@@ -1,4 +1,4 @@
-"""Keyword arguments, typed for editors. Rendered from the option table by tests/options/render_keywords.py."""
+"""Keyword arguments, typed. Rendered from the option table by tests/options/render_keywords.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from samerge.graph import FlowGraph
 
 
-class MergeKeywords(TypedDict, total=False):
-    """Options of `samerge.merge`; which methods have one stands beside it."""
+class LiveKeywords(TypedDict, total=False):
+    """Options of `samerge.add_weighted_adapter` beside PEFT's own; which methods have one stands beside it."""
 
     rank: int | None
     scaling: float | str | None
@@ -19,9 +19,6 @@ class MergeKeywords(TypedDict, total=False):
     device: str | None
     modules_to_save: str | None
     dora: str | None
-    #: saliency, even, paper, elementwise, breadcrumbs, core-ties, ctm, dare, dare-ties, della, knots-ties,
-    #: magnitude-prune, pcb, robustmerge, ties, tsv.
-    density: float | str | None
     #: saliency, paper, elementwise.
     iterations: int | None
     #: saliency, paper, elementwise.
@@ -36,8 +33,6 @@ class MergeKeywords(TypedDict, total=False):
     cutoff: float | None
     #: breadcrumbs.
     top: float | None
-    #: core-ties, ctm, dare-ties, della, knots-ties, ties.
-    majority_sign_method: Literal["total", "frequency"] | None
     #: core-ties, ctm, dare-ties, della, knots-ties, ties.
     aggregate: Literal["mean", "sum"] | None
     #: core-ties, ctm, knots-ties, ties.
@@ -60,5 +55,15 @@ class MergeKeywords(TypedDict, total=False):
     eta: float | None
     #: wudi.
     mu: float | None
+
+
+class MergeKeywords(LiveKeywords, total=False):
+    """Options of `samerge.merge`."""
+
+    #: saliency, even, paper, elementwise, breadcrumbs, core-ties, ctm, dare, dare-ties, della, knots-ties,
+    #: magnitude-prune, pcb, robustmerge, ties, tsv.
+    density: float | str | None
+    #: core-ties, ctm, dare-ties, della, knots-ties, ties.
+    majority_sign_method: Literal["total", "frequency"] | None
     #: The same as `rank`, by PEFT's name.
     svd_rank: int | None

@@ -21,12 +21,14 @@ class Share:
         kept: which of them are in the merge, None when the method does not choose components.
         energy: share of its squared norm (after the balance) that was kept before anything was combined.
         elements: how many elements of its update were kept, and of how many; None when the method keeps no elements.
+        norm: Frobenius norm of its whole update, where the part at hand has not all of it.
     """
 
     components: int
     kept: tuple[int, ...] | None = None
     energy: float = 1.0
     elements: tuple[int, int] | None = None
+    norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class Method:
 
     Args:
         name: as users name it.
-        begin: looks at the whole problem where it must (scores, thresholds), and gives the function for one layer. Pure:
-            neither reads nor writes anything but what the problem reads for it.
+        begin: looks at the whole problem where it must (scores, thresholds), and gives the function for one layer.
+            Pure: neither reads nor writes anything but what the problem reads for it.
         options: the frozen dataclass of the options that only it has.
         base: whether it reads the base's weights: "needed", "wanted" (goes on without, and says so), or "unused".
         scaling: its default.

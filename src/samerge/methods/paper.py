@@ -47,12 +47,14 @@ class PaperOptions(Options):
     density: float | str = option(
         density(),
         0.1,
-        "Share of its components that each adapter keeps in each layer; adaptive spreads it over the layers by how even "
-        "their components are.",
+        "Share of its components that each adapter keeps in each layer; adaptive spreads it over the layers by how "
+        "even their components are.",
     )
     iterations: int = option(whole(), 10, "Scoring and pruning steps.")
     basis: str = option(
-        word("native", "svd"), "native", "Components of what: columns of B and rows of A as trained, or singular triplets."
+        word("native", "svd"),
+        "native",
+        "Components of what: columns of B and rows of A as trained, or singular triplets.",
     )
     connectivity: str | FlowGraph = option(connectivity(), "flow", HELP)
     residual: bool = option(flag(), False, "Whether the flow graph has the residual edges.")

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +86,8 @@ def found(name: object) -> tuple[Method, Mapping[str, float | str]]:
     if own in _registered:
         return _registered[own], implied
     if own in _entry_points():
-        return _entry_points()[own].load(), implied
+        loaded: Method = _entry_points()[own].load()
+        return loaded, implied
     known = list(available_methods())
     raise OptionError(f"method={name!r} is not known;{meant(name, [*known, *OTHER_NAMES])} Methods: {', '.join(known)}")
 
@@ -110,5 +111,5 @@ def _files() -> dict[str, str]:
 
 
 @cache
-def _entry_points() -> dict[str, object]:
+def _entry_points() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}

@@ -1,8 +1,8 @@
 """`saliency`: keep the components that matter most to the model and the merge, decorrelated, at one strength (default).
 
-Saliency-Aware Model Merging (Park, Lee and Sohn, ICML 2026, arXiv 2606.00511) where a merge must choose: a merge to rank
-r keeps r of the N r_n components that the adapters bring. With (sigma_k, p_k, q_k) the singular triplets of tau_n, all
-adapters of one norm, T = sum_i w_i tau_i, and R_n the connectivity of the model with adapter n,
+Saliency-Aware Model Merging (Park, Lee and Sohn, ICML 2026, arXiv 2606.00511) where a merge must choose: a merge to
+rank r keeps r of the N r_n components that the adapters bring. With (sigma_k, p_k, q_k) the singular triplets of
+tau_n, all adapters of one norm, T = sum_i w_i tau_i, and R_n the connectivity of the model with adapter n,
 
     gamma_k = sigma_k p_k^T (d log R_n / dW) q_k      structural sensitivity, at theta0 + tau_n
     eta_k   = sigma_k p_k^T T q_k                     agreement with the merge
@@ -144,7 +144,9 @@ def _chosen(
         if len(present) < 2:
             return {n: list(range(len(pick))) for n, pick in picks.items()}
         stack = stacked(present, problem.weights)
-        alive = torch.cat([(stack.owners == n).nonzero().flatten()[picks[n].to(stack.owners.device)] for n in sorted(present)])
+        alive = torch.cat(
+            [(stack.owners == n).nonzero().flatten()[picks[n].to(stack.owners.device)] for n in sorted(present)]
+        )
         ones = [torch.ones(len(picks[n]), dtype=torch.float64, device=stack.S.device) for n in sorted(present)]
         known = [found.of(site.module, n) for n in sorted(present)]
         gamma = torch.cat([one if own is None else own for one, own in zip(ones, known, strict=True)])
@@ -156,7 +158,8 @@ def _chosen(
         best[site.module] = order
         places = {n: set(stack.places[order[stack.owners[order] == n]].tolist()) for n in present}
         return {
-            n: [at for at, place in enumerate(picks[n].tolist()) if n not in places or place in places[n]] for n in picks
+            n: [at for at, place in enumerate(picks[n].tolist()) if n not in places or place in places[n]]
+            for n in picks
         }
 
     everywhere = by_module(problem.sites, choose)

@@ -58,7 +58,9 @@ def word(*choices: str, pattern: str = "", told: str = "") -> Kind:
 
     def read(name: str, value: Any) -> str:
         if not isinstance(value, str) or (value not in choices and not (pattern and re.fullmatch(pattern, value))):
-            raise OptionError(f"{name}={value!r} is not known; choose one of {', '.join((*choices, *filter(None, [told])))}")
+            raise OptionError(
+                f"{name}={value!r} is not known; choose one of {', '.join((*choices, *filter(None, [told])))}"
+            )
         return value
 
     listed = [*choices, *filter(None, [told])]

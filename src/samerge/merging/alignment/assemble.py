@@ -68,9 +68,7 @@ def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Sit
     )
 
 
-def flow_graph(
-    sites: Sequence[Site], source: WeightSource, connectivity: str | FlowGraph, residual: bool
-) -> FlowGraph:
+def flow_graph(sites: Sequence[Site], source: WeightSource, connectivity: str | FlowGraph, residual: bool) -> FlowGraph:
     """The graph that the options ask for.
 
     Args:

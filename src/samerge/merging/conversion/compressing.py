@@ -161,7 +161,9 @@ def alone(name: str, size: Size, common: Mapping[str, Any]) -> Plan:
     return Plan(method, filled(CommonOptions, given), SizeOptions(size.energy))
 
 
-def _compressed(adapter: Adapter, source: WeightSource | None, size: Size, planned: Plan, bars: Progress) -> MergedAdapter:
+def _compressed(
+    adapter: Adapter, source: WeightSource | None, size: Size, planned: Plan, bars: Progress
+) -> MergedAdapter:
     cpu = torch.device("cpu")
     dora = planned.common.dora
     sites, lost = converted(assemble.align([adapter], source), [adapter.name], dora, source, cpu, bars)

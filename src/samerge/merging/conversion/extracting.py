@@ -16,8 +16,8 @@ from samerge.adapters import AdaptedModule, Adapter
 from samerge.adapters.servable import module_type
 from samerge.errors import BaseModelError
 from samerge.linalg.factors import LoraFactors
-from samerge.linalg.triplets import singular
 from samerge.linalg.randomised_svd import truncated_svd
+from samerge.linalg.triplets import singular
 from samerge.merging.alignment.checkpoints import same_names
 from samerge.merging.alignment.renamed import names_in_memory
 from samerge.merging.alignment.views import RenamedSource
@@ -107,7 +107,9 @@ def extract_adapter(
         )
     sites, layers, adapter = _extract(source, other, names, taken, size, called, place, bars)
     problem = Problem((called,), (1.0,), sites, adapter.rank, source, None, torch.device("cpu"), bars)
-    finisher = Finisher(problem, [adapter], planned, Begun(lambda site, parts: layers[site.module]), undiagnosed=_UNDIAGNOSED)
+    finisher = Finisher(
+        problem, [adapter], planned, Begun(lambda site, parts: layers[site.module]), undiagnosed=_UNDIAGNOSED
+    )
     for site in sites:
         finisher.add(site, problem.parts(site), layers[site.module])
     result = finisher.done()
@@ -150,7 +152,7 @@ def _extract(
             shape = factors.shape
             modules[one.module] = AdaptedModule(one.layout, factors.rank, shape, dtype, lambda f=factors: f)  # type: ignore[misc]
             sites.append(Site(one.module, one.key, one.layout, shape, {0: modules[one.module]}, inside=True))
-            layers[one.module] = MergedLayer(singular(factors), {0: Share(min(shape))}, lost)
+            layers[one.module] = MergedLayer(singular(factors), {0: Share(min(shape), norm=norm)}, lost)
             advance(1)
     config = {"base_model_name_or_path": source.name, "task_type": _task(source.config)}
     return tuple(sites), layers, Adapter(called, other.name, config, modules)
