@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from samerge.adapters import Adapter
 from samerge.errors import GraphError, OptionError
@@ -22,6 +23,7 @@ from samerge.merging.inputs import AdapterLike, device_of, open_adapters, open_b
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.plan import Plan, Weights, plan
 from samerge.merging.trained_parts import check_extras
+from samerge.methods.keywords import MergeKeywords
 from samerge.methods.problem import Problem, Site, by_module, iterate, shared_out
 from samerge.parallel.processes import group
 from samerge.parallel.progress import Progress
@@ -38,9 +40,63 @@ def merge(
     method: str | None = None,
     weights: Weights = None,
     progress: bool = True,
-    **options: Any,
+    **options: Unpack[MergeKeywords],
 ) -> MergedAdapter:
-    """Merge several LoRA adapters of one base model into one adapter."""
+    """Merge several LoRA adapters of one base model into one adapter.
+
+    By default the components that matter most to the model and to the merge are kept: every adapter is brought to one
+    norm in each layer, its singular vectors are decorrelated from the others', the `rank` most salient components of
+    all adapters together stay, all at one strength, and each is multiplied with its adapter's weight. The base is
+    streamed, a few rows of a weight at a time; it is never built, never changed. In an initialised `torch.distributed`
+    group every process must call it, with the same arguments (docs/distributed.md).
+
+    Args:
+        base: a folder with `config.json` and safetensors, a hub id, or a loaded model (a `PeftModel` is read below its
+            adapters). Its names and shapes are checked, and its layers that no adapter has are filled in. None for
+            methods that do not read its weights; the default then ranks by size (`even`), and says so.
+        adapters: name -> folder or hub id, or a list of these (named after their last path part). With a `PeftModel`
+            as the base, names of its adapters.
+        method: a name from `available_methods()`, or what PEFT or mergekit call it.
+        weights: by name, or in order: strengths, 1.0 full (the default), 0.5 half, negative subtracts, 0 leaves the
+            adapter out. Or "nan": in proportion to the adapters' inverse norms, 1.0 on the mean.
+        progress: show progress bars when on a terminal.
+        **options: those that every method has, and the method's own; `samerge methods NAME` tells what each means.
+            rank: rank of the result; the largest of any adapter by default, of exact methods the sum of the ranks.
+                `svd_rank` is the same.
+            scaling: one more factor: a number; "auto" or "auto:<c>", c times the mean of |w_n| ||tau_n|| in each layer;
+                "lines:<alpha>:<beta>", alpha + beta l / (L - 1) in layer l of L.
+            balance: "norm" brings the adapters to their mean norm in each layer first, so that each has one voice and
+                its weight is its loudness ("global": as a whole); "none" leaves the norms as trained.
+            dtype: of the output, such as "bfloat16"; the adapters' own (the widest) by default. Computed in float32.
+            device: where to compute: "cpu" by default, a live model's own device otherwise.
+            modules_to_save: what becomes of fully trained modules and token rows: "average", the plain mean of the
+                adapters that have them; "take:<adapter>", one adapter's; or "drop". Without it, they are an error.
+            dora: "exact" converts DoRA adapters on the way: the exact update relative to the base, truncated to the
+                adapter's rank, or to another with "exact:<rank>"; the report says what that lost.
+
+    Returns:
+        The merged adapter: `.factors`, `.delta(module)`, `.config`, `.report`, `.save(path)`, `.push_to_hub(repo_id)`,
+        `.apply_to(model, adapter_name)`.
+
+    Raises:
+        OptionError: an option is not known, is out of its range, or does not go with another.
+        AdapterError: an adapter cannot be read or is not a plain LoRA.
+        BaseModelError: the base cannot be read, or an adapter does not fit it.
+        GraphError: the base's architecture is not known; says the ways on.
+        HubError: a download failed.
+
+    Formula of the default (Park, Lee and Sohn, ICML 2026, arXiv 2606.00511; Gargiulo et al., CVPR 2025): the r
+    components with the largest |w_n gamma_k eta_k|, gamma_k = sigma_k p_k^T (d log R_n / dW) q_k, eta_k = sigma_k p_k^T
+    (sum_i w_i tau_i) q_k; M = level * sum_k w_owner(k) u_k v_k^T with u_k, v_k from the polar factors of [P_1 .. P_N]
+    and [Q_1 .. Q_N]. See docs/method.md.
+
+    Example:
+        ```python
+        merged = samerge.merge("meta-llama/Llama-3.1-8B", {"math": "ada/math-lora", "code": "./code-lora"},
+                               weights={"math": 1.0, "code": 0.8})
+        merged.save("merged/")
+        ```
+    """
     planned = plan(method, options, weights)
     bars = Progress(progress)
     with bars.task("reading", 1):
