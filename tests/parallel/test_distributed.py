@@ -16,32 +16,23 @@ from samerge.parallel.processes import Group
 
 WAYS: dict[str, dict[str, Any]] = {
     "default": {},
-    "plain": {"method": "saliency", "rank": 3, "iterations": 3},
-    "global": {"method": "saliency", "density": 0.4, "scope": "global", "iterations": 2},
+    "rounds": {"rank": 3, "iterations": 3},
+    "paper": {"method": "paper", "density": 0.4, "iterations": 2},
     "adaptive": {
-        "method": "saliency",
+        "method": "paper",
         "density": "adaptive:0.5",
         "iterations": 2,
         "basis": "native",
         "balance": "global",
     },
-    "once": {
-        "method": "saliency",
-        "rank": 3,
-        "iterations": 3,
-        "refresh": 0,
-        "precision": "float64",
-        "scaling": "interference",
-    },
-    "local": {"method": "saliency", "rank": 2, "iterations": 2, "connectivity": "local", "spectrum": "flat"},
-    "random": {"selection": "random:3", "rank": 3, "iterations": 2},
-    "tsv after it": {"selection": "saliency", "aggregation": "tsv", "rank": 3, "iterations": 2},
-    "ties after it": {"selection": "saliency", "aggregation": "ties", "rank": 3, "iterations": 2},
-    "sum": {"method": "linear", "weights": "auto", "scaling": "interference:layer"},
+    "local": {"rank": 2, "iterations": 2, "connectivity": "local"},
+    "even": {"method": "even", "rank": 3, "scaling": "auto"},
+    "ties": {"method": "ties", "rank": 3},
+    "sum": {"method": "linear", "scaling": "lines:0.5:1"},
     "weights": {"method": "svd", "rank": 3, "weights": "nan", "balance": "norm"},
     "lego": {"method": "lora-lego", "rank": 3},
-    "zero": {"method": "saliency", "rank": 3, "iterations": 2, "weights": [1.0, 0.0]},
-    "dora": {"method": "saliency", "rank": 3, "iterations": 2, "dora": "exact"},
+    "zero": {"rank": 3, "iterations": 2, "weights": [1.0, 0.0]},
+    "dora": {"rank": 3, "iterations": 2, "dora": "exact"},
 }
 
 #: Runs every way, and says what came out and how many bytes of factors were alive at most while it swept.

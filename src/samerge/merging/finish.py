@@ -21,11 +21,11 @@ from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.plan import Plan
 from samerge.merging.trained_parts import merge_extras
 from samerge.methods.method import Begun, MergedLayer
-from samerge.methods.problem import MOST_BALANCE, Part, Problem, Site, by_module
+from samerge.methods.problem import MOST_BALANCE, Part, Problem, Site
 from samerge.methods.scaling import NORM_FACTOR, ROUNDING, norm_rule
 from samerge.options.lines import is_lines, layer_scalings
 from samerge.options.scaling import auto_factor
-from samerge.parallel.supply import elsewhere, send_all
+from samerge.parallel.shared_work import collected, everywhere
 from samerge.report.diagnostics.diagnose import diagnosed_layer
 from samerge.report.diagnostics.whole_merge import summary
 from samerge.report.merge_record import record
@@ -103,7 +103,7 @@ class Finisher:
     def done(self) -> MergedAdapter:
         """The adapter: of one rank, with the layers that no adapter has, its configuration and its record."""
         problem, planned = self.problem, self.planned
-        layers = by_module(problem.sites, lambda site: self.layers[site.module])
+        layers = everywhere(problem.sites, lambda site: self.layers[site.module])
         layouts: dict[str, Layout] = {site.module: site.layout for site in problem.sites}
         factors = dict(self.factors)
         for module, (like, shape) in assemble.missing_layers(problem.sites, problem.source).items():
@@ -112,7 +112,8 @@ class Finisher:
             layouts[module] = like.layout
         rank = max(1, *(layer["rank"] for layer in layers.values()))
         factors = {m: pad(factors[m], rank) for m in factors}
-        factors.update(_from_others(problem, rank, self.dtype, factors))
+        shapes = {site.module: site.shape for site in problem.sites}
+        factors = collected(problem.sites, shapes, factors, rank, self.dtype, problem.device)
         factors = {m: factors[m] for m in sorted(factors)}
         beside = merge_extras(self.experts, problem.weights, problem.sites, layouts, planned.common, problem.source)
         for name, tensor in beside.tensors.items():
@@ -150,20 +151,6 @@ class Finisher:
             return float(self.planned.scaling)
         loudness = {n: abs(self.problem.weights[n]) * part.norm for n, part in parts.items()}
         return norm_rule(update.norm, list(loudness.values()), factor or NORM_FACTOR)
-
-
-def _from_others(
-    problem: Problem, rank: int, dtype: torch.dtype, own: Mapping[str, LoraFactors]
-) -> dict[str, LoraFactors]:
-    """The merged layers of the other processes, which get this one's."""
-    found = {}
-    for site in problem.sites:
-        if site.owner is not None:
-            ours = own.get(site.module, elsewhere(rank, site.shape, dtype))
-            [layer] = send_all(problem.group, site.owner, [ours], problem.device)
-            if site.module not in own:  # with a storage for each tensor, as files want it
-                found[site.module] = LoraFactors(layer.A.clone(), layer.B.clone())
-    return found
 
 
 def _settings(

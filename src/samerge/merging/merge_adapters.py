@@ -24,9 +24,10 @@ from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.plan import Plan, Weights, plan
 from samerge.merging.trained_parts import check_extras
 from samerge.methods.keywords import MergeKeywords
-from samerge.methods.problem import Problem, Site, by_module, iterate, shared_out
+from samerge.methods.problem import Problem, Site, iterate
 from samerge.parallel.processes import group
 from samerge.parallel.progress import Progress
+from samerge.parallel.shared_work import everywhere
 from samerge.weights import WeightSource
 
 #: The words that `weights` may be.
@@ -153,8 +154,8 @@ def merge_opened(
 
         view, sites, device = group().together(aligned)
         planned, graph = _graph(planned, sites, view)
-        if planned.method.by_site and group().size > 1:
-            sites = shared_out(sites, values)
+        if planned.method.by_site:
+            sites = _shared_out(sites, values)
     sites, dora_lost = _plain(sites, experts, view, planned, device, bars, shared)
     if graph is not None:
         within = assemble.inside(graph)
@@ -173,14 +174,27 @@ def merge_opened(
     )
     if rule:
         problem = replace(problem, weights=nan_weights(problem))
-    begun = planned.method.begin(problem, planned.own)
+    begun = group().together(lambda: planned.method.begin(problem, planned.own))
     finisher = Finisher(problem, experts, planned, begun, dora_lost)
-    for site in iterate(problem, "merging"):
-        parts = problem.parts(site)
-        finisher.add(site, parts, begun.layer(site, parts))
-        problem.release(site)
+
+    def layers() -> None:
+        for site in iterate(problem, "merging"):
+            parts = problem.parts(site)
+            finisher.add(site, parts, begun.layer(site, parts))
+            problem.release(site)
+
+    group().together(layers)
     with bars.task("finishing", 1):
         return finisher.done()
+
+
+def _shared_out(sites: tuple[Site, ...], weights: Sequence[float]) -> tuple[Site, ...]:
+    """With several processes, the sites with an owner each: every process gets about as many bytes of factors."""
+    if group().size == 1:
+        return sites
+    ranks = [sum(one.rank for n, one in site.experts.items() if weights[n] != 0) for site in sites]
+    owners = group().owners([rank * sum(site.shape) for rank, site in zip(ranks, sites, strict=True)])
+    return tuple(replace(site, owner=owner) for site, owner in zip(sites, owners, strict=True))
 
 
 def nan_weights(problem: Problem) -> tuple[float, ...]:
@@ -196,7 +210,7 @@ def nan_weights(problem: Problem) -> tuple[float, ...]:
         return {n: float(norm(adapted.load())) ** 2 for n, adapted in site.experts.items()}
 
     totals = [0.0] * len(problem.names)
-    for found in by_module(problem.sites, squares).values():
+    for found in everywhere(problem.sites, squares).values():
         for n, square in found.items():
             totals[n] += square
     inverse = [total**-0.5 if total > 0 else None for total in totals]

@@ -32,10 +32,11 @@ from samerge.linalg.triplets import from_factors, zero
 from samerge.linalg.truncation import svd_basis
 from samerge.methods.gamma import NO_GAMMAS, Gammas, gammas, near, work
 from samerge.methods.method import Begun, MergedLayer, Method, Share
-from samerge.methods.problem import Part, Problem, Site, by_module, iterate
+from samerge.methods.problem import Part, Problem, Site, iterate
 from samerge.options.connectivity import HELP, connectivity
 from samerge.options.kinds import density, flag, mean_of, whole, word
 from samerge.options.option import Options, option
+from samerge.parallel.shared_work import everywhere
 from samerge.parallel.supply import elsewhere
 from samerge.saliency.scores import agreement, kept_count, score, top
 
@@ -114,7 +115,7 @@ def _prepared(problem: Problem, options: PaperOptions) -> list[_Layer]:
         held[site.module] = {n: basis(part.factors) for n, part in problem.parts(site).items()}
         return {n: (f.rank, float(norm(f))) for n, f in held[site.module].items()}
 
-    before = by_module(problem.sites, load, iterate(problem, "preparing"))
+    before = everywhere(problem.sites, load, iterate(problem, "preparing"))
     layers = []
     for site in problem.sites:
         sizes = before[site.module]
@@ -136,7 +137,7 @@ def _densities(layers: list[_Layer], problem: Problem, options: PaperOptions) ->
         norms = {n: component_norms(f) for n, f in by_site[site.module].factors.items()}
         return {n: evenness(float(own.sum()), float(own.square().sum()), len(own)) for n, own in norms.items()}
 
-    evennesses = by_module(problem.sites, even)
+    evennesses = everywhere(problem.sites, even)
     found: dict[tuple[str, int], float] = {}
     for n in range(len(problem.names)):
         own = [layer for layer in inside if n in layer.factors]
@@ -170,8 +171,8 @@ def _chosen(
             picks[n] = top(scores, min(count, factors.rank)).tolist()
         return picks
 
-    everywhere = by_module(problem.sites, choose)
-    return {m: {n: torch.tensor(p, dtype=torch.long) for n, p in own.items()} for m, own in everywhere.items()}
+    chosen = everywhere(problem.sites, choose)
+    return {m: {n: torch.tensor(p, dtype=torch.long) for n, p in own.items()} for m, own in chosen.items()}
 
 
 def _merged(layer: _Layer, weights: tuple[float, ...]) -> MergedLayer:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,11 +15,10 @@ from samerge.adapters.layouts import Layout
 from samerge.graph import FlowGraph
 from samerge.linalg.factors import LoraFactors, norm
 from samerge.linalg.triplets import Triplets, singular
-from samerge.parallel.processes import Group, group
+from samerge.parallel.processes import Group
 from samerge.parallel.progress import Progress
+from samerge.parallel.shared_work import everywhere, own, sharers
 from samerge.weights import WeightSource
-
-T = TypeVar("T")
 
 #: The largest factor by which the balance makes an adapter stronger; one that would need more is probably broken.
 MOST_BALANCE = 10.0
@@ -126,7 +124,7 @@ class Problem:
     @property
     def own(self) -> tuple[Site, ...]:
         """The sites that this process merges: all of them, unless several processes share them out."""
-        return own_sites(self.sites)
+        return own(self.sites)
 
     @property
     def target(self) -> int:
@@ -176,8 +174,8 @@ class Problem:
             return {n: float(norm(self._load(one))) for n, one in active.items()}
 
         totals: dict[int, float] = {}
-        for own in by_module(self.sites, squares).values():
-            for n, size in own.items():
+        for found in everywhere(self.sites, squares).values():
+            for n, size in found.items():
                 totals[n] = math.hypot(totals.get(n, 0.0), size)
         return to_mean(totals)
 
@@ -196,48 +194,8 @@ def to_mean(norms: Mapping[int, float]) -> dict[int, float]:
 
 def iterate(problem: Problem, what: str) -> Iterator[Site]:
     """This process's sites one after the other, with progress."""
-    own = problem.own
-    with problem.progress.task(what, len(own)) as advance:
-        for site in own:
+    sites = problem.own
+    with problem.progress.task(what, len(sites)) as advance:
+        for site in sites:
             yield site
             advance(1)
-
-
-def shared_out(sites: Sequence[Site], weights: Sequence[float]) -> tuple[Site, ...]:
-    """The sites with an owner each, so that every process of the group has about as many bytes of factors.
-
-    Args:
-        sites: the adapted maps.
-        weights: of the adapters; those of weight 0 are never loaded.
-    """
-    ranks = [sum(one.rank for n, one in site.experts.items() if weights[n] != 0) for site in sites]
-    sizes = [rank * sum(site.shape) for rank, site in zip(ranks, sites, strict=True)]
-    owners = group().owners(sizes)
-    return tuple(replace(site, owner=owner) for site, owner in zip(sites, owners, strict=True))
-
-
-def own_sites(sites: Sequence[Site]) -> tuple[Site, ...]:
-    """Those that this process merges."""
-    rank = group().rank
-    return tuple(site for site in sites if site.owner in (None, rank))
-
-
-def sharers(sites: Sequence[Site]) -> Group:
-    """The processes that share these sites out; this one alone where all do everything."""
-    return group() if any(site.owner is not None for site in sites) else Group()
-
-
-def by_module(sites: Sequence[Site], work: Callable[[Site], T], own: Iterable[Site] | None = None) -> dict[str, T]:
-    """`work(site)` for all sites, by module: every process does its own, and has everything afterwards.
-
-    Args:
-        sites: all of them.
-        work: gives something small that can be pickled; what it raises is raised in every process.
-        own: this process's, where something shall happen between them, such as progress (`iterate`).
-    """
-
-    def done() -> dict[str, T]:
-        return {site.module: work(site) for site in (own_sites(sites) if own is None else own)}
-
-    found = {module: result for part in sharers(sites).each(done) for module, result in part.items()}
-    return {site.module: found[site.module] for site in sites}

@@ -34,10 +34,11 @@ from samerge.linalg.triplets import Triplets
 from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of, stacked
 from samerge.methods.gamma import NO_GAMMAS, Gammas, gammas, near, work
 from samerge.methods.method import Begun, Method
-from samerge.methods.problem import Part, Problem, Site, by_module, iterate
+from samerge.methods.problem import Part, Problem, Site, iterate
 from samerge.options.connectivity import HELP, connectivity
 from samerge.options.kinds import flag, whole
 from samerge.options.option import option
+from samerge.parallel.shared_work import everywhere
 from samerge.parallel.supply import elsewhere
 
 #: Singular values of one adapter that differ by less than this, relatively, are equal.
@@ -80,7 +81,7 @@ def _prepared(problem: Problem) -> dict[str, dict[int, int]]:
         settle(parts, problem.weights)
         return {n: part.triplets.rank for n, part in parts.items()}
 
-    return by_module(problem.sites, load, iterate(problem, "preparing"))
+    return everywhere(problem.sites, load, iterate(problem, "preparing"))
 
 
 def settle(parts: dict[int, Part], weights: tuple[float, ...]) -> None:
@@ -162,8 +163,8 @@ def _chosen(
             for n in picks
         }
 
-    everywhere = by_module(problem.sites, choose)
-    return {m: {n: torch.tensor(p, dtype=torch.long) for n, p in own.items()} for m, own in everywhere.items()}
+    chosen = everywhere(problem.sites, choose)
+    return {m: {n: torch.tensor(p, dtype=torch.long) for n, p in own.items()} for m, own in chosen.items()}
 
 
 def eta(stack: Stack, alive: Tensor) -> Tensor:

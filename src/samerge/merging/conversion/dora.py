@@ -23,8 +23,9 @@ from samerge.adapters.layouts import expert_of
 from samerge.errors import AdapterError
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.randomised_svd import Rows, truncated_svd
-from samerge.methods.problem import Site, by_module, own_sites
+from samerge.methods.problem import Site
 from samerge.parallel.progress import Progress
+from samerge.parallel.shared_work import everywhere, own
 from samerge.parallel.supply import elsewhere
 from samerge.weights import WeightSource, matrix_shape, read_tile
 
@@ -90,14 +91,14 @@ def converted(
         return found
 
     def ours() -> Iterator[Site]:
-        own = own_sites(sites)
-        with progress.task("converting DoRA", len(own)) as advance:
-            for site in own:
+        mine = own(sites)
+        with progress.task("converting DoRA", len(mine)) as advance:
+            for site in mine:
                 yield site
                 advance(1)
 
     plain = []
-    for (module, found), site in zip(by_module(sites, convert, ours()).items(), sites, strict=True):
+    for (module, found), site in zip(everywhere(sites, convert, ours()).items(), sites, strict=True):
         experts = dict(site.experts)
         for n, (size, share) in found.items():
             factors = held[module][n] if module in held else elsewhere(size, site.shape)

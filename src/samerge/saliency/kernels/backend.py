@@ -1,9 +1,10 @@
 """Which kernel works the tiles.
 
-In float32 that is `native` on the CPU, the fused kernel in C, where the system has a C compiler, and `triton` on a CUDA
-device, where Triton is installed; everywhere else `torch`. The environment variable SAMERGE_KERNEL forces one of them:
-native, triton (triton-tf32x3, triton-bf16x3: see `triton_tiles.Products`), torch, or auto. The choice is in the record
-of a merge, and a fall to torch for want of a compiler or of Triton is logged as a warning.
+In float32 that is `native` on the CPU, the fused kernel in C, where the system has a C compiler; in all other cases
+`torch`. `triton`, for CUDA, has been compiled but never run on a GPU: it is taken only where it is asked for. The
+environment variable SAMERGE_KERNEL forces one of them: native, triton (triton-tf32x3, triton-bf16x3: see
+`triton_tiles.Products`), torch, or auto. The choice is in the record of a merge, and a fall to torch for want of a
+compiler is logged as a warning.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from samerge.saliency.kernels.sweeps import Flows, Sweep
 
 VARIABLE = "SAMERGE_KERNEL"
 
-#: The kernels for devices of one type, the one that is chosen by itself first. `torch` is for all.
+#: The kernels for devices of one type. `torch` is for all.
 _DEVICES = {"native": "cpu", "triton": "cuda", "triton-tf32x3": "cuda", "triton-bf16x3": "cuda"}
 
 
@@ -69,7 +70,7 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
     wanted = os.environ.get(VARIABLE) or "auto"
     if wanted not in ("auto", "torch", *_DEVICES):
         raise KernelError(f"{VARIABLE}={wanted!r} is not known; choose one of {', '.join(_DEVICES)}, torch, auto")
-    name = next((name for name in _DEVICES if _runs(name, device)), "torch") if wanted == "auto" else wanted
+    name = ("native" if device.type == "cpu" else "torch") if wanted == "auto" else wanted
     if name == "torch" or (wanted == "auto" and dtype != torch.float32):
         return TorchKernel(device, dtype)
     if dtype != torch.float32 or not _runs(name, device):
