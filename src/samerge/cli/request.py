@@ -198,7 +198,7 @@ def _summary(merged: MergedAdapter, request: Request, url: str | None) -> dict[s
     return {
         "out": request.out,
         "url": url,
-        **{key: record[key] for key in ("samerge", "method", "recipe", "base", "output", "options")},
+        **{key: record[key] for key in ("samerge", "method", "base", "output", "options")},
         "experts": merged.report.experts(),
         "timings": record["timings"],
         "warnings": list(record["warnings"]),

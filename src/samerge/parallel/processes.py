@@ -133,15 +133,15 @@ class Group:
         return work
 
     def _said(self, own: T | None, failure: Exception | None) -> list[T]:
-        """What all have to say, by rank; raises the first failure, in all of them."""
+        """What all have to say, by rank; raises this process's failure, or else the first of any."""
         told: Exception | None = failure
         if failure is not None and not isinstance(failure, SamergeError):
             told = DistributedError(f"process {self.rank} of {self.size}: {type(failure).__name__}: {failure}")
         found: list[tuple[T, Exception | None]] = [(own, None)] * self.size  # type: ignore[list-item]
         dist.all_gather_object(found, (own, told))
-        for rank, (_, error) in enumerate(found):
-            if error is not None:
-                raise (failure if rank == self.rank and failure is not None else error)
+        first = next((error for _, error in found if error is not None), None)
+        if first is not None:
+            raise failure or first
         return [said for said, _ in found]
 
     @property
