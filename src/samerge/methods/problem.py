@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -65,16 +65,15 @@ class Part:
         return singular(self.factors)
 
     def with_triplets(self, triplets: Triplets) -> Part:
-        """The same update by these triplets, whose factors stand in for those that it was trained by."""
-        scaled = (triplets.U * triplets.S.to(triplets.U.dtype)).contiguous()
-        part = Part(LoraFactors(triplets.V.T.contiguous(), scaled), self.balance)
-        part.__dict__["triplets"] = triplets
+        """The same update by these triplets, (sigma_k p_k) q_k^T, in place of the factors that it was trained by."""
+        rows = triplets.V.T.contiguous()
+        part = Part(LoraFactors(rows, triplets.U * triplets.S.to(triplets.U.dtype)), self.balance)
+        part.__dict__["triplets"] = replace(triplets, V=rows.T)  # a view: held once
         return part
 
     def components(self, index: Tensor) -> LoraFactors:
-        """Some of its singular components, (sigma_k p_k) q_k^T; its own factors where it is by triplets and all are."""
-        t = self.triplets.select(index.to(self.triplets.S.device))
-        return LoraFactors(t.V.T.contiguous(), (t.U * t.S.to(t.U.dtype)).contiguous())
+        """Some of the components of a part by triplets, in their order."""
+        return self.factors if len(index) == self.rank else self.factors.select(index.to(self.factors.A.device))
 
     @cached_property
     def norm(self) -> float:
