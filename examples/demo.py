@@ -22,8 +22,11 @@ from rich.text import Text
 
 WORK = EXAMPLES.parent / ".demo"
 
-#: Other merges, to be counted beside the default: what to call them, and the options that ask for them.
-OTHERS: Mapping[str, Mapping[str, str]] = {"saliency": {"method": "saliency"}, "paper": {"recipe": "paper"}}
+#: PEFT's own merges that are shown beside samerge's, and the options that ask for them.
+PEFTS: Mapping[str, Mapping[str, object]] = {
+    "PEFT svd": {"combination_type": "svd", "svd_rank": 16},
+    "PEFT linear": {"combination_type": "linear"},
+}
 
 #: The tasks' labels, in the order of `tasks.json`, in one word.
 SHORT: Mapping[str, Sequence[str]] = {
@@ -89,29 +92,25 @@ def main() -> None:
         "What a reader would answer, and what is answered by the adapter trained for the task, by the one that was "
         "merged from all four, and by the base model alone. (Other) answers than the reader's are in brackets."
     )
-    answers = _answers(base, {"merged": out, **_others(base)})
+    paper = _paper(base)
+    answers = _answers(base, {"merged": out, "paper": paper})
     console.print(_table(answers))
     console.print(_sizes(out), markup=False)
-    counts = [f"the default, recipe even, {_right(answers['merged'])}"]
-    counts += [f"{option} {OTHERS[name][option]} {_right(answers[name])}" for name in OTHERS for option in OTHERS[name]]
-    console.print(
-        f"Answers as the reader's, of {len(SENTENCES)}: {'; '.join(counts)}. A dozen sentences order no methods: "
-        "docs/evidence.md does."
-    )
+
+    _rule(console, "3. The same four adapters, merged in other ways")
+    console.print(_counts(answers))
+    console.print("A dozen sentences order no methods: docs/evidence.md does, with thousands of rows.")
     console.print(f"Done in {time.perf_counter() - start:.0f} s.", style="bold")
 
 
-def _others(base: Path) -> dict[str, Path]:
-    """The other merges of the same adapters, through the Python API."""
+def _paper(base: Path) -> Path:
+    """SA-Merging as published, through the Python API."""
     import samerge
 
     adapters = {task: ADAPTERS / task for task in TASKS}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the command above has told them
-        return {
-            name: samerge.merge(base, adapters, progress=False, **options).save(WORK / name, overwrite=True)
-            for name, options in OTHERS.items()
-        }
+        return samerge.merge(base, adapters, method="paper", progress=False).save(WORK / "paper", overwrite=True)
 
 
 def _answers(base: Path, merged: Mapping[str, Path]) -> dict[str, list[str]]:
@@ -133,20 +132,41 @@ def _answers(base: Path, merged: Mapping[str, Path]) -> dict[str, list[str]]:
     model = PeftModel.from_pretrained(model, folders.pop(first), adapter_name=first).eval()
     for name, folder in folders.items():
         model.load_adapter(folder, adapter_name=name)
-    for column in ("expert", *merged):
+    for name, options in PEFTS.items():
+        model.add_weighted_adapter(list(TASKS), [1.0] * len(TASKS), name, **options)
+    for column in ("own adapter", *merged, *PEFTS):
         answers[column] = []
         for task, _, sentence in SENTENCES:
-            model.set_adapter(task if column == "expert" else column)
+            model.set_adapter(task if column == "own adapter" else column)
             answers[column].append(answer(task, sentence))
     return answers
+
+
+def _counts(answers: Mapping[str, Sequence[str]]) -> Table:
+    """How many answers are the reader's, for every way."""
+    told = {
+        "own adapter": "the adapter trained for the task; four adapters",
+        "merged": "samerge's default, method saliency; one adapter of rank 16",
+        "paper": "SA-Merging as published, samerge's method paper; one adapter of rank 16",
+        "PEFT svd": "PEFT's add_weighted_adapter, combination_type svd at rank 16",
+        "PEFT linear": "PEFT's add_weighted_adapter, combination_type linear",
+        "base": "the base model alone",
+    }
+    table = Table(title=f"Answers as the reader's, of {len(SENTENCES)}", title_justify="left")
+    table.add_column("way")
+    table.add_column("what it is")
+    table.add_column("right", justify="right")
+    for way, what in told.items():
+        table.add_row(way, what, str(_right(answers[way])))
+    return table
 
 
 def _table(answers: Mapping[str, Sequence[str]]) -> Table:
     table = Table(expand=True)
     table.add_column("sentence", ratio=1)
-    for column in ("a reader", "expert", "merged", "base"):
+    for column in ("a reader", "own adapter", "merged", "base"):
         table.add_column(column, no_wrap=True)
-    columns = [answers[name] for name in ("expert", "merged", "base")]
+    columns = [answers[name] for name in ("own adapter", "merged", "base")]
     for i, (task, meant, sentence) in enumerate(SENTENCES):
         if i == 0 or SENTENCES[i - 1][0] != task:
             table.add_section()
