@@ -1,0 +1,31 @@
+"""How far each component agrees with the sum of all: eta_k = sigma_k p_k^T T q_k, T = sum_j w_j sigma_j p_j q_j^T."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from samerge.linalg.stack import TILE, images
+from samerge.linalg.triplets import Triplets
+
+
+def agreement(stack: Triplets, weights: Tensor) -> Tensor:
+    """eta of every component against the weighted sum of all of them, (R,) in float64.
+
+    By tiles: 4 R d min(R, d) operations for R components of a d x d layer, and beside the stack the memory of a tile,
+    512 rows or columns of the larger of d and R.
+
+    Args:
+        stack: components of all adapters, U (d_out, R), S (R,), V (d_in, R).
+        weights: (R,), of the adapter that each component comes from.
+
+    Example:
+        >>> one = torch.eye(2, dtype=torch.float64)
+        >>> agreement(Triplets(one, torch.tensor([2.0, 3.0]).double(), one, True), torch.tensor([1.0, -1.0]))
+        tensor([ 4., -9.], dtype=torch.float64)
+    """
+    found = torch.zeros(stack.rank, dtype=torch.float64, device=stack.S.device)
+    columns = torch.split(torch.arange(stack.rank, device=stack.S.device), TILE)
+    for rows, i, image in images(stack, weights * stack.S, columns):
+        found[columns[i]] += (stack.U[rows][:, columns[i]] * image).sum(dim=0, dtype=torch.float64)
+    return found * stack.S
