@@ -110,3 +110,25 @@ def singular_space(X: Tensor, cutoff: float = CUTOFF) -> SingularSpace:
     return SingularSpace(
         torch.cat([V, right], dim=1), torch.cat([s, t]), torch.cat([W, (right - W @ (shared @ turn)) / t], dim=1)
     )
+
+
+def singular_vectors(X: Tensor, cutoff: float = CUTOFF) -> tuple[Tensor, Tensor, Tensor]:
+    """The singular value decomposition of X without what does not exist, from the Gram matrix of its shorter side.
+
+    Args:
+        X: (m, n), any floating dtype; computed in float64.
+        cutoff: singular values below this share of the largest do not exist.
+
+    Returns:
+        U (m, k), s (k,) descending, V (n, k), in float64. k is 0 for the zero matrix.
+
+    Example:
+        >>> U, s, V = singular_vectors(torch.tensor([[3.0, 4.0]]))
+        >>> s, (U @ torch.diag(s) @ V.T).round(decimals=9)
+        (tensor([5.], dtype=torch.float64), tensor([[3., 4.]], dtype=torch.float64))
+    """
+    if X.shape[1] > X.shape[0]:
+        V, s, U = singular_vectors(X.T, cutoff)
+        return U, s, V
+    space = singular_space(X, cutoff)
+    return times(X, space.inverse), space.values, space.right

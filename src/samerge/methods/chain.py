@@ -21,7 +21,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from samerge.linalg.decorrelation import decorrelated
 from samerge.linalg.sign_conflicts import conflict_among, sample_rows
+from samerge.linalg.stack import stacked as side_by_side
 from samerge.linalg.triplets import Triplets, zero
 from samerge.methods.method import MergedLayer, Share
 from samerge.methods.problem import Part, Problem, Site
@@ -44,37 +46,37 @@ class ChainOptions(Options):
 
 @dataclass(frozen=True)
 class Stack:
-    """The triplets of all adapters in a layer, side by side.
+    """The components of all adapters in a layer, side by side.
 
     Args:
-        U: P, (d_out, R).
-        S: sigma, (R,) in float64.
-        V: Q, (d_in, R).
-        owners: (R,) the adapter of each.
-        places: (R,) its number among that adapter's own.
+        triplets: (P, sigma, Q) with their owners, R of them.
+        places: (R,) the number of each among its adapter's own.
         weights: (R,) in float64, the adapter's weight.
     """
 
-    U: Tensor
-    S: Tensor
-    V: Tensor
-    owners: Tensor
+    triplets: Triplets
     places: Tensor
     weights: Tensor
+
+    @property
+    def sigma(self) -> Tensor:
+        """The singular values, (R,) in float64."""
+        return self.triplets.S
+
+    @property
+    def owners(self) -> Tensor:
+        """(R,) the adapter of each."""
+        assert self.triplets.owners is not None
+        return self.triplets.owners
 
 
 def stacked(parts: Mapping[int, Part], weights: tuple[float, ...]) -> Stack:
     """The triplets of several adapters, in the order of their numbers."""
-    order = sorted(parts)
-    one = [parts[n].triplets for n in order]
-    device = one[0].S.device
+    one = {n: parts[n].triplets for n in sorted(parts)}
     return Stack(
-        torch.cat([t.U for t in one], dim=1),
-        torch.cat([t.S for t in one]),
-        torch.cat([t.V for t in one], dim=1),
-        torch.cat([torch.full((t.rank,), n, device=device) for n, t in zip(order, one, strict=True)]),
-        torch.cat([torch.arange(t.rank, device=device) for t in one]),
-        torch.cat([torch.full_like(t.S, weights[n]) for n, t in zip(order, one, strict=True)]),
+        side_by_side(one),
+        torch.cat([torch.arange(t.rank, device=t.S.device) for t in one.values()]),
+        torch.cat([torch.full_like(t.S, weights[n]) for n, t in one.items()]),
     )
 
 
@@ -102,9 +104,10 @@ def chain_layer(
             return alone(site, parts, present, problem.weights)
         stack = stacked(present, problem.weights)
         kept = ranked(site, stack)
-        left, right = decorrelated(stack.U, kept), decorrelated(stack.V, kept)
-        level = float(stack.S[kept].square().mean().sqrt())
-        update = Triplets(left, level * stack.weights[kept], right, True, stack.owners[kept])
+        (left, one), (right, other) = (decorrelated(X, kept) for X in (stack.triplets.U, stack.triplets.V))
+        level = float(stack.sigma[kept].square().mean().sqrt())
+        strengths = level * stack.weights[kept]
+        update = Triplets(left.float(), strengths, right.float(), one and other, stack.owners[kept])
         # Those of the largest weight first; among equal ones the ranking stays.
         update = update.select(update.S.abs().argsort(descending=True, stable=True))
         rows = sample_rows(site.shape)
@@ -130,36 +133,3 @@ def alone(
         own = part.triplets.scaled(weights[n])
         return MergedLayer(replace(own, owners=torch.full((own.rank,), n, device=own.S.device)), shares)
     return MergedLayer(zero(site.shape), shares)
-
-
-#: Singular values of a stack below this share of the largest do not exist.
-CUTOFF = 1e-6
-
-
-def decorrelated(stack: Tensor, kept: Tensor) -> Tensor:
-    """The kept columns of the polar factor of a stack of vectors, orthonormal.
-
-    Args:
-        stack: (d, R).
-        kept: (r,) numbers of columns, r at most d.
-
-    Returns:
-        (d, r) in the stack's dtype.
-    """
-    columns, full = polar(stack, kept)
-    return columns if full else polar(columns, torch.arange(len(kept), device=kept.device))[0]
-
-
-def polar(stack: Tensor, columns: Tensor) -> tuple[Tensor, bool]:
-    """Some columns of the partial isometry of least norm that is nearest to a matrix, and whether its rank is full."""
-    wide = stack.double()
-    gram = wide.T @ wide if stack.shape[1] <= stack.shape[0] else wide @ wide.T
-    values, vectors = torch.linalg.eigh(gram)
-    alive = values > CUTOFF**2 * values[-1].clamp_min(0)
-    basis = vectors[:, alive]
-    inverse = basis / values[alive].sqrt()
-    if stack.shape[1] <= stack.shape[0]:
-        found = wide @ (inverse @ basis[columns].T)
-    else:
-        found = inverse @ (basis.T @ wide[:, columns])
-    return found.to(stack.dtype), bool(alive.all()) and stack.shape[1] <= stack.shape[0]

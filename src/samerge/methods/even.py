@@ -18,7 +18,7 @@ def begin(problem: Problem, options: ChainOptions) -> Begun:
     """The chain, ranked by size."""
 
     def ranked(site: Site, stack: Stack) -> Tensor:
-        order = (stack.weights.abs() * stack.S).argsort(descending=True, stable=True)
+        order = (stack.weights.abs() * stack.sigma).argsort(descending=True, stable=True)
         return order[: count_of(options, problem, len(order))]
 
     return Begun(chain_layer(problem, options, ranked))

@@ -23,14 +23,15 @@ left; the decorrelation is that of all triplets.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from samerge.graph import FlowGraph
+from samerge.linalg.agreement import agreement
+from samerge.linalg.canonical import canonical
 from samerge.linalg.factors import LoraFactors
-from samerge.linalg.triplets import Triplets
 from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of, stacked
 from samerge.methods.gamma import NO_GAMMAS, Gammas, gammas, near, work
 from samerge.methods.method import Begun, Method
@@ -40,9 +41,6 @@ from samerge.options.kinds import flag, whole
 from samerge.options.option import option
 from samerge.parallel.shared_work import everywhere
 from samerge.parallel.supply import elsewhere
-
-#: Singular values of one adapter that differ by less than this, relatively, are equal.
-NEAR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def begin(problem: Problem, options: SaliencyOptions) -> Begun:
             left = {m: {n: left[m][n][pick] for n, pick in own.items()} for m, own in chosen.items()}
 
     def ranked(site: Site, stack: Stack) -> Tensor:
-        return best[site.module].to(stack.S.device)
+        return best[site.module].to(stack.sigma.device)
 
     return Begun(chain_layer(problem, options, ranked), found.log_connectivity, found.kernel)
 
@@ -86,30 +84,14 @@ def _prepared(problem: Problem) -> dict[str, dict[int, int]]:
 
 def settle(parts: dict[int, Part], weights: tuple[float, ...]) -> None:
     """Turn the triplets of near-equal singular values to their canonical basis, in place of the arbitrary one."""
-    whole = {n: part.triplets for n, part in parts.items()}
-    for n, own in whole.items():
-        turned = own
-        for block in _blocks(own.S):
-            P, Q = own.U[:, block].double(), own.V[:, block].double()
-            C = torch.zeros(P.shape[1], P.shape[1], dtype=torch.float64, device=P.device)
-            for i, t in whole.items():  # P^T T Q
-                C += weights[i] * ((P.T @ t.U.double()) * t.S) @ (t.V.double().T @ Q)
-            turn = torch.linalg.eigh((C + C.T) / 2).eigenvectors
-            U, V = turned.U.clone(), turned.V.clone()
-            U[:, block], V[:, block] = (P @ turn).to(U.dtype), (Q @ turn).to(V.dtype)
-            turned = Triplets(U, turned.S, V, True)
-        parts[n] = parts[n].with_triplets(turned)
-
-
-def _blocks(sigma: Tensor) -> list[slice]:
-    """Runs of near-equal values, of two or more; sigma descending."""
-    values, found, start = sigma.tolist(), [], 0
-    for k in range(1, len(values) + 1):
-        if k == len(values) or values[k - 1] - values[k] > NEAR * values[k - 1]:
-            if k - start > 1:
-                found.append(slice(start, k))
-            start = k
-    return found
+    present = {n: part for n, part in parts.items() if part.triplets.rank}
+    if not present:
+        return
+    stack = stacked(present, weights)
+    settled = canonical(stack.triplets, stack.weights)
+    for n, part in present.items():
+        own = settled.select((stack.owners == n).nonzero().flatten())
+        parts[n] = part.with_triplets(replace(own, orthonormal=True, owners=None))
 
 
 def _updates(
@@ -148,11 +130,11 @@ def _chosen(
         alive = torch.cat(
             [(stack.owners == n).nonzero().flatten()[picks[n].to(stack.owners.device)] for n in sorted(present)]
         )
-        ones = [torch.ones(len(picks[n]), dtype=torch.float64, device=stack.S.device) for n in sorted(present)]
+        ones = [torch.ones(len(picks[n]), dtype=torch.float64, device=stack.sigma.device) for n in sorted(present)]
         known = [found.of(site.module, n) for n in sorted(present)]
         gamma = torch.cat([one if own is None else own for one, own in zip(ones, known, strict=True)])
-        scores = (stack.weights[alive] * gamma * eta(stack, alive)).abs()
-        total = len(stack.S)
+        scores = (stack.weights[alive] * gamma * agreement(stack.triplets.select(alive), stack.weights[alive])).abs()
+        total = len(stack.sigma)
         final = count_of(options, problem, total)
         count = min(len(alive), max(final, round(total * (final / total) ** (step / options.iterations))))
         order = alive[scores.argsort(descending=True, stable=True)[:count]]
@@ -165,14 +147,6 @@ def _chosen(
 
     chosen = everywhere(problem.sites, choose)
     return {m: {n: torch.tensor(p, dtype=torch.long) for n, p in own.items()} for m, own in chosen.items()}
-
-
-def eta(stack: Stack, alive: Tensor) -> Tensor:
-    """sigma_k p_k^T T q_k of the components that are left, T the weighted sum of them, (len(alive),) in float64."""
-    U, V = stack.U[:, alive], stack.V[:, alive]
-    strength = (stack.weights * stack.S)[alive]
-    together = (U.T @ U).double() * (V.T @ V).double()
-    return stack.S[alive] * (together @ strength)
 
 
 METHOD = Method("saliency", begin, SaliencyOptions, base="needed", balance="norm")
