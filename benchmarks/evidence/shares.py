@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from samerge.linalg.spectrum import flatten
 from torch import Tensor
 
 from samerge.linalg.factors import LoraFactors, component_norms
-from samerge.linalg.spectrum import flatten
 from samerge.linalg.truncation import svd_basis, truncate
 
 Rule = Literal["energy", "relative", "effective"]

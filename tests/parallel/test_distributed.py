@@ -202,9 +202,7 @@ def close(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
-@pytest.mark.parametrize(
-    "way", [way for way in WAYS if way not in ("default", "sum", "weights", "lego", "dora")]
-)
+@pytest.mark.parametrize("way", [way for way in WAYS if way not in ("default", "sum", "weights", "lego", "dora")])
 def test_every_process_holds_its_part_of_the_factors(way: str, runs: Path) -> None:
     [alone] = said(runs, way, 1)
     for size in (2, 4):
