@@ -119,7 +119,7 @@ def test_tables_name_what_exists() -> None:
     assert len(families()) > 100
     table = README.split("### Methods")[1].split("##")[0]
     assert set(re.findall(r"`([a-z]+)`", "".join(re.findall(r"^\|([^|]*)\|", table, flags=re.MULTILINE)))) <= set(
-        samerge.methods()
+        samerge.available_methods()
     )
 
 

@@ -98,8 +98,8 @@ def test_unexpected_says_where_to_turn() -> None:
 
 def test_methods_can_be_called_before_and_after_its_package_is_imported(tmp_path: Path) -> None:
     code = (
-        "import samerge; a = list(samerge.methods()); import samerge.merging.merge_adapters; "
-        "assert a == list(samerge.methods()) != []"
+        "import samerge; a = list(samerge.available_methods()); import samerge.merging.merge_adapters; "
+        "assert a == list(samerge.available_methods()) != []"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -109,9 +109,9 @@ def test_methods(invoke) -> None:
     import json
 
     rows = json.loads(invoke("methods", "--json").stdout)
-    assert [row["name"] for row in rows] == list(samerge.methods())
+    assert [row["name"] for row in rows] == list(samerge.available_methods())
     assert rows[0]["needs_base"] is True
     assert "density" in rows[0]["options"]
     shown = invoke("methods").stdout
-    assert all(name in shown for name in samerge.methods())
+    assert all(name in shown for name in samerge.available_methods())
     assert "--density" in shown

@@ -80,7 +80,7 @@ def test_the_name_on_a_live_model(llama: Beast):
 
 def test_half_of_it_gone_is_said_in_words(llama: Beast):
     small = samerge.compress_adapter(llama.adapters["math"], rank=1)
-    assert any("truncation to rank lost over 20% of the energy in" in warning for warning in small.report.warnings)
+    assert any("truncation to the rank lost over 20% of the energy in" in warning for warning in small.report.warnings)
     assert not samerge.compress_adapter(llama.adapters["math"], energy=0.95).report.warnings
 
 

@@ -13,7 +13,7 @@ import samerge
 import samerge.merging.live
 import samerge.merging.merge_adapters
 
-OPTIONS = {"selection": "saliency", "density": 0.5, "scaling": 1.0}
+OPTIONS = {"density": 0.5, "scaling": 1.0}
 
 
 def add(model, adapters=NAMES, weights=None, name="merged", **options):
@@ -103,7 +103,7 @@ def test_it_does_what_the_file_does(beast: Beast, tmp_path):
         torch.testing.assert_close(from_files.delta(module), merged.delta(module))
 
 
-@pytest.mark.parametrize("combination", ["cat", "linear", "saliency"])
+@pytest.mark.parametrize("combination", ["cat", "linear", "paper"])
 def test_all_components_equal_all_adapters_active_together(beast: Beast, combination):
     model = beast.peft_model()
     samerge.add_weighted_adapter(
@@ -112,7 +112,7 @@ def test_all_components_equal_all_adapters_active_together(beast: Beast, combina
         adapter_name="merged",
         combination_type=combination,
         scaling=1.0,
-        density=1.0 if combination == "saliency" else None,
+        density=1.0 if combination == "paper" else None,
     )
     model.base_model.set_adapter(list(NAMES))
     together = beast.logits(model)
@@ -177,7 +177,7 @@ POINTS = {
     "first layer": (LoraLayer, "update_layer", 0),
     "third layer": (LoraLayer, "update_layer", 2),
     "loading": (peft, "set_peft_model_state_dict", 0),
-    "merging": (samerge.merging.merge_adapters, "finish", 0),
+    "merging": (samerge.merging.finish.Finisher, "done", 0),
     "add_adapter": (peft.PeftModel, "add_adapter", 0),
 }
 
@@ -249,7 +249,7 @@ def test_a_name_that_is_taken(llama: Beast):
         ({"adapters": []}, samerge.OptionError, "adapters is empty"),
         ({"svd_clamp": 0.9}, samerge.OptionError, "svd_clamp=0.9 is not supported"),
         ({"density": 1.5}, samerge.OptionError, r"density=1.5 must lie in \(0, 1\]"),
-        ({"combination_type": "magic"}, samerge.OptionError, "'magic' is not known; choose one of saliency"),
+        ({"combination_type": "magic"}, samerge.OptionError, "'magic' is not known; Methods: saliency"),
     ],
 )
 def test_refusals(llama: Beast, arguments, error, words):
@@ -258,7 +258,7 @@ def test_refusals(llama: Beast, arguments, error, words):
         "adapters": list(NAMES),
         "weights": None,
         "adapter_name": "merged",
-        "combination_type": "saliency",
+        "combination_type": "paper",
     } | arguments
     with pytest.raises(error, match=words):
         samerge.add_weighted_adapter(model, **arguments)
@@ -289,7 +289,7 @@ def test_any_module_that_peft_wraps():
         ["one", "two"],
         None,
         "merged",
-        combination_type="saliency",
+        combination_type="paper",
         density=1.0,
         scaling=1.0,
         connectivity="local",

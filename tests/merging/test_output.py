@@ -28,7 +28,7 @@ def made(tmp_path):
     ("names", "options", "why"),
     [
         (["one", "other"], {"weights": [0, 0]}, "all weights are 0; give one adapter another"),
-        (["one", "other"], {"weights": [0, 0], "recipe": "even"}, "all weights are 0"),
+        (["one", "other"], {"weights": [0, 0], "method": "even"}, "all weights are 0"),
         (["one", "other"], {"scaling": 0.0}, "the scaling is 0"),
         (["fresh"], {}, "every update that went in is zero already"),
         (["fresh", "one"], {"weights": [1, 0]}, "every update that went in is zero already"),

@@ -87,7 +87,7 @@ def name() -> str:
         ("svd", {}),
         ("cat", {}),
         ("linear", {}),
-        ("saliency", {"density": 1.0, "scaling": 1.0}),
+        ("paper", {"density": 1.0, "scaling": 1.0}),
     ],
 )
 def test_one_adapter_reweighted(model, name, weights, kind, options):
@@ -99,10 +99,10 @@ def test_one_adapter_reweighted(model, name, weights, kind, options):
 
 
 @pytest.mark.parametrize("weights", [[1.5, 1.5], [-0.8, -1.2]])
-@pytest.mark.parametrize("kind", ["cat", "linear", "saliency"])
+@pytest.mark.parametrize("kind", ["cat", "linear", "paper"])
 def test_ranks_8_and_20_give_28(model, name, weights, kind):
     """PEFT's multi_adapter_cat_reweighting. Its `linear` refuses different ranks; ours is the same exact sum."""
-    add(model, NAMES[1:], weights, name, kind, **({"density": 1.0, "scaling": 1.0} if kind == "saliency" else {}))
+    add(model, NAMES[1:], weights, name, kind, **({"density": 1.0, "scaling": 1.0} if kind == "paper" else {}))
     for layer in layers(model):
         assert layer.r[name] == 28
         expected = sum(layer.get_delta_weight(n) * w for n, w in zip(NAMES[1:], weights, strict=True))
@@ -130,7 +130,7 @@ def test_an_adapter_of_weight_zero_takes_no_part(model, name):
         )
 
 
-@pytest.mark.parametrize("kind", ["svd", "cat", "linear", "saliency"])
+@pytest.mark.parametrize("kind", ["svd", "cat", "linear", "paper"])
 def test_new_adapters_pass_the_forward_loop(model, name, kind):
     add(model, NAMES, [1.0, -0.5, 0.5], name, kind)
     assert model.active_adapter != name
@@ -140,7 +140,7 @@ def test_new_adapters_pass_the_forward_loop(model, name, kind):
     model.set_adapter(NAMES[0])
 
 
-@pytest.mark.parametrize("kind", ["cat", "saliency"])
+@pytest.mark.parametrize("kind", ["cat", "paper"])
 def test_several_active_adapters_equal_the_merged_one(model, name, kind):
     """PEFT's test_multiple_active_adapters_forward: at full rank the merge is all adapters at once."""
     apart = []
@@ -150,7 +150,7 @@ def test_several_active_adapters_equal_the_merged_one(model, name, kind):
     activate(model, NAMES)
     together = logits(model)
     assert not any(torch.allclose(together, one, atol=1e-5) for one in apart)
-    add(model, NAMES, [1.0, 1.0, 1.0], name, kind, **({"density": 1.0, "scaling": 1.0} if kind == "saliency" else {}))
+    add(model, NAMES, [1.0, 1.0, 1.0], name, kind, **({"density": 1.0, "scaling": 1.0} if kind == "paper" else {}))
     model.set_adapter(name)
     torch.testing.assert_close(logits(model), together, rtol=1e-4, atol=1e-5)
 
@@ -194,7 +194,7 @@ X = torch.arange(90.0).view(9, 10) / 30
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*target_parameters")
-@pytest.mark.parametrize("kind", ["cat", "saliency"])
+@pytest.mark.parametrize("kind", ["cat", "paper"])
 def test_custom_models(others, kind):
     if others.get("target_parameters"):
         model = mlp(lora(**others))  # PEFT holds one adapter of parameters on a model
@@ -205,7 +205,7 @@ def test_custom_models(others, kind):
     for layer in layers(model):
         layer.set_adapter(names)
     together = model(X)
-    exact = {"density": 1.0, "scaling": 1.0, "connectivity": "local"} if kind == "saliency" else {}
+    exact = {"density": 1.0, "scaling": 1.0, "connectivity": "local"} if kind == "paper" else {}
     add(model, names, None, "both", kind, **exact)
     model.set_adapter("both")
     torch.testing.assert_close(model(X), together, rtol=1e-4, atol=1e-4)
@@ -233,7 +233,7 @@ def test_the_base_is_unchanged(model, name):
     """PEFT's test_add_weighted_adapter_base_unchanged: configurations and weights of the sources stay as they were."""
     before = {key: parameter.clone() for key, parameter in model.named_parameters()}
     configs = {key: config.to_dict() for key, config in model.peft_config.items()}
-    add(model, NAMES, None, name, "saliency")
+    add(model, NAMES, None, name, "paper")
     after = dict(model.named_parameters())
     assert all(torch.equal(after[key], value) for key, value in before.items())
     assert {key: model.peft_config[key].to_dict() for key in configs} == configs

@@ -177,7 +177,7 @@ def test_bad_input_is_told_before_any_merge(llama: Beast, change, message) -> No
 # --- cheap and exact ---
 
 
-@pytest.mark.parametrize("method", sorted(samerge.methods()))
+@pytest.mark.parametrize("method", sorted(samerge.available_methods()))
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_another_scaling_is_the_same_merge_times_a_number(llama: Beast, method: str, dtype) -> None:
     candidates = Candidates(llama.base, llama.adapters)

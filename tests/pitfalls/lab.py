@@ -33,7 +33,9 @@ from transformers import (
 import samerge
 
 #: For `merge` and `add_weighted_adapter`, which both have a selection.
-EXACT = {"selection": "saliency", "density": 1.0, "scaling": 1.0, "progress": False}
+EXACT = {"method": "paper", "density": 1.0, "scaling": 1.0, "progress": False}
+#: The same for `add_weighted_adapter`.
+EXACT_LIVE = {"combination_type": "paper", "density": 1.0, "scaling": 1.0, "progress": False}
 _SIZES = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

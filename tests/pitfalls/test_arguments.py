@@ -18,12 +18,12 @@ from pitfalls.lab import EXACT, close, llama, output, quiet
 SETTINGS = {"target_modules": ["q_proj", "v_proj"], "use_rslora": True, "r": 3}
 
 
-@pytest.mark.parametrize("method", ["saliency", "linear", "cat", "svd"])
+@pytest.mark.parametrize("method", ["paper", "linear", "cat", "svd"])
 @pytest.mark.parametrize("copies", [1, 3])
 def test_copies_of_one_adapter_are_the_adapter(bench, method: str, copies: int) -> None:
     lab = bench(llama)
     folder = lab.train("a", **SETTINGS)
-    options = {"density": 1.0} if method == "saliency" else {}
+    options = {"density": 1.0} if method == "paper" else {}
     adapters = {f"copy{n}": folder for n in range(copies)}
     weights = [1 / copies] * copies
     merged = samerge.merge(lab.base, adapters, weights=weights, method=method, scaling=1.0, **options)
@@ -35,8 +35,8 @@ def test_copies_under_the_norm_rule(bench) -> None:
     """One adapter stays itself; of several the merged norm is 1.3 times theirs."""
     lab = bench(llama)
     folder = lab.train("a", **SETTINGS)
-    alone = samerge.merge(lab.base, [folder], method="saliency", density=1.0)
-    twice = samerge.merge(lab.base, {"one": folder, "two": folder}, method="saliency", density=1.0)
+    alone = samerge.merge(lab.base, [folder], method="linear", scaling="auto")
+    twice = samerge.merge(lab.base, {"one": folder, "two": folder}, method="linear", scaling="auto")
     exact = lab.merge(folder)
     for name in exact.factors:
         close(alone.delta(name), exact.delta(name))
@@ -71,7 +71,7 @@ def test_negative_weights_take_part_in_the_agreement(bench) -> None:
     first = lab.train("a", two, target_modules=["q_proj"], r=2, lora_alpha=2)
     second = lab.train("b", one, target_modules=["q_proj"], r=1, lora_alpha=1)
     for weight, kept in ((1.0, low), (-1.0, high)):
-        options = {"method": "saliency", "density": 0.5, "connectivity": "local", "scaling": 1.0}
+        options = {"method": "paper", "density": 0.5, "connectivity": "local", "scaling": 1.0}
         merged = samerge.merge(lab.base, {"a": first, "b": second}, weights=[1.0, weight], **options)
         found = merged.delta("model.layers.0.self_attn.q_proj") - weight * 0.8 * torch.outer(low, low)
         assert float(found.abs().max()) > 0.05
@@ -115,7 +115,7 @@ def test_the_same_name_twice(bench) -> None:
     lab = bench(llama)
     folder = lab.train("a", **SETTINGS)
     with pytest.raises(samerge.OptionError, match="the adapter name 'a' occurs more than once"):
-        samerge.merge(lab.base, [folder, folder], method="saliency")
+        samerge.merge(lab.base, [folder, folder], method="paper")
 
 
 def test_what_is_written(bench) -> None:
@@ -136,7 +136,7 @@ def test_what_is_written(bench) -> None:
     code = f"""
 import samerge
 adapters = dict(first={folders[0]!r}, second={folders[1]!r})
-merged = samerge.merge({lab.base!r}, adapters, method="saliency", density=1.0, scaling=1.0)
+merged = samerge.merge({lab.base!r}, adapters, method="paper", density=1.0, scaling=1.0)
 merged.save({str(lab.folder / "again")!r})
 """
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
@@ -151,5 +151,5 @@ def test_an_adapter_that_is_not_called_default_lies_in_a_folder_of_its_name(benc
     with quiet():
         model.save_pretrained(str(lab.folder / "several"))
     with pytest.raises(samerge.AdapterError, match=r"lies in a sub-folder of its name"):
-        samerge.merge(lab.base, [str(lab.folder / "several")], method="saliency")
+        samerge.merge(lab.base, [str(lab.folder / "several")], method="paper")
     assert samerge.merge(lab.base, [str(Path(lab.folder) / "several" / "first")], **EXACT).factors

@@ -55,9 +55,9 @@ def test_weights_and_scaling_apply_to_biases(bench) -> None:
     trained = load_file(Path(folder) / "adapter_model.safetensors")[key]
     for options, factor in (
         ({"scaling": 0.5}, 1.0),  # 0.5 * 2
-        ({"scaling": "auto"}, 1.0),  # a common factor of the weights cancels, as it does in the layers
+        ({"scaling": "auto"}, 2.0),  # one adapter alone keeps its own strength times its weight
     ):
-        merged = samerge.merge(lab.base, [folder], method="saliency", weights=[2.0], density=1.0, **options)
+        merged = samerge.merge(lab.base, [folder], method="paper", weights=[2.0], density=1.0, **options)
         close(merged.tensors()[key], base + factor * (trained - base))
 
 
@@ -65,7 +65,7 @@ def test_a_live_model_keeps_them_in_its_base(bench) -> None:
     lab = bench(bert)
     folder = lab.train("a", change_biases, target_modules=["query"], bias="all")
     with pytest.raises(samerge.AdapterError, match=r"'first' of a live model: it trained biases.*merge the folders"):
-        samerge.add_weighted_adapter(lab.with_adapters(folder), ["first"], combination_type="saliency")
+        samerge.add_weighted_adapter(lab.with_adapters(folder), ["first"], combination_type="paper")
 
 
 def test_without_a_base_there_is_nothing_to_compare_with(bench) -> None:
@@ -82,8 +82,8 @@ def test_lora_bias_under_the_norm_rule_and_weights(bench) -> None:
     one, two = (load_file(Path(folder) / "adapter_model.safetensors")[key] * 2 for folder in folders)  # alpha / r
     exact = samerge.merge(lab.base, folders, weights=[1.0, -0.5], **EXACT)
     close(exact.tensors()[key], one - 0.5 * two)
-    auto = samerge.merge(lab.base, folders, method="saliency", weights=[1.0, -0.5], density=1.0)
-    close(auto.tensors()[key], (one - 0.5 * two) / 1.5)
+    auto = samerge.merge(lab.base, folders, method="linear", weights=[1.0, -0.5], scaling="auto")
+    close(auto.tensors()[key], (one - 0.5 * two) / 2)
 
 
 def test_lora_bias_beside_modules_that_cannot_have_one(bench) -> None:
@@ -98,11 +98,9 @@ def test_lines_do_not_scale_biases(bench) -> None:
     lab = bench(bert)
     folder = lab.train("a", change_biases, target_modules=["query"], bias="lora_only")
     with pytest.raises(samerge.OptionError, match=r"train biases .* which it does not scale by layer"):
-        samerge.merge(lab.base, [folder], method="saliency", density=1.0, scaling="lines:0.5:0.5")
-    with pytest.raises(samerge.OptionError, match=r"train biases .* which it does not scale; give a number or 'auto'"):
-        samerge.merge(lab.base, [folder], method="saliency", density=1.0, scaling="interference")
+        samerge.merge(lab.base, [folder], method="paper", density=1.0, scaling="lines:0.5:0.5")
     one, other = (
-        samerge.merge(lab.base, [folder], method="saliency", density=1.0, scaling=s).tensors()
+        samerge.merge(lab.base, [folder], method="paper", density=1.0, scaling=s).tensors()
         for s in ("auto", "auto:1.6")
     )
-    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())  # one expert keeps its own norm
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())  # one adapter keeps its own norm

@@ -26,7 +26,7 @@ def test_a_choice_is_asked_for_and_taken(bench, case: str) -> None:
     factory, settings, choice, words = CASES[case]
     lab = bench(factory)
     folder, out = lab.train("a", **settings), str(lab.folder / "out")
-    command = ["merge", "--base", lab.base, "--adapter", folder, "--method", "saliency", "--density", "1.0"]
+    command = ["merge", "--base", lab.base, "--adapter", folder, "--method", "paper", "--density", "1.0"]
     command += ["--scaling", "1.0", "--out", out]
     refused = CliRunner().invoke(app, command)
     assert refused.exit_code == 2

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import samerge
 import samerge.linalg.randomised_svd
-from pitfalls.lab import EXACT, Convolutions, close, gpt2, llama, output, quiet
+from pitfalls.lab import EXACT_LIVE, Convolutions, close, gpt2, llama, output, quiet
 from samerge.errors import AdapterError
 
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -56,7 +56,7 @@ def test_live_and_beside_a_plain_adapter(bench) -> None:
     second = lab.train("b", target_modules=["q_proj", "v_proj"])
     model = lab.with_adapters(first, second)
     with quiet():
-        merged = samerge.add_weighted_adapter(model, ["first", "second"], None, "merged", dora="exact:16", **EXACT)
+        merged = samerge.add_weighted_adapter(model, ["first", "second"], None, "merged", dora="exact:16", **EXACT_LIVE)
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     dora = lab.with_adapters(first).merge_and_unload().model.layers[0].self_attn.q_proj.weight
     expected = dora - layer.base_layer.weight + layer.get_delta_weight("second")
@@ -119,7 +119,7 @@ def test_it_is_refused_without_a_word_of_the_user(bench) -> None:
         lab.merge(folder)
     model = lab.with_adapters(folder)
     with pytest.raises(samerge.AdapterError, match="it is a DoRA adapter"):
-        samerge.add_weighted_adapter(model, ["first"], combination_type="saliency")
+        samerge.add_weighted_adapter(model, ["first"], combination_type="paper")
     assert list(model.peft_config) == ["first"]
 
 
@@ -133,7 +133,7 @@ def test_without_a_base_there_is_nothing_to_rescale(bench) -> None:
 @pytest.mark.parametrize("choice", ["yes", "exact:", "exact:0", "exact:x"])
 def test_choices_that_mean_nothing(bench, choice: str) -> None:
     lab = bench(llama)
-    with pytest.raises(samerge.OptionError, match=r"choose 'exact', or 'exact:<rank>'"):
+    with pytest.raises(samerge.OptionError, match=r"choose one of exact, exact:RANK"):
         lab.merge(lab.train("a", target_modules=["q_proj"]), dora=choice)
 
 

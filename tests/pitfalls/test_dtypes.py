@@ -73,7 +73,7 @@ def test_a_half_precision_base_is_read_in_float32(bench) -> None:
     lab.model.to(F32)
     lab.model.save_pretrained(lab.folder / "wide")
     with quiet():  # another folder is another name
-        wide = samerge.merge(str(lab.folder / "wide"), folders, method="saliency", density=0.5, scaling=1.0)
+        wide = samerge.merge(str(lab.folder / "wide"), folders, method="paper", density=0.5, scaling=1.0)
     kept = [[list(e.values()) for e in [layer["experts"]]] for layer in half.report.record["layers"].values()]
     same = [[list(e.values()) for e in [layer["experts"]]] for layer in wide.report.record["layers"].values()]
     assert kept == same
@@ -91,7 +91,7 @@ def test_live_layers_keep_their_dtype(bench) -> None:
             model = PeftModel.from_pretrained(model, folders[0], "first", autocast_adapter_dtype=autocast)
             model.load_adapter(folders[1], "second", autocast_adapter_dtype=autocast)
             samerge.add_weighted_adapter(
-                model, ["first", "second"], None, "merged", combination_type="saliency", density=1.0, scaling=1.0
+                model, ["first", "second"], None, "merged", combination_type="paper", density=1.0, scaling=1.0
             )
             model.set_adapter("merged")
             output(model)

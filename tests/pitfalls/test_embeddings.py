@@ -28,7 +28,7 @@ def test_tied_weights(bench, ensured: bool) -> None:
         close(output(lab.reloaded(lab.merge(*folders))), expected)
         model = lab.with_adapters(*both)
         samerge.add_weighted_adapter(
-            model, ["first", "second"], None, "merged", combination_type="saliency", density=1.0, scaling=1.0
+            model, ["first", "second"], None, "merged", combination_type="paper", density=1.0, scaling=1.0
         )
         model.set_adapter("merged")
         close(output(model), expected)
@@ -106,4 +106,4 @@ def test_untied_by_the_configuration_is_not_tied(bench) -> None:
     config = Path(lab.base) / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": False}))
     with pytest.raises(samerge.BaseModelError, match=r"weight 'lm_head.weight', which .* does not have"):
-        samerge.merge(lab.base, [folder], method="saliency")
+        samerge.merge(lab.base, [folder], method="paper")

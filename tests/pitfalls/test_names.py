@@ -81,7 +81,7 @@ def test_a_live_compiled_model(bench) -> None:
     expected = output(model)
     for number, layer in enumerate(model.get_base_model().model.layers):
         model.get_base_model().model.layers[number] = torch.compile(layer, backend="eager")
-    merged = samerge.merge(model, ["first", "second"], method="saliency", density=1.0, scaling=1.0)
+    merged = samerge.merge(model, ["first", "second"], method="paper", density=1.0, scaling=1.0)
     assert "model.layers.0.self_attn.q_proj" in merged.factors
     with quiet():
         close(output(lab.reloaded(merged)), expected)
@@ -136,7 +136,7 @@ def test_an_adapter_of_another_family(bench, tmp_path) -> None:
     other.save_pretrained(tmp_path / "bert")
     folder = lab.train("a", target_modules=["q_proj", "up_proj"])
     with pytest.raises(samerge.BaseModelError, match=r"; and 1 more modules\. Is it an adapter of another base model"):
-        samerge.merge(str(tmp_path / "bert"), [folder], method="saliency")
+        samerge.merge(str(tmp_path / "bert"), [folder], method="paper")
 
 
 def test_an_adapter_of_a_wider_model(bench, tmp_path) -> None:
@@ -144,7 +144,7 @@ def test_an_adapter_of_a_wider_model(bench, tmp_path) -> None:
     folder = lab.train("a", target_modules=["q_proj"])
     llama(hidden_size=32).save_pretrained(tmp_path / "wide")
     with pytest.raises(samerge.BaseModelError, match=r"updates a weight of 16 x 16 .*q_proj.weight is \(32, 32\)"):
-        samerge.merge(str(tmp_path / "wide"), [folder], method="saliency")
+        samerge.merge(str(tmp_path / "wide"), [folder], method="paper")
 
 
 def test_another_name_alone_is_a_warning(bench) -> None:
@@ -190,7 +190,7 @@ def test_a_vision_language_model_of_another_release(bench, which: str) -> None:
     lab = bench(llava)
     settings = {"target_modules": r".*language_model.*(q_proj|down_proj)|.*vision_tower.*k_proj|lm_head"}
     folder = lab.train("a", **settings)
-    plain = samerge.merge(lab.model, [folder], method="saliency", connectivity="local", density=1.0, scaling=1.0)
+    plain = samerge.merge(lab.model, [folder], method="paper", connectivity="local", density=1.0, scaling=1.0)
     base = lab.model
     if which == "old adapter":
         prefix = "base_model.model."
@@ -202,7 +202,7 @@ def test_a_vision_language_model_of_another_release(bench, which: str) -> None:
         save_file({older(name): tensor for name, tensor in tensors.items()}, file)
         assert "language_model.model.layers.0.self_attn.q_proj.weight" in load_file(file)
         base = str(base)
-    merged = samerge.merge(base, [folder], method="saliency", connectivity="local", density=1.0, scaling=1.0)
+    merged = samerge.merge(base, [folder], method="paper", connectivity="local", density=1.0, scaling=1.0)
     assert len(merged.factors) == len(plain.factors)
     for name, factors in plain.factors.items():
         key = older(name) if which == "old adapter" else name
@@ -217,7 +217,7 @@ def test_names_that_transformers_5_changed(bench, tmp_path) -> None:
     folders = [lab.train(name, target_modules=["q_proj", "fc1"]) for name in ("a", "b")]
     in_file = load_file(Path(lab.base) / "model.safetensors")
     assert set(in_file) != set(lab.model.state_dict())  # or this test shows nothing
-    options = {"method": "saliency", "density": 0.5, "scaling": 1.0, "progress": False}
+    options = {"method": "paper", "density": 0.5, "scaling": 1.0, "progress": False}
     on_disk = samerge.merge(lab.base, folders, **options)
     live = samerge.merge(lab.model, folders, **options)
     assert set(on_disk.factors) == set(live.factors)
@@ -237,4 +237,4 @@ def test_experts_that_were_modules_on_a_base_that_has_them_stacked(bench) -> Non
     merged = lab.merge(folder)  # the checkpoint has every expert apart
     assert "model.layers.0.block_sparse_moe.experts.0.w2" in merged.factors
     with pytest.raises(samerge.BaseModelError, match=r"before transformers 5: give the checkpoint's folder"):
-        samerge.merge(lab.model, [folder], method="saliency")
+        samerge.merge(lab.model, [folder], method="paper")

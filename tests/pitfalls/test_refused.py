@@ -50,7 +50,7 @@ def test_a_mutating_initialisation_is_refused_and_its_conversion_merges(bench, i
     with quiet():
         model = lab.with_adapters(raw)
     with pytest.raises(samerge.AdapterError, match="path_initial_model_for_weight_conversion"):
-        samerge.add_weighted_adapter(model, ["first"], combination_type="saliency")
+        samerge.add_weighted_adapter(model, ["first"], combination_type="paper")
     merged = lab.merge(folder)
     with quiet():
         close(output(lab.reloaded(merged)), said)
@@ -112,7 +112,7 @@ def test_other_types_of_peft(bench, kind: str) -> None:
         model.save_pretrained(lab.folder / "a")
     for merge in (
         lambda: lab.merge(str(lab.folder / "a")),
-        lambda: samerge.add_weighted_adapter(model, ["default"], combination_type="saliency"),
+        lambda: samerge.add_weighted_adapter(model, ["default"], combination_type="paper"),
     ):
         with pytest.raises(samerge.AdapterError, match=rf"it is a {kind} adapter.*{way_out}"):
             merge()
@@ -166,7 +166,7 @@ def test_a_grouped_convolution(bench) -> None:
     with quiet():
         model = lab.with_adapters(folder)
     with pytest.raises(samerge.AdapterError, match="groups=2"):
-        samerge.add_weighted_adapter(model, ["first"], combination_type="saliency")
+        samerge.add_weighted_adapter(model, ["first"], combination_type="paper")
 
 
 def test_shards_that_were_not_gathered(bench) -> None:
@@ -216,4 +216,4 @@ def test_an_unknown_name_on_a_live_model(bench) -> None:
     lab = bench(llama)
     model: PeftModel = lab.with_adapters(lab.train("a", target_modules=["q_proj"]))
     with pytest.raises(samerge.AdapterError, match=r"no adapter 'nobody' in this PeftModel; it has \['first'\]"):
-        samerge.add_weighted_adapter(model, ["nobody"], combination_type="saliency")
+        samerge.add_weighted_adapter(model, ["nobody"], combination_type="paper")

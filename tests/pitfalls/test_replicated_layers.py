@@ -6,7 +6,7 @@ import pytest
 from peft import PeftModel
 
 import samerge
-from pitfalls.lab import EXACT, Bench, assert_untouched, close, llama, output, quiet, snapshot
+from pitfalls.lab import EXACT_LIVE, Bench, assert_untouched, close, llama, output, quiet, snapshot
 
 MAP = [[0, 2], [1, 2]]
 SETTINGS = {"target_modules": ["q_proj", "up_proj"], "layer_replication": MAP}
@@ -31,7 +31,7 @@ def test_from_files(bench) -> None:
 def test_the_flow_goes_through_the_replicated_layers(bench) -> None:
     lab = bench(llama)
     first, second = lab.train("a", **SETTINGS), lab.train("b", **SETTINGS)
-    options = {"method": "saliency", "density": 0.5, "scaling": 1.0, "progress": False}
+    options = {"method": "paper", "density": 0.5, "scaling": 1.0, "progress": False}
     merged = lab.merge(first, second, **options)
     live = samerge.merge(both_active(lab, first, second), ["first", "second"], **options)
     assert merged.report.record["layers"] == live.report.record["layers"]
@@ -44,7 +44,7 @@ def test_live(bench) -> None:
     model = both_active(lab, first, second)
     expected, before = output(model), snapshot(model)
     with quiet():
-        samerge.add_weighted_adapter(model, ["first", "second"], None, "merged", **EXACT)
+        samerge.add_weighted_adapter(model, ["first", "second"], None, "merged", **EXACT_LIVE)
         assert_untouched(before, model, "merged")  # PEFT would replicate the layers once more
         model.base_model.set_adapter(["merged"])
         close(output(model), expected)
@@ -66,4 +66,4 @@ def test_another_base(bench, tmp_path) -> None:
     other = llama(num_hidden_layers=1)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(samerge.BaseModelError, match=r"names the layers \[1\], which it does not have"):
-        samerge.merge(str(tmp_path / "other"), [first], method="saliency")
+        samerge.merge(str(tmp_path / "other"), [first], method="paper")

@@ -10,7 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 import samerge
-from pitfalls.lab import EXACT, assert_untouched, bert, close, llama, output, quiet, snapshot
+from pitfalls.lab import EXACT, EXACT_LIVE, assert_untouched, bert, close, llama, output, quiet, snapshot
 
 
 def change_saved(seed: int):
@@ -44,7 +44,7 @@ def test_without_a_choice_it_is_an_error_that_lists_them(bench) -> None:
         assert words in str(caught.value)
     model = lab.with_adapters(folders[0])
     with pytest.raises(samerge.AdapterError, match="first: classifier"):
-        samerge.add_weighted_adapter(model, ["first"], combination_type="saliency")
+        samerge.add_weighted_adapter(model, ["first"], combination_type="paper")
     assert list(model.peft_config) == ["first"]
 
 
@@ -93,17 +93,17 @@ def test_live(bench) -> None:
     with quiet():
         model = lab.with_adapters(first)
         expected, before = output(model), snapshot(model)
-        samerge.add_weighted_adapter(model, ["first"], None, "merged", modules_to_save="average", **EXACT)
+        samerge.add_weighted_adapter(model, ["first"], None, "merged", modules_to_save="average", **EXACT_LIVE)
         assert_untouched(before, model, "merged")
         model.set_adapter("merged")
         close(output(model), expected)
         model.load_adapter(second, adapter_name="second")
         merged = samerge.add_weighted_adapter(
-            model, ["first", "second"], None, "both", modules_to_save="average", **EXACT
+            model, ["first", "second"], None, "both", modules_to_save="average", **EXACT_LIVE
         )
         model.set_adapter("both")
         close(output(model), output(lab.reloaded(merged)))
-        samerge.add_weighted_adapter(model, ["first", "second"], None, "bare", modules_to_save="drop", **EXACT)
+        samerge.add_weighted_adapter(model, ["first", "second"], None, "bare", modules_to_save="drop", **EXACT_LIVE)
         model.set_adapter("bare")
         close(output(model), output(lab.reloaded(lab.merge(first, second, modules_to_save="drop"))))
 
@@ -142,7 +142,7 @@ def test_token_rows_live(bench) -> None:
     with quiet():
         model = lab.with_adapters(first)
         expected, before = output(model), snapshot(model)
-        samerge.add_weighted_adapter(model, ["first"], None, "merged", modules_to_save="average", **EXACT)
+        samerge.add_weighted_adapter(model, ["first"], None, "merged", modules_to_save="average", **EXACT_LIVE)
         assert_untouched(before, model, "merged")
         model.set_adapter("merged")
         close(output(model), expected)
@@ -152,7 +152,7 @@ def test_token_rows_live(bench) -> None:
     ("choice", "words"),
     [
         ("take:nobody", r"'take:nobody' names no adapter of this merge; choose one of \['first', 'second'\]"),
-        ("mean", "modules_to_save='mean' is not known; choose one of average, take:<adapter>, drop"),
+        ("mean", "modules_to_save='mean' is not known; choose one of average, drop, take:ADAPTER"),
     ],
 )
 def test_choices_that_mean_nothing(bench, choice: str, words: str) -> None:

@@ -19,7 +19,7 @@ def dtype() -> Kind:
     def read(name: str, value: Any) -> str:
         found = str(value).removeprefix("torch.")
         if found not in _DTYPES:
-            raise OptionError(f"{name}={value!r} cannot hold an adapter; choose one of {', '.join(_DTYPES)}")
+            raise OptionError(f"{name}={value!r} is not one to write in; choose one of {', '.join(_DTYPES)}")
         return found
 
     return Kind(read, "torch.dtype | str", "NAME")

@@ -130,4 +130,4 @@ def _row(item: Field[Any]) -> Option:
 
 
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, (bool, int, float, str)) else f"custom {type(value).__name__}"
+    return value if value is None or isinstance(value, (bool, int, float, str)) else "custom graph"
