@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import samerge
 from pitfalls.lab import Convolutions, close, hash_of, llama, output, quiet, randomise
-from samerge.adapters import read_adapter
+from samerge.adapters import checks, read_adapter
 
 INITS = ["pissa", "pissa_niter_4", "olora"]
 
@@ -148,7 +149,6 @@ def test_a_conversion_to_lora_merges(bench) -> None:
         ("arrow_config", {"top_k": 2}, "routes between other adapters"),
         ("monteclora_config", {"num_samples": 2}, "drawn from a distribution"),
         ("megatron_config", {"a": 1}, "Megatron"),
-        ("brand_new_variant", {"x": 1}, "not known to samerge"),
     ],
 )
 def test_variants(bench, setting: str, value, words: str) -> None:
@@ -210,6 +210,25 @@ def test_reading_alone_refuses_too(bench) -> None:
     config.write_text(json.dumps({**json.loads(config.read_text()), "peft_type": "LOHA"}))
     with pytest.raises(samerge.AdapterError, match="it is a LOHA adapter"):
         read_adapter(folder, "a")
+
+
+def test_a_field_that_peft_does_not_know_is_told_and_ignored_as_peft_does(bench) -> None:
+    lab = bench(llama)
+    folder = lab.altered(lab.train("a", target_modules=["q_proj"]), trained_by={"tool": "x"})
+    merged = lab.merge(folder)
+    assert [w for w in merged.report.warnings if "trained_by, which PEFT does not know" in w]
+
+
+def test_a_field_of_a_newer_peft_is_refused(bench) -> None:
+    lab = bench(llama)
+    folder = lab.altered(lab.train("a", target_modules=["q_proj"]), use_magic=True, peft_version="0.97.1.dev0")
+    with pytest.raises(samerge.AdapterError, match=r"use_magic=True: this field of PEFT 0\.97\.1\.dev0 is not known"):
+        lab.merge(folder)
+
+
+def test_every_field_of_this_peft_is_known() -> None:
+    fields = {field.name for field in dataclasses.fields(LoraConfig)}
+    assert fields - checks._KNOWN - set(checks._VARIANTS) == set()
 
 
 def test_an_unknown_name_on_a_live_model(bench) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from samerge.adapters.settings import check_settings
 from samerge.errors import AdapterError
+from samerge.weights.fields import shown
+
+#: The newest PEFT whose fields of a LoraConfig are all named below.
+_NEWEST_PEFT = (0, 21)
 
 #: Fields of a LoraConfig that say how an adapter was trained or found, or that are dealt with elsewhere.
 _KNOWN = frozenset(
@@ -51,7 +57,14 @@ _KNOWN = frozenset(
 #: Initialisations that change the base weights when the adapter is made, so that B A alone is not the update.
 _MUTATING = ("pissa", "olora", "corda", "lora_ga")
 
-_PROMPTS = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT"})
+_PROMPTS = frozenset(
+    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"}
+)
+#: Those that `peft.save_as_lora` can turn into a LoRA.
+_CONVERTIBLE = frozenset(
+    {"LOHA", "LOKR", "VERA", "C3A", "DELORA", "GRALORA", "MISS", "PSOFT", "RANDLORA", "TINYLORA", "UNILORA", "VBLORA"}
+    | {"FOURIERFT", "WAVEFT"}
+)
 
 _VARIANTS = {
     "alora_invocation_tokens": "an activated LoRA works only behind its invocation tokens, so its update is no update "
@@ -71,18 +84,8 @@ def refuse_config(name: str, config: Mapping[str, Any]) -> None:
     Raises:
         AdapterError: names the adapter, the kind, and the way out.
     """
-    kind = str(config.get("peft_type"))
-    if kind != "LORA":
-        way = (
-            "It changes the prompt and no weight: use it beside a merged LoRA, it cannot be merged into one"
-            if kind in _PROMPTS
-            else "Make a LoRA of it first: peft.save_as_lora(folder, model, rank=...) converts LoHa, LoKr, VeRA and "
-            "others; or merge it into its base with merge_and_unload()"
-        )
-        raise AdapterError(f"reading adapter {name!r}: it is a {kind} adapter; samerge merges LoRA adapters. {way}")
-    for needed in ("r", "lora_alpha"):
-        if needed not in config:
-            raise AdapterError(f"reading adapter {name!r}: its configuration has no {needed!r}")
+    _refuse_kind(name, config)
+    check_settings(name, config)
     initial = str(config.get("init_lora_weights", True)).lower()
     if initial.startswith(_MUTATING):
         raise AdapterError(
@@ -98,11 +101,50 @@ def refuse_config(name: str, config: Mapping[str, Any]) -> None:
             f'model.get_base_model().save_pretrained) as the base, and set "init_lora_weights": true in the '
             f"adapter's configuration, as PEFT's documentation of LoftQ describes"
         )
-    for key, value in config.items():
-        if key in _KNOWN or not value:
-            continue
-        way = _VARIANTS.get(key, "this variant of LoRA is not known to samerge, and merging it blindly would be wrong")
-        raise AdapterError(f"reading adapter {name!r}: its configuration sets {key}={value!r}: {way}")
+    for key in strange_fields(config):
+        told = f"its configuration sets {key}={shown(config[key])}"
+        if key in _VARIANTS:
+            raise AdapterError(f"reading adapter {name!r}: {told}: {_VARIANTS[key]}")
+        if _version(config) > _NEWEST_PEFT:
+            raise AdapterError(
+                f"reading adapter {name!r}: {told}: this field of PEFT {config['peft_version']} is not known to "
+                f"samerge, and merging it blindly would be wrong. If it changes nothing, remove it from the file"
+            )
+
+
+def strange_fields(config: Mapping[str, Any]) -> list[str]:
+    """The fields that are set and are none of a plain LoRA's. PEFT ignores those that it does not know either."""
+    return [key for key, value in config.items() if value and key not in _KNOWN]
+
+
+def _version(config: Mapping[str, Any]) -> tuple[int, int]:
+    """The PEFT that wrote a configuration; the first where it does not say."""
+    found = re.match(r"(\d{1,6})\.(\d{1,6})", config.get("peft_version") or "")
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _refuse_kind(name: str, config: Mapping[str, Any]) -> None:
+    kind = config.get("peft_type")
+    if kind == "LORA":
+        return
+    if not isinstance(kind, str):
+        raise AdapterError(
+            f"reading adapter {name!r}: its configuration names no peft_type, so that PEFT did not write it; convert "
+            f"the adapter to PEFT's format with the tool that it comes from"
+        )
+    if kind in _PROMPTS:
+        way = "It changes the prompt and no weight: use it beside a merged LoRA, it cannot be merged into one"
+    elif kind in _CONVERTIBLE:
+        way = (
+            "Make a LoRA of it first with peft.save_as_lora(folder, model, rank=...), or merge it into its base with "
+            "merge_and_unload()"
+        )
+    else:
+        way = (
+            "PEFT cannot make a LoRA of it. Merge it into its base with merge_and_unload(), and turn the result into a "
+            "LoRA with samerge extract"
+        )
+    raise AdapterError(f"reading adapter {name!r}: it is a {kind[:40]} adapter; samerge merges LoRA adapters. {way}")
 
 
 def refuse_live(name: str, config: Mapping[str, Any]) -> None:

@@ -7,6 +7,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from samerge.adapters.patterns import compiled, is_plain, spend
+
+#: So many module names are compared in the time of one step of a pattern.
+_PER_STEP = 16
+
 
 def scaling(config: Mapping[str, Any], module: str) -> float:
     """LoRA's scale of a module: alpha / r, or alpha / sqrt(r) with rsLoRA, after the patterns of the configuration.
@@ -21,18 +26,39 @@ def scaling(config: Mapping[str, Any], module: str) -> float:
 
 
 def pattern_value(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of PEFT's `rank_pattern` or `alpha_pattern` for a module: the first key that matches its name's end."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
+    """The value of PEFT's `rank_pattern` or `alpha_pattern` for a module: the first key that matches its name's end.
+
+    PEFT matches `(.*\\.)?(key)$`.
+
+    Raises:
+        PatternError: a key cannot be matched within the bounds of `patterns.py`.
+    """
+    if not pattern:
+        return default
+    starts = [0, *(place + 1 for place, letter in enumerate(module) if letter == ".")]
+    endings = {len(module) - start: module[start:] for start in starts}
+    spend(1 + len(pattern) // _PER_STEP)
+    for key, value in pattern.items():
+        if is_plain(key):  # no operator but the dot, which stands for any letter: names of the same length
+            ending = endings.get(len(key))
+            found = ending is not None and (key == ending or re.fullmatch(key, ending) is not None)
+        else:
+            found = compiled(key).matches(module, starts)
+        if found:
             return value
     return default
 
 
 def is_target_module(config: Mapping[str, Any], module: str) -> bool:
-    """Whether `target_modules` names a module: a regex in full, or an entry of a list by its dotted ending."""
+    """Whether `target_modules` names a module: a regex in full, or an entry of a list by its dotted ending.
+
+    Raises:
+        PatternError: the regex cannot be matched within the bounds of `patterns.py`.
+    """
     targets = config.get("target_modules")
     if isinstance(targets, str):
-        return targets == "all-linear" or re.fullmatch(targets, module) is not None
+        return targets == "all-linear" or compiled(targets).matches(module)
+    spend(1 + len(targets or ()) // _PER_STEP)
     return any(module == target or module.endswith(f".{target}") for target in targets or ())
 
 

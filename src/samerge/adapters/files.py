@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,15 +10,17 @@ from typing import Any
 
 from torch import Tensor
 
-from samerge.adapters.checks import refuse_config
+from samerge.adapters.checks import refuse_config, strange_fields
 from samerge.adapters.config import scaling
 from samerge.adapters.describe import Stored, described
 from samerge.adapters.extras import extras_of
 from samerge.adapters.model import AdaptedModule, Adapter, widest
 from samerge.adapters.names import sort_keys, targets_of
+from samerge.adapters.patterns import PatternError, allowance
 from samerge.errors import AdapterError
 from samerge.weights.hub import CONFIG_NAME, WEIGHTS_NAME
 from samerge.weights.tensorfile import TensorFile
+from samerge.weights.untrusted import Origin, read_json
 
 
 def read_adapter(folder: str | Path, name: str, source: str | None = None) -> Adapter:
@@ -34,45 +35,63 @@ def read_adapter(folder: str | Path, name: str, source: str | None = None) -> Ad
         AdapterError: a file is missing or broken, or the adapter is of a kind that cannot be merged.
     """
     folder = Path(folder)
-    config, file = _open(folder, name)
+    config, file = open_adapter(folder, name)
     refuse_config(name, config)
     lora, others = sort_keys(name, file.entries)
     if not lora:
         raise AdapterError(f"reading adapter {name!r}: its file holds no LoRA tensors (no key with lora_A and lora_B)")
     modules: dict[str, AdaptedModule] = {}
-    for path, target in targets_of(name, lora, config).items():
-        stored = _stored(name, path, lora[path], file)
-        scale = scaling(config, target.name)
-        modules.update(described(name, target, config, stored, scale, bool(config.get("fan_in_fan_out"))))
+    try:
+        with allowance():
+            for path, target in targets_of(name, lora, config).items():
+                stored = _stored(name, path, lora[path], file)
+                scale = scaling(config, target.name)
+                modules.update(described(name, target, config, stored, scale, bool(config.get("fan_in_fan_out"))))
+    except PatternError as error:
+        raise AdapterError(f"reading adapter {name!r}: {CONFIG_NAME}: {error}") from error
     return Adapter(
         name,
         source or str(folder),
         config,
         dict(sorted(modules.items())),
-        _sha256(folder / WEIGHTS_NAME),
+        file.sha256(),
         extras_of(name, config, others, lambda key: partial(file.read, key)),
+        _ignored(name, config),
     )
 
 
-def _open(folder: Path, name: str) -> tuple[dict[str, Any], TensorFile]:
+def open_adapter(folder: Path, name: str) -> tuple[dict[str, Any], TensorFile]:
+    """The configuration of an adapter, as it stands there, and its file of weights.
+
+    Raises:
+        AdapterError: one of them is missing or broken.
+    """
+    origin = Origin(f"reading adapter {name!r}", AdapterError)
     config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
-    if not config_file.is_file():
-        raise AdapterError(
-            f"reading adapter {name!r}: there is no {CONFIG_NAME} in {folder}; "
-            f"give the folder that PeftModel.save_pretrained wrote (an adapter that is not called 'default' lies in a "
-            f"sub-folder of its name)"
+    if not os.path.lexists(config_file):
+        raise origin.refusal(
+            f"there is no {CONFIG_NAME} in {folder}; give the folder that PeftModel.save_pretrained wrote (an adapter "
+            f"that is not called 'default' lies in a sub-folder of its name)"
         )
-    if not weights_file.is_file():
+    if not os.path.lexists(weights_file):
         found = sorted(path.name for path in folder.iterdir())
-        raise AdapterError(
-            f"reading adapter {name!r}: there is no {WEIGHTS_NAME} in {folder}, which has {found}; a file in PyTorch's "
-            f"pickle format can be converted by loading it with PEFT and saving it again"
+        raise origin.refusal(
+            f"there is no {WEIGHTS_NAME} in {folder}, which has {found}; a file in PyTorch's pickle format can be "
+            f"converted by loading it with PEFT and saving it again"
         )
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-        return config, TensorFile(weights_file)
-    except ValueError as error:
-        raise AdapterError(f"reading adapter {name!r}: {error}") from error
+    # metadata of other tools may hold NaN, which Python writes; the fields that count are checked later
+    return read_json(config_file, origin, infinite=True), TensorFile(weights_file, origin)
+
+
+def _ignored(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What to say about fields that are not read."""
+    fields = strange_fields(config)
+    if not fields:
+        return ()
+    return (
+        f"the configuration of the adapter {name} sets {', '.join(sorted(fields)[:5])}, which PEFT does not know; "
+        f"ignored, as PEFT does",
+    )
 
 
 def _stored(adapter: str, path: str, parts: Mapping[str, str], file: TensorFile) -> Stored:
@@ -90,10 +109,17 @@ def _stored(adapter: str, path: str, parts: Mapping[str, str], file: TensorFile)
             f"shards of DeepSpeed ZeRO-3 or FSDP that were not gathered. Save it again inside "
             f"deepspeed.zero.GatheredParameters or FSDP.summon_full_params"
         )
+    kinds = {part: file.dtype(key) for part, key in parts.items()}
+    whole = [f"{part} is {kind}" for part, kind in kinds.items() if not kind.is_floating_point]
+    if whole:
+        raise AdapterError(
+            f"reading adapter {adapter!r}, module {path!r}: {', '.join(whole)}, and a LoRA's tensors are "
+            f"floating-point numbers; save the adapter again, unquantised"
+        )
     magnitude = parts.get("lora_magnitude_vector")
     return Stored(
         shapes,
-        widest((file.dtype(parts[a]), file.dtype(parts[b]))),
+        widest((kinds[a], kinds[b])),
         embedding,
         _reader(file, parts[a], parts[b]),
         partial(file.read, parts["bias"]) if "bias" in parts else None,
@@ -108,11 +134,3 @@ def _reader(file: TensorFile, a: str, b: str) -> Callable[[], tuple[Tensor, Tens
 @lru_cache(maxsize=1)  # the experts of a stack are read one after the other, from the same two tensors
 def _read_pair(file: TensorFile, a: str, b: str) -> tuple[Tensor, Tensor]:
     return file.read(a), file.read(b)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -80,6 +80,7 @@ class Adapter:
         modules: the adapted linear maps by name, without `base_model.model.`, sorted.
         sha256: of the weight file, for the record; None for a live adapter.
         extras: what it carries beside its factors.
+        notes: what the user should know of how it was read.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Adapter:
     modules: Mapping[str, AdaptedModule] = field(repr=False)
     sha256: str | None = None
     extras: Extras = field(default_factory=Extras, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:

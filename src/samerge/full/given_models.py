@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -51,13 +49,7 @@ class Opened:
 
     def sha256(self) -> dict[str, str] | None:
         """The digest of every file of weights; None for a live model."""
-        if self.folder is None:
-            return None
-        digests = {}
-        for file in sorted(self.folder.glob("*.safetensors")):
-            with open(file, "rb") as stream:
-                digests[file.name] = _digest(stream)
-        return digests
+        return self.source.sha256() if isinstance(self.source, FolderSource) else None
 
 
 def open_model(name: str, model: ModelLike, companions: bool = False) -> Opened:
@@ -108,10 +100,3 @@ def _with_buffers(source: StoredSource, model: nn.Module) -> StoredSource:
             if part not in passing and not buffer.is_meta:
                 weights.setdefault(f"{base.name}.{part}" if base.name else part, InMemory(buffer))
     return StoredSource(source.name, source.config, weights)
-
-
-def _digest(stream: Any) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

@@ -15,9 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from samerge.adapters import CONFIG_NAME, WEIGHTS_NAME, Adapter, read_adapter, scaling
+from samerge.adapters import Adapter, read_adapter, scaling
+from samerge.adapters.files import open_adapter
 from samerge.adapters.servable import module_type
 from samerge.adapters.servers import Served, gaps, hints, servability
+from samerge.adapters.settings import readable
 from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeError
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.architecture import base_graph
@@ -106,14 +108,8 @@ def check_adapter(
     opened = _opened(base)
     try:
         folder = resolve_adapter(source)
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-        file = TensorFile(folder / WEIGHTS_NAME)
-        if not isinstance(config, dict):
-            raise ValueError(f"{CONFIG_NAME} holds no object")
-    except FileNotFoundError as error:
-        problem = f"reading adapter {name!r}: there is no {PurePath(error.filename).name} in {source}; give the folder "
-        return AdapterReport(name, str(source), problems=(f"{problem}that PeftModel.save_pretrained wrote",))
-    except (AdapterError, ValueError) as error:
+        config, file = open_adapter(folder, name)
+    except AdapterError as error:
         return AdapterReport(name, str(source), problems=(str(error),))
     problems: list[str] = []
     adapter = None
@@ -121,14 +117,20 @@ def check_adapter(
         adapter = read_adapter(folder, name, str(source))
     except AdapterError as error:
         problems.append(str(error))
+        config = readable(config)
     missing: list[str] = []
     notes: list[str] = []
     if adapter is not None:
         more, notes, missing = _against(adapter, opened, base)
         problems += more
+        notes = [*adapter.notes, *notes]
     ranks = _ranks(adapter, file)
     served = Served(config, ranks, _beside(config, file), missing or gaps(list(ranks)))
-    scales = sorted({scaling(config, module) for module in ranks}) if {"r", "lora_alpha"} <= set(config) else []
+    scales = (
+        sorted({scaling(config, module) for module in ranks})
+        if None not in (config.get("r"), config.get("lora_alpha"))
+        else []
+    )
     return AdapterReport(
         name,
         str(source),

@@ -150,7 +150,7 @@ class Finisher:
 
 
 def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, Any], planned: Plan) -> list[str]:
-    found = []
+    found = [note for expert in experts for note in expert.notes]
     strangers = strangers_of(problem, experts)
     if strangers:
         found.append(strangers)
@@ -200,7 +200,7 @@ def _nothing(problem: Problem, layers: Mapping[str, Any]) -> str | None:
     if not any(weights.values()):
         why = "all weights are 0; give one adapter another"
     elif not any(one["norm"] for layer in layers.values() for one in layer["experts"].values()):
-        why = "every update that went in is zero already (B is 0 in LoRA that was never trained)"
+        why = "every update that went in is zero already (B is 0 in LoRA that was never trained, or lora_alpha is 0)"
     elif not any(one["norm"] * one["energy"] for layer in layers.values() for one in layer["experts"].values()):
         why = "pruning kept nothing; choose a larger density, or a rank"
     elif not any(layer["scale"] for layer in layers.values()):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samerge.errors import AdapterError, OptionError
+from samerge.weights.untrusted import MOST_RECORD_BYTES, Origin, read_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -206,9 +207,8 @@ def read_report(folder: str | Path) -> Report:
         AdapterError: the folder has no readable record.
     """
     path = Path(folder) / RECORD_NAME
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise AdapterError(f"there is no {RECORD_NAME} in {folder}; was this adapter merged by samerge?")
-    try:
-        return Report(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise AdapterError(f"{path} is not valid JSON: {error}") from error
+    origin = Origin(f"reading the record of {folder}", AdapterError)
+    record = read_json(path, origin, MOST_RECORD_BYTES)
+    return Report(record)

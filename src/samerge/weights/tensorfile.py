@@ -4,17 +4,23 @@ The safetensors library maps a file into memory; every page that was touched the
 needs it back, so that streaming a 16 GB base looks like, and under a container's limit is, 16 GB. Here only the rows
 that were asked for are read, into a buffer of their size. The format is eight bytes of header length, a JSON header of
 names, dtypes, shapes and offsets, and the bytes of the tensors.
+
+Whether a file is sound says the library itself: it opens each one first, reads the header alone, and what it refuses is
+refused here. Every later read checks that it is still the same file.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
+
+from samerge.weights.untrusted import MOST_BYTES, Identity, Origin, open_regular, parse_json
 
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -28,6 +34,9 @@ _DTYPES: dict[str, torch.dtype] = {
     "I32": torch.int32,
     "I16": torch.int16,
     "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
@@ -52,9 +61,11 @@ class TensorFile:
 
     Args:
         path: the file.
+        origin: what is being read, for errors; the file itself by default.
 
     Raises:
-        ValueError: the file is truncated or is not a safetensors file; the message says which and how.
+        SamergeError: of the origin's class; the file is no regular file, or not one that the safetensors library takes.
+            The message says which file and what is wrong with it.
 
     Example:
         >>> import tempfile, os
@@ -66,15 +77,18 @@ class TensorFile:
                 [4., 5.]])
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, origin: Origin | None = None) -> None:
         self.path = Path(path)
-        self.entries = self._header()
+        self.origin = origin or Origin("reading weights")
+        with open_regular(self.path, self.origin) as file:
+            self._identity = Identity.of(file.fileno())
+            self.entries = self._header(file)
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor as stored."""
         stored = self.entries[name].dtype_name
         if stored not in _DTYPES:
-            raise ValueError(
+            raise self.origin.refusal(
                 f"{self.path}: tensor {name!r} has dtype {stored}, which cannot be read; known: {list(_DTYPES)}"
             )
         return _DTYPES[stored]
@@ -99,45 +113,75 @@ class TensorFile:
         buffer = torch.empty(shape, dtype=dtype)
         if buffer.numel():
             view = memoryview(buffer.reshape(-1).view(torch.uint8).numpy().data)
-            with open(self.path, "rb", buffering=0) as file:
+            with self._same() as file:
                 file.seek(entry.offset + first * dtype.itemsize)
                 done = 0
                 while done < len(view):
-                    count = file.readinto(view[done:])
+                    count = file.readinto(view[done:])  # type: ignore[attr-defined]
                     if not count:
-                        raise ValueError(
+                        raise self.origin.refusal(
                             f"{self.path}: tensor {name!r} ends early; the file is truncated, fetch it again"
                         )
                     done += count
         return buffer
 
-    def _header(self) -> dict[str, TensorEntry]:
-        size = self.path.stat().st_size
-        with open(self.path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise ValueError(
-                    f"{self.path}: not a safetensors file, or truncated "
-                    f"({size} bytes, its header claims {length}); fetch it again"
-                )
-            try:
-                header = json.loads(file.read(length))
-                header.pop("__metadata__", None)
-                spans = {
-                    name: (info["dtype"], tuple(info["shape"]), *info["data_offsets"]) for name, info in header.items()
-                }
-            except (ValueError, AttributeError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.path}: not a safetensors file, its header cannot be read") from error
-        entries = {}
-        for name, (dtype, shape, begin, end) in spans.items():
-            if 8 + length + end > size:
-                raise ValueError(
-                    f"{self.path}: truncated, tensor {name!r} ends at byte {8 + length + end} of {size}; fetch it again"
-                )
-            if dtype in _DTYPES and end - begin != math.prod(shape) * _DTYPES[dtype].itemsize:
-                raise ValueError(
-                    f"{self.path}: tensor {name!r} of shape {shape} in {dtype} cannot lie in {end - begin} bytes; "
-                    f"the file is broken, fetch it again"
-                )
-            entries[name] = TensorEntry(dtype, shape, 8 + length + begin)
-        return entries
+    def sha256(self) -> str:
+        """The digest of the whole file, which is still the one that was opened, before and after."""
+        digest = hashlib.sha256()
+        with self._same() as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+            self._check(file)
+        return digest.hexdigest()
+
+    def _same(self) -> BinaryIO:
+        """The file, opened again; it is the same one and was not written to since it was opened first."""
+        file = open_regular(self.path, self.origin)
+        try:
+            self._check(file)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _check(self, file: BinaryIO) -> None:
+        found = Identity.of(file.fileno())
+        if found != self._identity:
+            now = "truncated" if found.size < self._identity.size else "replaced or written to"
+            raise self.origin.refusal(
+                f"{self.path} was {now} while it was read ({self._identity.size} bytes then, {found.size} now); run "
+                f"again when nothing writes to it"
+            )
+
+    def _header(self, file: BinaryIO) -> dict[str, TensorEntry]:
+        from safetensors import SafetensorError, safe_open
+
+        size = self._identity.size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise self.origin.refusal(
+                f"{self.path}: not a safetensors file, or truncated ({size} bytes, its header claims {length}); fetch "
+                f"it again"
+            )
+        if length > MOST_BYTES:
+            raise self.origin.refusal(
+                f"{self.path}: its header claims {length} bytes, more than the {MOST_BYTES} that are read"
+            )
+        try:
+            with safe_open(self.path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            told = str(error).removeprefix("Error while deserializing header: ")
+            raise self.origin.refusal(
+                f"{self.path}: not a sound safetensors file ({told}); it is broken or truncated, fetch it again"
+            ) from error
+        text = file.read(length)
+        self._check(file)
+        header = parse_json(text, f"the header of {self.path}", self.origin)
+        header.pop("__metadata__", None)
+        if not all(isinstance(info, dict) for info in header.values()):
+            raise self.origin.refusal(f"{self.path}: its header describes a tensor by a list; fetch it again")
+        return {
+            name: TensorEntry(info["dtype"], tuple(info["shape"]), 8 + length + info["data_offsets"][0])
+            for name, info in header.items()
+        }
