@@ -57,7 +57,7 @@ class Finisher:
     ) -> None:
         self.problem, self.experts, self.planned, self.begun = problem, experts, planned, begun
         self.dora_lost, self.undiagnosed = dora_lost or {}, undiagnosed
-        self.dtype = dtype_of(planned.common.dtype) or widest(expert.dtype for expert in experts)
+        self.dtype = dtype_of(planned.common.dtype) or widest(expert.dtype for expert in self._active())
         self.limit = problem.limit or (None if planned.method.exact else problem.rank)
         self.scales = self._by_depth()
         self.factors: dict[str, LoraFactors] = {}
@@ -130,6 +130,11 @@ class Finisher:
             problem, self.experts, planned, self.begun, factors, rank, self.dtype, layers, diagnostics, warnings
         )
         return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(told), beside.tensors)
+
+    def _active(self) -> list[Adapter]:
+        """The adapters of a weight other than 0; all of them where there is none."""
+        active = [expert for expert, weight in zip(self.experts, self.problem.weights, strict=True) if weight != 0]
+        return active or list(self.experts)
 
     def _by_depth(self) -> Mapping[str, float]:
         """lambda of every module where it follows the depth; nothing otherwise."""

@@ -153,9 +153,10 @@ def merge_opened(
             return view, tuple(assemble.align(experts, view)), device
 
         view, sites, device = group().together(aligned)
+        sites = _of_weight(sites, values)
         planned, graph = _graph(planned, sites, view)
         if planned.method.by_site:
-            sites = _shared_out(sites, values)
+            sites = _shared_out(sites)
     sites, dora_lost = _plain(sites, experts, view, planned, device, bars, shared)
     if graph is not None:
         within = assemble.inside(graph)
@@ -188,11 +189,19 @@ def merge_opened(
         return finisher.done()
 
 
-def _shared_out(sites: tuple[Site, ...], weights: Sequence[float]) -> tuple[Site, ...]:
+def _of_weight(sites: tuple[Site, ...], weights: Sequence[float]) -> tuple[Site, ...]:
+    """The sites without the adapters of weight 0; as they are where all weigh 0, so that the merge can say so."""
+    if not any(weights):
+        return sites
+    active = [replace(s, experts={n: one for n, one in s.experts.items() if weights[n] != 0}) for s in sites]
+    return tuple(site for site in active if site.experts)
+
+
+def _shared_out(sites: tuple[Site, ...]) -> tuple[Site, ...]:
     """With several processes, the sites with an owner each: every process gets about as many bytes of factors."""
     if group().size == 1:
         return sites
-    ranks = [sum(one.rank for n, one in site.experts.items() if weights[n] != 0) for site in sites]
+    ranks = [sum(one.rank for one in site.experts.values()) for site in sites]
     owners = group().owners([rank * sum(site.shape) for rank, site in zip(ranks, sites, strict=True)])
     return tuple(replace(site, owner=owner) for site, owner in zip(sites, owners, strict=True))
 

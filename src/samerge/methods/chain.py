@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from samerge.linalg.canonical import canonical
 from samerge.linalg.decorrelation import decorrelated
 from samerge.linalg.sign_conflicts import conflict_among, sample_rows
 from samerge.linalg.stack import stacked as side_by_side
@@ -78,6 +79,16 @@ def stacked(parts: Mapping[int, Part], weights: tuple[float, ...]) -> Stack:
         torch.cat([torch.arange(t.rank, device=t.S.device) for t in one.values()]),
         torch.cat([torch.full_like(t.S, weights[n]) for n, t in one.items()]),
     )
+
+
+def settled(parts: Mapping[int, Part], weights: tuple[float, ...]) -> dict[int, Part]:
+    """The same updates by triplets, with a basis of their own where near-equal singular values leave it open."""
+    if not any(part.triplets.rank for part in parts.values()):
+        return dict(parts)
+    stack = stacked(parts, weights)
+    found = canonical(stack.triplets, stack.weights)
+    own = {n: found.select((stack.owners == n).nonzero().flatten()) for n in parts}
+    return {n: part.with_triplets(replace(own[n], orthonormal=True, owners=None)) for n, part in parts.items()}
 
 
 def count_of(options: ChainOptions, problem: Problem, total: int) -> int:

@@ -2,26 +2,48 @@
 
 The adapters are brought to one norm in each layer, their singular vectors decorrelated, the r largest components of all
 adapters together kept, all with one strength, and each times its adapter's weight (`samerge.methods.chain`). `saliency`
-ranks them by what they do for the model and for the merge; here the rank of a component is |w_n| sigma_k.
+ranks them by what they do for the model and for the merge; here the rank of a component is |w_n| sigma_k. Of those that
+are near-equal, as the components of merged adapters are, the ones that agree more with the merge, by |w_n eta_k|, come
+first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from torch import Tensor
 
-from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of
-from samerge.methods.method import Begun, Method
-from samerge.methods.problem import Problem, Site
+from samerge.linalg.agreement import agreement
+from samerge.linalg.canonical import blocks
+from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of, settled
+from samerge.methods.method import Begun, MergedLayer, Method
+from samerge.methods.problem import Part, Problem, Site
 
 
 def begin(problem: Problem, options: ChainOptions) -> Begun:
     """The chain, ranked by size."""
 
     def ranked(site: Site, stack: Stack) -> Tensor:
-        order = (stack.weights.abs() * stack.sigma).argsort(descending=True, stable=True)
-        return order[: count_of(options, problem, len(order))]
+        return by_size(stack)[: count_of(options, problem, len(stack.sigma))]
 
-    return Begun(chain_layer(problem, options, ranked))
+    merged = chain_layer(problem, options, ranked)
+
+    def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
+        return merged(site, settled(parts, problem.weights))
+
+    return Begun(layer)
 
 
-METHOD = Method("even", begin, ChainOptions, balance="norm")
+def by_size(stack: Stack) -> Tensor:
+    """The numbers of all components, the largest |w_n| sigma_k first; of near-equal ones the largest |w_n eta_k|."""
+    sizes, order = (stack.weights.abs() * stack.sigma).sort(descending=True, stable=True)
+    tied = blocks(replace(stack.triplets, S=sizes, owners=None))
+    if tied:
+        agreed = (stack.weights * agreement(stack.triplets, stack.weights)).abs()
+        for block in tied:
+            order[block] = order[block][agreed[order[block]].argsort(descending=True, stable=True)]
+    return order
+
+
+METHOD = Method("even", begin, ChainOptions, balance="norm", exact=True)

@@ -12,9 +12,7 @@ The r most salient of a layer stay, all adapters together; they are decorrelated
 weights (`samerge.methods.chain`). log R and not R: R grows as a product over the layers, and a slightly larger adapter
 would take every place. Outside the flow graph (embeddings, heads) gamma counts as 1.
 
-Near-equal singular values make triplets arbitrary (a merged adapter has all of them equal): within such a block one
-rotation of p and q brings the symmetric part of P^T T Q to its eigenvectors, which no other way to write the adapter
-changes; eta of the block is then its eigenvalues.
+Near-equal singular values make triplets arbitrary; they are settled first (`samerge.linalg.canonical`).
 
 With T > 1 rounds, round t keeps round(N r_n (r / N r_n)^(t/T)) of them, and gamma and eta are taken anew for what is
 left; the decorrelation is that of all triplets.
@@ -23,19 +21,18 @@ left; the decorrelation is that of all triplets.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samerge.graph import FlowGraph
 from samerge.linalg.agreement import agreement
-from samerge.linalg.canonical import canonical
 from samerge.linalg.factors import LoraFactors
-from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of, stacked
+from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of, settled, stacked
 from samerge.methods.gamma import NO_GAMMAS, Gammas, gammas, near, work
 from samerge.methods.method import Begun, Method
-from samerge.methods.problem import Part, Problem, Site, iterate
+from samerge.methods.problem import Problem, Site, iterate
 from samerge.options.connectivity import HELP, connectivity
 from samerge.options.kinds import flag, whole
 from samerge.options.option import option
@@ -75,23 +72,10 @@ def _prepared(problem: Problem) -> dict[str, dict[int, int]]:
     """Read and factorise every adapter once; the number of its components by module and adapter."""
 
     def load(site: Site) -> dict[int, int]:
-        parts = problem.parts(site, hold=True)
-        settle(parts, problem.weights)
-        return {n: part.triplets.rank for n, part in parts.items()}
+        problem.held[site.module] = settled(problem.parts(site), problem.weights)
+        return {n: part.triplets.rank for n, part in problem.parts(site).items()}
 
     return everywhere(problem.sites, load, iterate(problem, "preparing"))
-
-
-def settle(parts: dict[int, Part], weights: tuple[float, ...]) -> None:
-    """Turn the triplets of near-equal singular values to their canonical basis, in place of the arbitrary one."""
-    present = {n: part for n, part in parts.items() if part.triplets.rank}
-    if not present:
-        return
-    stack = stacked(present, weights)
-    settled = canonical(stack.triplets, stack.weights)
-    for n, part in present.items():
-        own = settled.select((stack.owners == n).nonzero().flatten())
-        parts[n] = part.with_triplets(replace(own, orthonormal=True, owners=None))
 
 
 def _updates(
@@ -149,4 +133,4 @@ def _chosen(
     return {m: {n: torch.tensor(p, dtype=torch.long) for n, p in own.items()} for m, own in chosen.items()}
 
 
-METHOD = Method("saliency", begin, SaliencyOptions, base="needed", balance="norm")
+METHOD = Method("saliency", begin, SaliencyOptions, base="needed", balance="norm", exact=True)

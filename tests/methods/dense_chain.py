@@ -1,0 +1,218 @@
+"""The default method, slow and obvious: dense updates, autograd of log R, whole SVDs, in float64.
+
+Nothing here is shared with the library. A layer is merged in the order of the method's definition: balance, the
+adapters' own triplets, score, choose, decorrelate, flatten, weigh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from oracles import Expert, Network, Weights
+from torch import Tensor
+
+#: Singular values below this share of the largest are none.
+NOTHING = 1e-6
+#: Singular values that are nearer than this, relative to the larger one, are one block.
+NEAR = 1e-4
+
+
+@dataclass
+class DenseLayer:
+    """One merged layer.
+
+    Args:
+        delta: the dense merged update.
+        kept: for each adapter there, the numbers of its own triplets that are in the merge; None where it is alone.
+        gap: by how much, relatively, the least salient component that stays is above the most salient that goes.
+        level: the strength of all kept components.
+    """
+
+    delta: Tensor
+    kept: dict[int, list[int]] | None = None
+    gap: float = 1.0
+    level: float | None = None
+
+
+@dataclass
+class _Own:
+    """The triplets of one adapter at one layer, and which of them are left."""
+
+    P: Tensor
+    S: Tensor
+    Q: Tensor
+    left: list[int] = field(default_factory=list)
+
+    def update(self) -> Tensor:
+        """What is left, as a dense matrix."""
+        return self.P[:, self.left] * self.S[self.left] @ self.Q[:, self.left].T
+
+
+def triplets(matrix: Tensor, nothing: float = NOTHING) -> tuple[Tensor, Tensor, Tensor]:
+    """P, sigma, Q of the singular values that are not zero, by a whole SVD."""
+    P, S, Qh = torch.linalg.svd(matrix, full_matrices=False)
+    count = int((nothing * S[0] < S).sum())
+    return P[:, :count], S[:count], Qh[:count].T
+
+
+def polar(stack: Tensor) -> Tensor:
+    """The isometry nearest to a matrix; of least norm where it has not full column rank."""
+    X, _, Y = triplets(stack)
+    return X @ Y.T
+
+
+def blocks(S: Tensor) -> list[list[int]]:
+    """Runs of near-equal singular values."""
+    found = [[0]]
+    for k in range(1, len(S)):
+        if float(S[k - 1] - S[k]) <= NEAR * float(S[k - 1]):
+            found[-1].append(k)
+        else:
+            found.append([k])
+    return found
+
+
+def settle(P: Tensor, S: Tensor, Q: Tensor, T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """P and Q with the basis of every block chosen by the merge: what turns both leaves P_b Q_b^T as it is."""
+    P, S, Q = P.clone(), S.clone(), Q.clone()
+    for block in blocks(S):
+        if len(block) > 1:
+            seen = P[:, block].T @ T @ Q[:, block]
+            values, turn = torch.linalg.eigh((seen + seen.T) / 2)
+            turn = turn[:, values.abs().argsort(descending=True)]
+            P[:, block], Q[:, block] = P[:, block] @ turn, Q[:, block] @ turn
+            S[block] = S[block].square().mean().sqrt()
+    return P, S, Q
+
+
+def truncated(matrix: Tensor, rank: int) -> Tensor:
+    """The best approximation of a rank."""
+    P, S, Q = triplets(matrix)
+    return P[:, :rank] * S[:rank] @ Q[:, :rank].T
+
+
+def log_gradients(network: Network, base: Weights, updates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """d log R / dW of every updated weight that R reads, by autograd."""
+    weights = {name: tensor.double() for name, tensor in base.items()}
+    leaves = {name: (weights[name] + tau).requires_grad_() for name, tau in updates.items() if name in weights}
+    R = network({**weights, **leaves})
+    found = torch.autograd.grad(R.log(), list(leaves.values()), allow_unused=True)
+    return {name: G for name, G in zip(leaves, found, strict=True) if G is not None}
+
+
+def dense_chain(
+    network: Network | None,
+    base: Weights,
+    experts: Sequence[Expert],
+    weights: Sequence[float],
+    rank: int | None = None,
+    density: float | None = None,
+    iterations: int = 1,
+    outside: Collection[str] = (),
+) -> dict[str, DenseLayer]:
+    """The merge by saliency; without a network by size (`even`).
+
+    Args:
+        network: R as a function of the weights.
+        base: the base's weights by name.
+        experts: (A, B, s) by the name of the weight, for each adapter.
+        weights: a strength for each adapter.
+        rank: components that stay; the largest rank of any adapter by default.
+        density: or the share of all components that stay.
+        iterations: in how many rounds.
+        outside: names of weights outside of R.
+    """
+    active = [n for n, w in enumerate(weights) if w != 0]
+    taus = {
+        n: {name: s * B.double() @ A.double() for name, (A, B, s) in experts[n].items() if (s * B @ A).any()}
+        for n in active
+    }
+    most = max((len(A) for n in active for A, _, _ in experts[n].values()), default=0)
+    rank = most if rank is None else rank
+    names = sorted({name for n in active for name in experts[n]})
+    who = {name: [n for n in active if name in taus[n]] for name in names}
+
+    # 1. balance
+    for name, there in who.items():
+        norms = {n: float(torch.linalg.matrix_norm(taus[n][name])) for n in there}
+        for n in there:
+            mean = sum(norms.values()) / len(there)
+            taus[n][name] = taus[n][name] * min(mean / norms[n], 10.0)
+
+    # the adapters' own triplets
+    own: dict[str, dict[int, _Own]] = {}
+    for name, there in who.items():
+        if len(there) < 2:
+            continue
+        T = sum(weights[n] * taus[n][name] for n in there)
+        own[name] = {}
+        for n in there:
+            P, S, Q = triplets(taus[n][name])
+            own[name][n] = _Own(*settle(P, S, Q, T), list(range(len(S))))
+
+    # 2. decorrelate
+    decorrelated = {}
+    for name, there in own.items():
+        U = polar(torch.cat([one.P for one in there.values()], dim=1))
+        V = polar(torch.cat([one.Q for one in there.values()], dim=1))
+        places = [(n, k) for n, one in there.items() for k in range(len(one.S))]
+        decorrelated[name] = {place: (U[:, i], V[:, i]) for i, place in enumerate(places)}
+
+    # 3. rank
+    gaps = dict.fromkeys(own, 1.0)
+    for step in range(1, iterations + 1):
+        gradients: dict[int, dict[str, Tensor]] = {}
+        if network is not None:
+            for n in active:
+                state = {m: own[m][n].update() if n in own.get(m, {}) else tau for m, tau in taus[n].items()}
+                gradients[n] = log_gradients(network, base, state)
+        chosen: dict[str, set[tuple[int, int]]] = {}
+        for name, there in own.items():
+            total = sum(len(one.S) for one in there.values())
+            T = sum(weights[n] * one.update() for n, one in there.items())
+            scores, agreements = {}, {}
+            for n, one in there.items():
+                for k in one.left:
+                    p, sigma, q = one.P[:, k], one.S[k], one.Q[:, k]
+                    eta = sigma * (p @ T @ q)
+                    if network is None:
+                        scores[n, k] = float(abs(weights[n]) * sigma)
+                        agreements[n, k] = float(abs(weights[n] * eta))
+                        continue
+                    gamma = sigma * (p @ gradients[n][name] @ q) if name not in outside else 1.0
+                    scores[n, k] = float(abs(weights[n] * gamma * eta))
+            final = min(total, rank) if density is None else max(1, round(density * total))
+            count = final if step == iterations else max(1, round(total * (final / total) ** (step / iterations)))
+            order = sorted(scores, key=lambda place, s=scores: (-s[place], place))
+            if network is None:  # among near-equal ones those that agree more with the merge
+                runs = blocks(torch.tensor([scores[place] for place in order]))
+                order = [p for run in runs for p in sorted((order[i] for i in run), key=lambda p, a=agreements: -a[p])]
+                tied = next((run for run in runs if count - 1 in run and count in run), None)
+            chosen[name] = set(order[:count])
+            if count < len(order):
+                judge = agreements if network is None and tied else scores
+                above, below = judge[order[count - 1]], judge[order[count]]
+                gaps[name] = min(gaps[name], (above - below) / above if above else 0.0)
+        for name, there in own.items():
+            for n, one in there.items():
+                one.left = [k for k in one.left if (n, k) in chosen[name]]
+
+    # 4. flat, 5. weights
+    merged = {}
+    for name, there in who.items():
+        if not there:
+            shape = next((len(B), A.shape[1]) for n in active for m, (A, B, _) in experts[n].items() if m == name)
+            merged[name] = DenseLayer(torch.zeros(shape, dtype=torch.float64))
+        elif len(there) == 1:
+            merged[name] = DenseLayer(weights[there[0]] * truncated(taus[there[0]][name], rank))
+        else:
+            places = [(n, k) for n, one in own[name].items() for k in one.left]
+            U = polar(torch.stack([decorrelated[name][place][0] for place in places], dim=1))
+            V = polar(torch.stack([decorrelated[name][place][1] for place in places], dim=1))
+            level = float(torch.stack([own[name][n].S[k] for n, k in places]).square().mean().sqrt())
+            signs = torch.tensor([weights[n] for n, _ in places], dtype=torch.float64)
+            kept = {n: one.left for n, one in own[name].items()}
+            merged[name] = DenseLayer(level * (U * signs) @ V.T, kept, gaps[name], level)
+    return merged
