@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,6 +156,8 @@ def merge_opened(
         view, sites, device = group().together(aligned)
         sites = _of_weight(sites, values)
         planned, graph = _graph(planned, sites, view)
+        if planned.note:
+            logging.getLogger("samerge").info("%s", planned.note)
         if planned.method.by_site:
             sites = _shared_out(sites)
     sites, dora_lost = _plain(sites, experts, view, planned, device, bars, shared)

@@ -23,11 +23,13 @@ class Kind:
         read: from an option's name and what the caller gave (a value, or text that stands for one) the value.
         annotation: its type in Python, as text.
         metavar: what `--help` shows in its place.
+        none: whether "none" is a value of its own.
     """
 
     read: Callable[[str, Any], Any]
     annotation: str
     metavar: str
+    none: bool = False
 
 
 def whole(least: int = 1) -> Kind:
@@ -65,7 +67,7 @@ def word(*choices: str, pattern: str = "", told: str = "") -> Kind:
 
     listed = [*choices, *filter(None, [told])]
     literal = f"Literal[{', '.join(repr(choice) for choice in choices)}]" if choices and not pattern else "str"
-    return Kind(read, literal, "|".join(listed))
+    return Kind(read, literal, "|".join(listed), "none" in choices)
 
 
 def flag() -> Kind:

@@ -38,12 +38,12 @@ class Option:
     told: str = ""
 
     def read(self, value: Any) -> Any:
-        """The value that the caller means; None, and the text "none" where None is the default, is the default.
+        """The value that the caller means; None is the default, and so is the text "none" where that says nothing else.
 
         Raises:
             OptionError: it is not of the option's kind.
         """
-        if value is None or (self.default is None and value == "none"):
+        if value is None or (self.default is None and value == "none" and not self.kind.none):
             return self.default
         return self.kind.read(self.name, value)
 
