@@ -4,17 +4,22 @@ import json
 import logging
 import os
 import re
+import shutil
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from samerge.adapters import writer
-from samerge.adapters.writer import atomic_folder, write_adapter
+from samerge.adapters import atomic, writer
+from samerge.adapters.atomic import atomic_folder
+from samerge.adapters.writer import write_adapter
 from samerge.errors import AdapterError, OutputExistsError
 
 FILES = ["README.md", "adapter_config.json", "adapter_model.safetensors", "samerge.json"]
@@ -291,7 +296,7 @@ class TestFailure:
             "first mkdir": (Path, "mkdir", 1),
             "last mkdir": (Path, "mkdir", 1 if old else 2),
             "fsync": (os, "fsync", 1),
-            "folder fsync": (writer, "_sync_folder", 1),
+            "folder fsync": (atomic, "_sync_folder", 1),
             "chmod": (os, "chmod", 1),
         }[where]
         calls = fail(monkeypatch, owner, name, error, at, after)
@@ -312,6 +317,7 @@ class TestFailure:
         target = tmp_path / "out"
         make("adapter", target)
         before = tree(tmp_path)
+        monkeypatch.setattr(atomic, "exchange", lambda *_: False)
         fail(monkeypatch, os, "rename", error, at, after)
         with pytest.raises(type(error)) as caught:
             write(target, overwrite=True)
@@ -321,6 +327,22 @@ class TestFailure:
             assert tree(tmp_path) == before
         else:
             assert sorted(tree(tmp_path)) == ["out", *(f"out/{name}" for name in FILES)]
+
+    @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+    @pytest.mark.parametrize("after", [False, True])
+    def test_while_exchanging(self, tmp_path, monkeypatch, after, error):
+        target = tmp_path / "out"
+        make("adapter", target)
+        before = tree(tmp_path)
+        monkeypatch.setattr(os, "rename", lambda *_: pytest.fail("one name after the other"))
+        fail(monkeypatch, atomic, "exchange", error, 1, after)
+        with pytest.raises(type(error)) as caught:
+            write(target, overwrite=True)
+        monkeypatch.undo()
+        assert caught.value is error
+        assert (
+            tree(tmp_path) == before if not after else sorted(tree(tmp_path)) == ["out", *(f"out/{n}" for n in FILES)]
+        )
 
     @pytest.mark.parametrize("after", [False, True])
     def test_while_moving_in_for_the_first_time(self, tmp_path, monkeypatch, after):
@@ -334,6 +356,7 @@ class TestFailure:
         target = tmp_path / "out"
         make("adapter", target)
         real, calls = os.rename, []
+        monkeypatch.setattr(atomic, "exchange", lambda *_: False)
 
         def only_the_first(source, destination):
             calls.append(source)
@@ -358,7 +381,7 @@ class TestFailure:
     @pytest.mark.parametrize("moment", ["after the last check", "before the rename"])
     def test_another_process_was_faster_at_the_last_moment(self, tmp_path, monkeypatch, moment):
         target = tmp_path / "out"
-        check, rename, checks = writer.check_free, os.rename, []
+        check, rename, checks = atomic.check_free, os.rename, []
 
         def checking(*args):
             check(*args)
@@ -373,7 +396,7 @@ class TestFailure:
         if moment == "before the rename":
             monkeypatch.setattr(os, "rename", renaming)
         else:
-            monkeypatch.setattr(writer, "check_free", checking)
+            monkeypatch.setattr(atomic, "check_free", checking)
         with pytest.raises(OutputExistsError, match="another process"):
             write(target)
         assert tree(tmp_path) == {"out": None, "out/adapter_config.json": b"old"}
@@ -409,3 +432,81 @@ def test_everything_is_synced_before_the_name_is_given(tmp_path, monkeypatch):
     assert sorted(name for _, name in events[: renamed - 1]) == FILES
     assert re.fullmatch(r"\.out\..*\.tmp", events[renamed - 1][1])
     assert events[renamed + 1 :] == [("sync", tmp_path.name)]
+
+
+class TestLeftovers:
+    """What a killed run left is finished or removed by the next one; what a living one has is left alone."""
+
+    @pytest.fixture
+    def killed(self, tmp_path, monkeypatch):
+        """Die in a child process, by a signal that cannot be caught, at a call of the writer."""
+
+        def kill(owner: str, name: str, at: int, setup: str = "") -> None:
+            code = (
+                "import os, signal, torch\nfrom pathlib import Path\nfrom samerge.adapters import atomic, writer\n"
+                f"{setup}\n"
+                f"real, calls = {owner}.{name}, []\n"
+                "def wrapper(*args, **kwargs):\n"
+                "    calls.append(1)\n"
+                f"    if len(calls) == {at}:\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+                "    return real(*args, **kwargs)\n"
+                f"{owner}.{name} = wrapper\n"
+                f"writer.write_adapter({str(tmp_path / 'out')!r}, {{'a': torch.ones(2)}}, {{}}, {{}}, '#', True)\n"
+            )
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            assert done.returncode == -signal.SIGKILL, done.stderr
+
+        return kill
+
+    @pytest.mark.parametrize(("owner", "name"), [("writer", "_save"), ("atomic", "_sync"), ("atomic", "exchange")])
+    def test_a_temporary_folder(self, tmp_path, killed, owner, name):
+        make("adapter", tmp_path / "out")
+        before = tree(tmp_path)
+        killed(owner, name, 1)
+        left = tree(tmp_path)
+        assert left.items() > before.items()
+        write(tmp_path / "other")
+        assert left.keys() <= tree(tmp_path).keys()  # another target's run leaves it alone
+        with pytest.raises(OutputExistsError, match="exists already"):
+            write(tmp_path / "out")
+        assert {key: value for key, value in tree(tmp_path).items() if not key.startswith("other")} == before
+
+    def test_an_old_output_without_its_name(self, tmp_path, killed, caplog):
+        make("adapter", tmp_path / "out")
+        before = tree(tmp_path)
+        killed("os", "rename", 2, "atomic.exchange = lambda *_: False")
+        assert not (tmp_path / "out").exists()
+        with caplog.at_level(logging.WARNING, "samerge"), pytest.raises(OutputExistsError, match="exists already"):
+            write(tmp_path / "out")
+        assert tree(tmp_path) == before
+        assert "out is back: a run that was to replace it had been killed" in caplog.text
+
+    def test_a_living_run(self, tmp_path):
+        with atomic_folder(tmp_path / "out") as temporary:
+            (temporary / "x").write_text("mine")
+            write(tmp_path / "out")
+            assert (temporary / "x").read_text() == "mine"
+            shutil.rmtree(tmp_path / "out")
+        assert tree(tmp_path) == {"out": None, "out/x": b"mine"}
+
+    def test_what_only_looks_like_one(self, tmp_path):
+        for name in (".out.tmp", ".out.0123456789ab.tmpx", ".output.0123456789ab.tmp", "out.0123456789ab.tmp"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "real").mkdir()
+        (tmp_path / ".out.0123456789ab.old").symlink_to(tmp_path / "real")
+        before = tree(tmp_path)
+        write(tmp_path / "out")
+        assert {key: value for key, value in tree(tmp_path).items() if not key.startswith("out/") and key != "out"} == (
+            before
+        )
+
+
+def test_a_disk_that_is_full_under_the_safetensors_library(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(writer, "save_file", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write(tmp_path / "out")
+    assert caught.value.errno == 28
+    assert tree(tmp_path) == {}

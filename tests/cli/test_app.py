@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 
 import samerge
 import samerge.cli
-from samerge.cli.exit_codes import guarded
+from samerge.cli.exit_codes import Terminated, guarded
 from samerge.errors import AdapterError, OutputExistsError
 
 from .conftest import shell
@@ -76,7 +78,13 @@ def run_raising(error: BaseException):
         (AdapterError("the [bold] adapter\nis broken"), 2, "error: the [bold] adapter\nis broken\n"),
         (OutputExistsError("taken"), 2, "error: taken\n"),
         (KeyboardInterrupt(), 130, "interrupted: "),
-        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device: the disk is full"),
+        (FileNotFoundError(2, "No such file", "/x/out"), 1, "error: [Errno 2] No such file: '/x/out': it is not there"),
+        (PermissionError(13, "Permission denied", "/x"), 1, "error: [Errno 13] Permission denied: '/x': you may not"),
+        (MemoryError(), 1, "error: there is not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 GB"), 1, "error: there is not enough memory"),
+        (Terminated(15), 143, "ended: by SIGTERM"),
+        (AdapterError("a\x1b[2Jb"), 2, "error: a\\x1b[2Jb"),
         (ZeroDivisionError("by [zero]"), 1, "Traceback"),
         (typer.BadParameter("no"), 2, ""),
         (typer.Exit(7), 7, ""),
@@ -88,6 +96,25 @@ def test_exit_codes(error: BaseException, code: int, start: str, monkeypatch) ->
     assert result.exit_code == code
     assert result.stdout == ""
     assert result.stderr.startswith(start)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_asks_to_end_lets_everything_clean_up(number: int) -> None:
+    cleaned = []
+
+    def command() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(number)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(guarded(command))
+    assert CliRunner().invoke(app, []).exit_code == 128 + number
+    assert cleaned
+    assert signal.getsignal(number) is before
 
 
 def test_unexpected_says_where_to_turn() -> None:

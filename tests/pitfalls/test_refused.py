@@ -222,7 +222,7 @@ def test_a_field_that_peft_does_not_know_is_told_and_ignored_as_peft_does(bench)
 def test_a_field_of_a_newer_peft_is_refused(bench) -> None:
     lab = bench(llama)
     folder = lab.altered(lab.train("a", target_modules=["q_proj"]), use_magic=True, peft_version="0.97.1.dev0")
-    with pytest.raises(samerge.AdapterError, match="use_magic=True: this field of PEFT 0.97"):
+    with pytest.raises(samerge.AdapterError, match="use_magic=True: this field of PEFT 0"):
         samerge.merge(lab.base, {"first": folder}, method="linear", progress=False)
 
 

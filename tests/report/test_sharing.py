@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from samerge.report.card import model_card
 from samerge.report.sharing import conceal, shareable
 
 
@@ -21,6 +22,25 @@ def test_local_folders_become_their_last_part(tmp_path: Path) -> None:
     assert said["base"]["name"] == "my-base"
     assert [item["source"] for item in said["inputs"]] == ["a-lora", "ada/b-lora"]
     assert said["warnings"] == ["another base than my-base"]
+
+
+def test_the_bases_that_the_sources_name_are_concealed_too(tmp_path: Path) -> None:
+    strange = "/home/ünknown/llama"
+    record = {"inputs": [{"name": "a", "base_model": strange}], "warnings": [f"trained on {strange}"]}
+    (tmp_path / "samerge.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": strange, "r": 2}))
+    conceal(tmp_path)
+    for file in ("samerge.json", "adapter_config.json"):
+        assert "home" not in (tmp_path / file).read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == {"base_model_name_or_path": "llama", "r": 2}
+    assert "home" not in model_card(record)
+
+
+def test_a_base_on_the_hub_stays(tmp_path: Path) -> None:
+    (tmp_path / "samerge.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "ada/llama"}')
+    conceal(tmp_path)
+    assert (tmp_path / "adapter_config.json").read_text() == '{"base_model_name_or_path": "ada/llama"}'
 
 
 def test_a_shareable_folder_is_concealed_and_goes(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ The same merge as a file:
 
     samerge run recipe.yaml
 
-Exit codes: 0 done, 1 unexpected failure, 2 bad input or usage, 130 interrupted.
+Exit codes: 0 done, 1 unexpected failure, 2 bad input or usage, 130 interrupted, 143 ended by SIGTERM.
 """
 
 app = typer.Typer(

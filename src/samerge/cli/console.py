@@ -18,17 +18,17 @@ PIPE_WIDTH = 120
 
 def stdout() -> Console:
     """The console for results."""
-    from rich.console import Console
+    from samerge.report.sinks import console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=max(PIPE_WIDTH, console.width))
+    found = console(highlight=False)
+    return found if found.is_terminal else console(highlight=False, width=max(PIPE_WIDTH, found.width))
 
 
 def stderr() -> Console:
     """The console for notes, warnings and errors; it leaves the folding of long lines to the terminal."""
-    from rich.console import Console
+    from samerge.report.sinks import console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def two(value: float | None) -> str:
@@ -43,7 +43,9 @@ def percent(value: float | None) -> str:
 
 def show_json(value: Any) -> None:
     """Print one JSON document on stdout. Numbers that are not finite become null."""
-    typer.echo(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+    from samerge.report.sinks import visible_json
+
+    typer.echo(visible_json(json.dumps(_plain(value), indent=2, ensure_ascii=False)))
 
 
 def show_warnings(warnings: Iterable[str]) -> None:

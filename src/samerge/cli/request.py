@@ -152,7 +152,7 @@ def check_folder(out: str, overwrite: bool, marker: str | None = None) -> None:
     Raises:
         OutputExistsError: it is taken, or cannot be made.
     """
-    from samerge.adapters.writer import check_free
+    from samerge.adapters.atomic import check_free
     from samerge.weights.hub import CONFIG_NAME
 
     target = Path(os.path.abspath(Path(out).expanduser()))

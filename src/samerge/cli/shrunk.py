@@ -23,7 +23,7 @@ def check_target(out: str | None, overwrite: bool) -> None:
         OutputExistsError: it is taken.
     """
     if out is not None:
-        from samerge.adapters.writer import check_free
+        from samerge.adapters.atomic import check_free
 
         check_free(Path(os.path.abspath(Path(out).expanduser())), overwrite)
 

@@ -85,7 +85,8 @@ class MergedModel:
             OptionError: the size is none.
             BaseModelError: a merged value is too large for the dtype.
         """
-        from samerge.adapters.writer import atomic_folder, write_text
+        from samerge.adapters.atomic import atomic_folder
+        from samerge.adapters.writer import write_text
         from samerge.full.companions import write_companions
         from samerge.full.shards import shard_bytes, write_shards
         from samerge.report.card import model_card

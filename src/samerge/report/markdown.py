@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from samerge.report.sinks import markdown, visible
+
 
 def one_line(value: Any) -> str:
-    """On one line, and with nothing in it that would end a table's cell."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    """On one line, each letter standing for itself."""
+    return markdown(str(value))
 
 
 def code(value: Any) -> str:
     """Between backticks, on one line."""
-    return f"`{one_line(value).replace('`', chr(39))}`"
+    text = visible(" ".join(str(value).split())).replace("`", "'")
+    return f"`{text.replace('|', chr(92) + '|')}`"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

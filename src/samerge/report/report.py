@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from samerge.errors import AdapterError, OptionError
+from samerge.report.sinks import console
 from samerge.weights.untrusted import MOST_RECORD_BYTES, Origin, read_json
 
 if TYPE_CHECKING:
@@ -178,22 +179,18 @@ class Report:
 
     def show(self) -> None:
         """Print the table and the warnings."""
-        from rich.console import Console
-
-        console = Console()
-        console.print(self.table())
+        out = console()
+        out.print(self.table())
         for warning in self.warnings:
-            console.print(f"warning: {warning}", style="yellow", markup=False)
+            out.print(f"warning: {warning}", style="yellow", markup=False)
 
     def _repr_html_(self) -> str:
         """The table, for notebooks."""
         from io import StringIO
 
-        from rich.console import Console
-
-        console = Console(record=True, width=110, file=StringIO())
-        console.print(self.table())
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        out = console(record=True, width=110, file=StringIO())
+        out.print(self.table())
+        return out.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def _two(value: float | None) -> str:

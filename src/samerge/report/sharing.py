@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from samerge.report.report import RECORD_NAME
+from samerge.weights.hub import CONFIG_NAME
 
 
 @contextmanager
@@ -31,16 +32,36 @@ def shareable(save: Callable[[Path], Path], name: str) -> Iterator[Path]:
 
 
 def conceal(folder: Path) -> None:
-    """Shorten the local folders in a folder's `samerge.json` to their last part, as the card does; in place.
+    """Shorten the local folders in a folder's files to their last part, as the card does; in place.
 
     Args:
         folder: made for uploading, and no user's own.
     """
     file = folder / RECORD_NAME
     text = file.read_text(encoding="utf-8")
-    for name in local_folders(json.loads(text)):
-        text = text.replace(json.dumps(name)[1:-1], json.dumps(last_part(name))[1:-1])
+    record = json.loads(text)
+    for name in local_folders(record):
+        for ascii_only in (True, False):
+            text = text.replace(_inside(name, ascii_only), _inside(last_part(name), ascii_only))
     file.write_text(text, encoding="utf-8")
+    _conceal_base(folder / CONFIG_NAME)
+
+
+def _inside(name: str, ascii_only: bool) -> str:
+    """A name as it stands between the quotes of JSON."""
+    return json.dumps(name, ensure_ascii=ascii_only)[1:-1]
+
+
+def _conceal_base(file: Path) -> None:
+    """An adapter's configuration names a base on the machine of whoever trained it, which is of no use elsewhere."""
+    if not file.is_file():
+        return
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
+    if base and not on_hub(base):
+        config["base_model_name_or_path"] = last_part(base)
+        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
+        file.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def base_name(record: Mapping[str, Any]) -> str:
@@ -62,7 +83,8 @@ def on_hub(name: str) -> bool:
 
 def local_folders(record: Mapping[str, Any]) -> list[str]:
     """The local folders that the record names, as given and in full, the longest first."""
-    given = [base_name(record), *(str(entry.get("source") or "") for entry in record.get("inputs") or ())]
+    entries = record.get("inputs") or ()
+    given = [base_name(record), *(str(entry.get(key) or "") for entry in entries for key in ("source", "base_model"))]
     local = {name for name in given if ("/" in name or "\\" in name) and not on_hub(name)}
     return sorted(local | {os.path.abspath(name) for name in local}, key=lambda name: (-len(name), name))
 
