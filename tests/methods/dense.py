@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from samerge.linalg.core_space import core_space
 from samerge.linalg.factors import LoraFactors
+from samerge.linalg.triplets import Triplets, singular
+from samerge.methods.aswudi import aswudi
+from samerge.methods.iso_c import iso_c
+from samerge.methods.registry import find
+from samerge.methods.star import star
+from samerge.methods.tsv import tsv
+from samerge.methods.wudi import wudi
+
+#: Methods that are functions of the adapters' triplets.
+COMBINE = {"tsv": tsv, "iso-c": iso_c, "star": star, "wudi": wudi, "aswudi": aswudi}
 
 #: (d_out, d_in, ranks): plain, one adapter, more components than d_out or d_in.
 SHAPES = [(11, 9, (2, 3, 2)), (8, 12, (4,)), (6, 14, (3, 4, 2)), (15, 5, (3, 4, 1)), (20, 20, (4, 4, 4, 4))]
@@ -34,10 +44,18 @@ def regauged(parts: Sequence[LoraFactors], seed: int = 7) -> list[LoraFactors]:
     return found
 
 
-def through_core(combine, parts: Sequence[LoraFactors]) -> Tensor:
-    """The dense merge that `combine(cores)` gives."""
-    space = core_space(parts)
-    return space.left @ combine(space.cores) @ space.right.T
+def triplets(parts: Sequence[LoraFactors]) -> dict[int, Triplets]:
+    """Those of the updates that are not zero, by number, as a method is given them."""
+    found = {n: singular(part) for n, part in enumerate(parts)}
+    return {n: part for n, part in found.items() if part.rank}
+
+
+def combined(method: str, parts: Sequence[LoraFactors], weights: Sequence[float], **own: Any) -> Tensor:
+    """The dense merge that a method by triplets gives; options of its own by name."""
+    found = triplets(parts)
+    options = find(method).options(**own)
+    update, _ = COMBINE[method](found, {n: weights[n] for n in found}, len(parts), options)
+    return update.delta()
 
 
 def svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:

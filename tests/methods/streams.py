@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from samerge.methods.parameters import parameters_of
-from samerge.options.merge_options import resolve
 from torch import Tensor
 
 from samerge.linalg.factors import LoraFactors
-from samerge.methods import entry
+from samerge.methods.registry import find
 from samerge.methods.rows import Layer, merged_with_shares
 
 WEIGHTS = {0: 1.0, 1: -0.5, 2: 2.0}
@@ -62,7 +60,6 @@ def election(values: list[Tensor], method: str = "total", aggregate: str = "mean
 
 def run(method: str, prepare, made: list[Layer], density: float | None = None, **own: Any) -> list[Tensor]:
     """Every layer's merge before it is truncated."""
-    registered = entry(method)
-    given = {"density": density, "method_options": parameters_of(method, registered.parameters, own)}
-    combine = prepare(made, resolve(method, None, given, registered.defaults))
+    given = own if density is None else {"density": density, **own}
+    combine = prepare(made, find(method).options(**given))
     return [merged_with_shares(layer, combine, [1.0] * 3)[0] for layer in made]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samerge.methods.parameters import parameters_of
-from samerge.options.merge_options import resolve
 from tiny import chain, chain_factors, write_adapter
 
 import samerge
-from methods.dense import close, regauged, svd, updates
+from methods.dense import close, regauged, svd, triplets, updates
 from methods.streams import election
 from samerge.linalg.core_space import core_space
 from samerge.linalg.factors import LoraFactors
-from samerge.methods import entry
-from samerge.methods.aligned import by_cores, by_knots
+from samerge.methods import ctm
+from samerge.methods.core_ties import by_cores
 from samerge.methods.ctm import balanced, by_tucker, tucker
+from samerge.methods.knots_ties import by_knots
+from samerge.methods.registry import find
 from samerge.methods.rows import Layer, merged_with_shares
-from samerge.methods.ties import prepare_ties
+from samerge.methods.ties import prepare
 
 WEIGHTS = [1.0, -0.5, 2.0]
 CASES = [[updates(11, 9, (2, 3, 2), seed=s), updates(7, 12, (3, 2, 4), seed=s + 9)] for s in (0, 1)]
@@ -25,20 +25,23 @@ CASES = [[updates(11, 9, (2, 3, 2), seed=s), updates(7, 12, (3, 2, 4), seed=s + 
 
 def run(method, align, case, density, rank=3, **own):
     """The dense merges of all layers, in float64."""
-    registered = entry(method)
-    own = parameters_of(method, registered.parameters, own)
-    options = resolve(method, None, {"density": density, "method_options": own}, registered.defaults)
-    found = [align(core_space(parts), rank, options) for parts in case]
+    options = find(method).options(density=density, **own)
+    found = [align(triplets(parts), rank, options) for parts in case]
     layers = []
     for i, one in enumerate(found):
-        values = {n: type(v)(v.A, v.B * WEIGHTS[n]) for n, v in enumerate(one.values)}
-        layers.append(Layer(str(i), one.values[0].shape, {n: str(n) for n in values}, values))
-    combine = prepare_ties(layers, options)
+        values = {n: type(v)(v.A, v.B * WEIGHTS[n]) for n, v in one.values.items()}
+        shape = next(iter(values.values())).shape
+        layers.append(Layer(str(i), shape, {n: str(n) for n in values}, values))
+    combine = prepare(layers, options)
     merged = []
     for one, layer in zip(found, layers, strict=True):
-        core = merged_with_shares(layer, combine, WEIGHTS)[0]
-        merged.append(one.left @ core if one.right is None else one.left @ core @ one.right)
+        merged.append(one.lift(merged_with_shares(layer, combine, WEIGHTS)[0]).delta().double())
     return merged
+
+
+def near(a, b):
+    """As near as values in float32 allow."""
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * float(b.norm()))
 
 
 def trimmed_and_elected(representations, density, over="adapter"):
@@ -65,7 +68,7 @@ def test_knots(case, density, over):
         representations.append(list((s[:, None] * v.T).split(parts[0].shape[1], dim=1)))
     expected = [u @ m for u, m in zip(bases, trimmed_and_elected(representations, density, over), strict=True)]
     for ours, theirs in zip(run("knots-ties", by_knots, case, density, trim=over), expected, strict=True):
-        close(ours, theirs)
+        near(ours, theirs)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,7 +84,7 @@ def test_core_ties(case, density, over):
     merged = trimmed_and_elected(representations, density, over)
     own = {} if over == "layer" else {"trim": over}  # by layer as it is
     for ours, (u, v), core in zip(run("core-ties", by_cores, case, density, **own), bases, merged, strict=True):
-        close(ours, u @ core @ v.T)
+        near(ours, u @ core @ v.T)
 
 
 def naive_tucker(deltas, rank, turns=3000):
@@ -99,17 +102,19 @@ def naive_tucker(deltas, rank, turns=3000):
     return best, found
 
 
+@pytest.mark.parametrize("small", [512, 0])  # found anew in each turn, or improved
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("rank", [1, 3, 5])
-def test_tucker_is_the_best_common_space(case, rank):
+def test_tucker_is_the_best_common_space(case, rank, small, monkeypatch):
+    monkeypatch.setattr(ctm, "_SMALL", small)
     for parts in case:
         deltas = [p.delta() for p in parts]
         best, _ = naive_tucker(deltas, rank)
-        space = core_space(parts)
+        space = core_space(list(triplets(parts).values()))
         u, v = tucker(space.cores, rank)
         close(u.T @ u, torch.eye(rank, dtype=torch.float64))
         close(v.T @ v, torch.eye(rank, dtype=torch.float64))
-        fit = sum(float((u.T @ core @ v).square().sum()) for core in space.cores)
+        fit = sum(float((u.T @ core.delta() @ v).square().sum()) for core in space.cores)
         assert fit == pytest.approx(best, rel=1e-6)
 
 
@@ -119,22 +124,34 @@ def test_ctm(case, density):
     """Given the common spaces, by the formulas on dense updates: their own, not those of balanced norms."""
     representations, bases = [], []
     for parts in case:
-        space = core_space(parts)
+        space = core_space(list(triplets(parts).values()))
         u, v = tucker(balanced(space.cores, 0.25), 3)
         u, v = space.left @ u, space.right @ v
         bases.append((u, v))
         representations.append([u.T @ p.delta() @ v for p in parts])
     merged = trimmed_and_elected(representations, density, "layer")
     for ours, (u, v), core in zip(run("ctm", by_tucker, case, density), bases, merged, strict=True):
-        close(ours, u @ core @ v.T)
+        near(ours, u @ core @ v.T)
 
 
 def test_balanced_norms():
-    """A quarter of its own norm and three quarters of the mean, in which a zero update has no part."""
-    deltas = [part.delta() for part in CASES[0][0]]
-    mean = sum(d.norm() for d in deltas) / len(deltas)
-    for delta, found in zip([*deltas, deltas[0] * 0], balanced([*deltas, deltas[0] * 0], 0.25), strict=True):
-        close(found, delta * (0.25 + 0.75 * mean / delta.norm()) if delta.any() else delta)
+    """A quarter of its own norm and three quarters of the mean."""
+    parts = triplets(CASES[0][0]).values()
+    mean = sum(part.delta().norm() for part in parts) / len(parts)
+    for part, found in zip(parts, balanced(list(parts), 0.25), strict=True):
+        close(found.delta(), part.delta() * (0.25 + 0.75 * mean / part.delta().norm()))
+
+
+@pytest.mark.parametrize(("method", "align"), [("knots-ties", by_knots), ("core-ties", by_cores), ("ctm", by_tucker)])
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_updates_that_cancel_give_zero(method, align, density):
+    """However they are written: rounding elects nobody."""
+    case = []
+    for parts in CASES[0]:
+        (again,) = regauged([parts[0]])
+        case.append([parts[0], LoraFactors(again.A, again.B * 2, again.scale)])  # with weights of 1 and -1/2
+    for merged, parts in zip(run(method, align, case, density), case, strict=True):
+        assert merged.norm() < 1e-5 * parts[0].delta().norm()
 
 
 @pytest.mark.parametrize(("method", "align"), [("knots-ties", by_knots), ("core-ties", by_cores), ("ctm", by_tucker)])
@@ -142,7 +159,7 @@ def test_a_zero_adapter_beside_others_changes_nothing(method, align):
     others = [parts[:2] for parts in CASES[0]]
     zero = [[*parts[:2], LoraFactors(parts[2].A, parts[2].B * 0)] for parts in CASES[0]]
     for a, b in zip(run(method, align, others, 0.3), run(method, align, zero, 0.3), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("method", "align"), [("knots-ties", by_knots), ("core-ties", by_cores), ("ctm", by_tucker)])
@@ -157,7 +174,7 @@ def test_the_gauge_does_not_matter(method, align):
 def test_one_adapter_untrimmed_is_itself(method, align):
     case = [[parts[0]] for parts in CASES[0]]
     for merged, (part,) in zip(run(method, align, case, 1.0), case, strict=True):
-        close(merged, part.delta())
+        near(merged, part.delta())
 
 
 @pytest.fixture(scope="module")

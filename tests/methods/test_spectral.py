@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samerge.methods.isotropic import iso_c
 from tiny import chain, chain_factors, write_adapter
 
 import samerge
-from methods.dense import SHAPES, close, svd, through_core, updates
-from samerge.methods.star import star
-from samerge.methods.tsv import tsv
+from methods.dense import SHAPES, close, combined, svd, updates
 
 WEIGHTS = [1.0, -0.5, 2.0, 0.7]
 
@@ -45,7 +42,7 @@ def dense_star(deltas, weights, eta):
 def test_tsv(shape, density):
     parts = updates(*shape)
     weights = WEIGHTS[: len(parts)]
-    ours = through_core(lambda cores: tsv(cores, weights, density)[0], parts)
+    ours = combined("tsv", parts, weights, density=density)
     close(ours, dense_tsv([p.delta() for p in parts], weights, density))
 
 
@@ -53,7 +50,7 @@ def test_tsv(shape, density):
 def test_iso_c(shape):
     parts = updates(*shape)
     weights = WEIGHTS[: len(parts)]
-    ours = through_core(lambda cores: iso_c(cores, weights), parts)
+    ours = combined("iso-c", parts, weights)
     u, s, v = svd(sum(w * p.delta() for w, p in zip(weights, parts, strict=True)))
     close(ours, s.mean() * u @ v.T)
 
@@ -63,13 +60,13 @@ def test_iso_c(shape):
 def test_star(shape, eta):
     parts = updates(*shape)
     weights = WEIGHTS[: len(parts)]
-    ours = through_core(lambda cores: star(cores, weights, len(cores), eta)[0], parts)
+    ours = combined("star", parts, weights, eta=eta)
     close(ours, dense_star([p.delta() for p in parts], weights, eta))
 
 
 def test_star_keeps_the_nuclear_norm():
     (part,) = updates(12, 9, (5,))
-    merged = through_core(lambda cores: star(cores, [1.0], 1)[0], [part])
+    merged = combined("star", [part], [1.0])
     nuclear = torch.linalg.matrix_norm(part.delta(), "nuc")
     close(torch.linalg.matrix_norm(merged, "nuc"), nuclear)
     assert torch.linalg.matrix_rank(merged) < 5
@@ -104,20 +101,15 @@ def test_through_merge(case, method, expected, tmp_path):
     for module, found in deltas.items():
         torch.testing.assert_close(merged.delta(module).double(), expected(found, 2), rtol=1e-5, atol=1e-5)
     merged.save(tmp_path / "out")
-    assert merged.report.record["options"].get("method_options") == ({"eta": 0.4} if method == "star" else None)
+    assert merged.report.record["options"].get("eta") == (0.4 if method == "star" else None)
 
 
 def test_options_of_the_method_alone(case):
     adapters, deltas = case
-    merged = samerge.merge(None, adapters, method="star", method_options={"eta": 1})
+    merged = samerge.merge(None, adapters, method="star", eta=1)
     torch.testing.assert_close(merged.delta("layers.0").double(), sum(deltas["layers.0"]) / 2, rtol=1e-5, atol=1e-5)
-    with pytest.raises(samerge.OptionError, match="method='star' has no option 'mu' of its own; it has eta"):
-        samerge.merge(None, adapters, method="star", method_options={"mu": 1})
-    with pytest.raises(samerge.OptionError, match="method='linear' has no option 'mu' of its own; it has none"):
-        samerge.merge(None, adapters, method="linear", method_options={"mu": 1})
-    with pytest.raises(samerge.OptionError, match=r"eta=2.0 must lie in \(0, 1\]"):
-        samerge.merge(None, adapters, method="star", method_options={"eta": "2"})
-    with pytest.raises(samerge.OptionError, match=r"eta='much' must be a number"):
-        samerge.merge(None, adapters, method="star", method_options={"eta": "much"})
-    with pytest.raises(samerge.OptionError, match="knows no adaptive density"):
+    for method, own in (("star", {"mu": 1}), ("linear", {"mu": 1}), ("star", {"eta": 2.0}), ("star", {"eta": "much"})):
+        with pytest.raises(samerge.OptionError, match=next(iter(own))):
+            samerge.merge(None, adapters, method=method, **own)
+    with pytest.raises(samerge.OptionError, match="density"):
         samerge.merge(None, adapters, method="tsv", density="adaptive")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from methods.dense import SHAPES, close, through_core, updates
+from methods.dense import SHAPES, close, combined, updates
 from samerge.linalg.factors import LoraFactors
-from samerge.methods.wudi import aswudi, wudi
 
 WEIGHTS = [1.0, 0.5, 2.0, -0.7]
 
@@ -41,7 +40,7 @@ def test_gradient_descent_ends_there(shape, cutoff):
     deltas = [p.delta() for p in parts]
     targets = [w * d for w, d in zip(WEIGHTS, deltas, strict=False)]
     found = descended(targets, deltas)
-    ours = through_core(lambda cores: wudi(cores, WEIGHTS[: len(cores)], cutoff=cutoff), parts)
+    ours = combined("wudi", parts, WEIGHTS, cutoff=cutoff)
     scale = float(loss(torch.zeros_like(found), targets, deltas))
     assert float(loss(ours, targets, deltas)) <= float(loss(found, targets, deltas)) + 1e-12 * scale
     assert float((ours - found).norm()) < 1e-10 * float(found.norm())
@@ -51,7 +50,7 @@ def test_gradient_descent_ends_there(shape, cutoff):
 def test_it_solves_on_every_row_space(shape):
     """M a = w_i tau_i a for every a in the row space of A_i; M = [w_i tau_i A_i^T] (A A^T)^-1 A."""
     parts = updates(*shape)
-    ours = through_core(lambda cores: wudi(cores, WEIGHTS[: len(cores)], cutoff=1e-14), parts)
+    ours = combined("wudi", parts, WEIGHTS, cutoff=1e-14)
     for w, part in zip(WEIGHTS, parts, strict=False):
         torch.testing.assert_close(ours @ part.A.T, w * part.delta() @ part.A.T, rtol=1e-7, atol=1e-7)
     A = torch.cat([p.A for p in parts])
@@ -61,7 +60,7 @@ def test_it_solves_on_every_row_space(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mu", [0.0, 0.1, 10.0])
-def test_core_equals_dense(shape, mu):
+def test_against_the_formula_on_dense_updates(shape, mu):
     parts = updates(*shape)
     deltas = [p.delta() for p in parts]
     weights = WEIGHTS[: len(parts)]
@@ -77,7 +76,7 @@ def test_core_equals_dense(shape, mu):
         expected = (target + ridge * plain) @ torch.linalg.inv(total + ridge * eye)
     else:
         expected = target @ torch.linalg.pinv(total, rtol=cut, hermitian=True)
-    close(through_core(lambda cores: wudi(cores, weights, cut, mu), parts), expected)
+    close(combined("wudi", parts, weights, cutoff=cut, mu=mu), expected)
 
 
 @pytest.mark.parametrize("mu", [1e-8, 1e-10, 1e-12, 1e-14])
@@ -85,13 +84,13 @@ def test_a_small_ridge_is_none(mu):
     """Also where C has directions that no expert has: two adapters with one A."""
     first, other = updates(11, 9, (2, 3))
     parts = [first, LoraFactors(first.A, first.B.flip(0)), other]
-    none, small = (through_core(lambda cores, mu=m: wudi(cores, [1.0] * 3, 1e-14, mu), parts) for m in (0.0, mu))
+    none, small = (combined("wudi", parts, [1.0] * 3, cutoff=1e-14, mu=m) for m in (0.0, mu))
     assert float((small - none).norm()) < 1e-6 * float(none.norm())
 
 
 def test_a_large_ridge_is_the_sum():
     parts = updates(11, 9, (2, 3))
-    merged = through_core(lambda cores: wudi(cores, [1.0, 1.0], mu=1e9), parts)
+    merged = combined("wudi", parts, [1.0, 1.0], mu=1e9)
     torch.testing.assert_close(merged, sum(p.delta() for p in parts), rtol=1e-6, atol=1e-6)
 
 
@@ -106,4 +105,4 @@ def test_aswudi_keeps_the_leading_eigenvectors(shape):
     count = max(1, round(float(values.sqrt().sum() ** 2 / values.sum())))
     lead, kept = vectors[:, -count:], values[-count:]
     target = sum(d @ c for d, c in zip(deltas, C, strict=True))
-    close(through_core(lambda cores: aswudi(cores, [1.0] * len(cores)), parts), target @ lead / kept @ lead.T)
+    close(combined("aswudi", parts, [1.0] * len(parts)), target @ lead / kept @ lead.T)

@@ -1,12 +1,12 @@
-"""The core space of several low-rank updates: small matrices that stand for them exactly.
+"""The core space of several low-rank updates: small updates that stand for them exactly.
 
-    [B_1 ... B_N] = Q_B R_B     [A_1; ...; A_N]^T = Q_A R_A     (thin QRs, scales folded into B)
-    K_i = Q_B^T tau_i Q_A       tau_i = Q_B K_i Q_A^T exactly
+    Q_B, the left singular vectors of [tau_1 ... tau_N] = those of [U_1 S_1 ... U_N S_N]     (d_out, k)
+    Q_A, the right ones of [tau_1; ...; tau_N] = the left ones of [V_1 S_1 ... V_N S_N]      (d_in, k')
+    K_i = Q_B^T tau_i Q_A = (Q_B^T U_i) S_i (Q_A^T V_i)^T,    tau_i = Q_B K_i Q_A^T exactly
 
-K_i is R x R for R = r_1 + ... + r_N, or as large as a dimension where R exceeds it. A method that commutes with
-orthogonal maps on either side, M(P tau_i Q) = P M(tau_i) Q, gives on the K_i what it gives on the dense tau_i. Methods
-that look at single elements do not commute. All of it is in float64. Cost O((d_in + d_out) R^2 + R^3), against
-O(d_out d_in min(d_out, d_in)) for one dense SVD.
+So the bases and the K_i depend on the updates alone, but for the signs of the basis vectors. A K_i is k x k' and of
+rank r_i: it is held as its triplets, not as a matrix. Directions below the cut-off do not exist. Cost: a Gram matrix
+of either side, n x n with n the lesser of R = r_1 + ... + r_N and the layer's width, and its eigenproblem, in float64.
 """
 
 from __future__ import annotations
@@ -17,77 +17,49 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.linalg.factors import LoraFactors
-
-#: Singular values below this share of the largest, times the size, are what the factors' float32 leaves of zero.
-ROUNDING = 8 * torch.finfo(torch.float32).eps
+from samerge.linalg.gram import singular_vectors, times
+from samerge.linalg.triplets import Triplets
 
 
 @dataclass(frozen=True)
 class CoreSpace:
-    """Several updates of one linear map as small cores between common orthonormal bases.
+    """Several updates of one linear map as small ones between common orthonormal bases.
 
     Args:
-        left: Q_B, (d_out, k_b), float64.
-        right: Q_A, (d_in, k_a), float64.
-        cores: K_i, (k_b, k_a) each, float64.
+        left: Q_B, (d_out, k), float64.
+        right: Q_A, (d_in, k'), float64.
+        cores: K_i as U (k, r_i), S, V (k', r_i), float64.
     """
 
     left: Tensor
     right: Tensor
-    cores: tuple[Tensor, ...]
-
-    def lift(self, core: Tensor, dtype: torch.dtype = torch.float32) -> LoraFactors:
-        """Q_B core Q_A^T as factors of the core's own rank, singular values split evenly between A and B."""
-        u, s, vh = existing_triplets(core)
-        root = s.sqrt()
-        return LoraFactors(
-            A=((vh * root[:, None]) @ self.right.T).to(dtype),
-            B=(self.left @ (u * root)).to(dtype),
-        )
-
-    def canonical(self) -> CoreSpace:
-        """The same updates between bases that depend on nothing but the updates, up to the signs of their columns.
-
-        The left one are the left singular vectors of [K_1 ... K_N], the right one the right singular vectors of
-        [K_1; ...; K_N]; directions that do not exist are left out.
-        """
-        u = existing_triplets(torch.cat(self.cores, dim=1))[0]
-        v = existing_triplets(torch.cat(self.cores))[2].T
-        return CoreSpace(self.left @ u, self.right @ v, tuple(u.T @ core @ v for core in self.cores))
+    cores: tuple[Triplets, ...]
 
 
-def core_space(parts: Sequence[LoraFactors]) -> CoreSpace:
+def core_space(parts: Sequence[Triplets]) -> CoreSpace:
     """The core space of at least one update, all of one shape.
 
+    Args:
+        parts: their singular triplets.
+
     Example:
-        >>> f, g = LoraFactors(torch.eye(2, 5), torch.ones(4, 2)), LoraFactors(torch.ones(1, 5), torch.eye(4, 1))
-        >>> space = core_space([f, g])
-        >>> [tuple(core.shape) for core in space.cores]
-        [(3, 3), (3, 3)]
+        >>> eye = torch.eye(5, dtype=torch.float64)
+        >>> parts = [Triplets(eye[:, [n]], torch.tensor([n + 1.0]).double(), eye[:, [0]], True) for n in range(2)]
+        >>> space = core_space(parts)
+        >>> space.left.shape, space.right.shape, [core.shape for core in space.cores]
+        (torch.Size([5, 2]), torch.Size([5, 1]), [(2, 1), (2, 1)])
     """
-    folded = [part.to(dtype=torch.float64).folded() for part in parts]
-    q_b, r_b = torch.linalg.qr(torch.cat([part.B for part in folded], dim=1))  # (d_out, k_b), (k_b, R)
-    q_a, r_a = torch.linalg.qr(torch.cat([part.A for part in folded]).T)  # (d_in, k_a), (k_a, R)
-    ranks = [part.rank for part in folded]
-    cores = tuple(b @ a.T for b, a in zip(r_b.split(ranks, dim=1), r_a.split(ranks, dim=1), strict=True))
-    return CoreSpace(q_b, q_a, cores)
+    left = common_basis([part.U for part in parts], [part.S for part in parts])
+    right = common_basis([part.V for part in parts], [part.S for part in parts])
+    cores = tuple(Triplets(times(left.T, part.U), part.S, times(right.T, part.V), False) for part in parts)
+    return CoreSpace(left, right, cores)
 
 
-def existing_triplets(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Thin SVD without the singular values that are zero but for the rounding of float32 factors.
+def common_basis(vectors: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """The left singular vectors of [U_1 S_1 ... U_N S_N] that exist, (d, k) in float64.
 
-    Returns:
-        U (m, k), S (k,) descending, Vh (k, n); k is 0 for the zero matrix.
+    Args:
+        vectors: U_i, (d, r_i).
+        values: S_i, (r_i,).
     """
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    if s.numel():
-        alive = s > ROUNDING * min(matrix.shape) * s[0]
-        u, s, vh = u[:, alive], s[alive], vh[alive]
-    return u, s, vh
-
-
-def isometry(matrix: Tensor) -> Tensor:
-    """The polar factor X Y^T of a matrix X S Y^T: the nearest matrix with singular values 1, or 0 where it has 0."""
-    x, _, yh = existing_triplets(matrix)
-    return x @ yh
+    return singular_vectors(torch.cat([U * S.to(U.dtype) for U, S in zip(vectors, values, strict=True)], dim=1))[0]

@@ -81,6 +81,10 @@ class Triplets:
         u, s, vh = singular_triplets(self.factors())
         return Triplets(u, s, vh.T, True)
 
+    def compact(self) -> Triplets:
+        """The same update with no more components than it has rows or columns; itself where that is so."""
+        return self if self.rank <= min(self.shape) else self.orthonormalised()
+
     def truncated(self, rank: int) -> tuple[Triplets, float]:
         """The best approximation of rank at most `rank`, and the share of ||tau||_F^2 that it lost, 0.0 to 1.0."""
         if rank >= self.rank:

@@ -5,20 +5,22 @@ K = (sum_k sqrt(l_k))^2 / sum_k l_k of the eigenvectors of the normal equations 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
-from torch import Tensor
-
-from samerge.methods.in_core import in_core
+from samerge.linalg.triplets import Triplets
+from samerge.methods.by_triplets import by_triplets
 from samerge.methods.method import Method
-from samerge.methods.wudi import CutoffOptions, aswudi
+from samerge.methods.wudi import CutoffOptions, NormalEquations
 
 
-def combine(
-    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: CutoffOptions
-) -> tuple[Tensor, Sequence[float]]:
-    """`aswudi` as `in_core` runs it."""
-    return aswudi(cores, weights, options.cutoff), [1.0] * len(cores)
+def aswudi(
+    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: CutoffOptions
+) -> tuple[Triplets, Mapping[int, float]]:
+    """The minimiser within the leading eigenvectors of C."""
+    equations = NormalEquations(parts, weights)
+    alive = equations.alive(options.cutoff)
+    values = equations.eigenvalues[alive]
+    return equations.solved(alive[: max(1, round(float(values.sqrt().sum() ** 2 / values.sum())))]), {}
 
 
-METHOD = Method("aswudi", in_core(combine), CutoffOptions, exact=True)
+METHOD = Method("aswudi", by_triplets(aswudi), CutoffOptions, exact=True)

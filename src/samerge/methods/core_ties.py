@@ -9,9 +9,11 @@ layer by itself, as the core space's authors do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from samerge.linalg.core_space import CoreSpace
+from samerge.linalg.core_space import core_space
+from samerge.linalg.triplets import Triplets
 from samerge.methods.aligned import Aligned, aligned_ties, held
 from samerge.methods.method import Method
 from samerge.methods.ties import TiesOptions
@@ -28,10 +30,11 @@ class CoreTiesOptions(TiesOptions):
     )
 
 
-def by_cores(space: CoreSpace, rank: int, options: CoreTiesOptions) -> Aligned:
+def by_cores(parts: Mapping[int, Triplets], rank: int, options: CoreTiesOptions) -> Aligned:
     """The alignment of `core-ties`."""
-    canonical = space.canonical()
-    return Aligned(canonical.left, tuple(held(core) for core in canonical.cores), canonical.right.T)
+    space = core_space(list(parts.values()))
+    values = {n: held(core) for n, core in zip(parts, space.cores, strict=True)}
+    return Aligned(space.left, values, space.right)
 
 
 METHOD = Method("core-ties", aligned_ties(by_cores), CoreTiesOptions, exact=True, by_site=False)

@@ -8,18 +8,21 @@ Balanced norms have a say in the space; what is merged in it are the updates as 
 itself, as the authors' code does, unless trim="adapter". HOOI takes turns: U from the leading left singular vectors of
 [tau_1 V ... tau_N V], V likewise; it starts from the right singular vectors of [tau_1; ...; tau_N] and ends where the
 fit stands still. r is the rank of the result, so nothing is truncated after the merge.
-Published: own_norm 0.25, density 0.25, lambda 0.75. Exact in the core space; O(N R^2 r) a turn.
+Published: own_norm 0.25, density 0.25, lambda 0.75. Exact in the core space of k = min(R, width) dimensions; a turn is
+k^2 R operations and a k x k eigenproblem, k R r where k is large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from samerge.linalg.core_space import CoreSpace
+from samerge.linalg.core_space import core_space
+from samerge.linalg.gram import gram
+from samerge.linalg.triplets import Triplets
 from samerge.methods.aligned import Aligned, aligned_ties, held
 from samerge.methods.core_ties import CoreTiesOptions
 from samerge.methods.method import Method
@@ -28,6 +31,9 @@ from samerge.options.option import option
 
 #: Turns of HOOI at most, and the relative gain of the fit below which it stands still.
 _TURNS, _GAIN = 200, 1e-12
+
+#: Rows of a matrix whose leading singular vectors are found anew in each turn.
+_SMALL = 512
 
 
 @dataclass(frozen=True)
@@ -42,41 +48,68 @@ class CtmOptions(CoreTiesOptions):
     )
 
 
-def by_tucker(space: CoreSpace, rank: int, options: CtmOptions) -> Aligned:
+def by_tucker(parts: Mapping[int, Triplets], rank: int, options: CtmOptions) -> Aligned:
     """The alignment of `ctm`."""
+    space = core_space(list(parts.values()))
     u, v = tucker(balanced(space.cores, options.own_norm), rank)
-    return Aligned(space.left @ u, tuple(held(u.T @ core @ v) for core in space.cores), (space.right @ v).T)
+    left, right = space.left @ u, space.right @ v
+    within = (Triplets(u.T @ core.U, core.S, v.T @ core.V, False) for core in space.cores)
+    return Aligned(left, {n: held(core) for n, core in zip(parts, within, strict=True)}, right)
 
 
-def balanced(cores: Sequence[Tensor], balance: float) -> list[Tensor]:
-    """The updates with their norms own_norm towards their mean; zero ones stay zero and do not count in the mean."""
-    norms = [float(torch.linalg.vector_norm(core)) for core in cores]
-    mean = sum(norms) / max(1, sum(size > 0 for size in norms))
+def balanced(cores: Sequence[Triplets], own_norm: float) -> list[Triplets]:
+    """The updates with their norms drawn towards their mean."""
+    norms = [float(torch.linalg.vector_norm(core.S)) for core in cores]
+    mean = sum(norms) / len(norms)
     return [
-        core * ((balance * size + (1 - balance) * mean) / size) if size else core
-        for core, size in zip(cores, norms, strict=True)
+        core.scaled((own_norm * size + (1 - own_norm) * mean) / size) for core, size in zip(cores, norms, strict=True)
     ]
 
 
-def tucker(cores: Sequence[Tensor], rank: int) -> tuple[Tensor, Tensor]:
-    """U (m, r) and V (n, r) of the Tucker-2 decomposition of stacked (m, n) matrices, r = min(rank, m, n) columns."""
-    v = _leading(torch.cat(list(cores)).T, rank)
-    u = _leading(torch.cat([core @ v for core in cores], dim=1), rank)
+def tucker(cores: Sequence[Triplets], rank: int) -> tuple[Tensor, Tensor]:
+    """U (m, r) and V (n, r) of the Tucker-2 decomposition of stacked (m, n) matrices, r = min(rank, m, n) columns.
+
+    Args:
+        cores: singular triplets of each matrix, in float64.
+        rank: of the space.
+    """
+    lefts, rights = [core.U * core.S for core in cores], [core.V for core in cores]
+    m, n = cores[0].shape
+    v = leading(torch.cat([core.V * core.S for core in cores], dim=1), min(rank, m, n))
+    u = leading(_seen(lefts, rights, v), v.shape[1])
     fit = 0.0
     for _ in range(_TURNS):
-        v = _leading(torch.cat([core.T @ u for core in cores], dim=1), rank)
-        u = _leading(torch.cat([core @ v for core in cores], dim=1), rank)
-        found = sum(float((u.T @ core @ v).square().sum()) for core in cores)
+        v = leading(_seen(rights, lefts, u), v.shape[1], v)
+        u = leading(_seen(lefts, rights, v), v.shape[1], u)
+        found = float((u.T @ _seen(lefts, rights, v)).square().sum())
         if found <= fit * (1 + _GAIN):
             break
         fit = found
     return u, v
 
 
-def _leading(matrix: Tensor, rank: int) -> Tensor:
-    """The leading left singular vectors."""
-    u: Tensor = torch.linalg.svd(matrix, full_matrices=False)[0]
-    return u[:, :rank]
+def _seen(near: Sequence[Tensor], far: Sequence[Tensor], basis: Tensor) -> Tensor:
+    """[near_1 far_1^T basis, ..., near_N far_N^T basis], (m, N r)."""
+    return torch.cat([one @ (other.T @ basis) for one, other in zip(near, far, strict=True)], dim=1)
+
+
+def leading(matrix: Tensor, rank: int, start: Tensor | None = None) -> Tensor:
+    """The leading left singular vectors of a matrix (m, n), in float64.
+
+    Of a matrix of more than `_SMALL` rows they are improved from `start`, one step of a block Krylov method, since the
+    next turn asks for others anyway; without a start they are exact.
+
+    Args:
+        matrix: the matrix.
+        rank: at most m.
+        start: (m, rank) orthonormal, near the result.
+    """
+    if start is None or len(matrix) <= _SMALL:
+        found: Tensor = torch.linalg.eigh(gram(matrix.T)).eigenvectors[:, -rank:].flip(1)
+        return found
+    block: Tensor = torch.linalg.qr(torch.cat([start, matrix @ (matrix.T @ start)], dim=1))[0]
+    turn: Tensor = torch.linalg.eigh(gram(matrix.T @ block)).eigenvectors[:, -rank:].flip(1)
+    return block @ turn
 
 
 METHOD = Method("ctm", aligned_ties(by_tucker), CtmOptions, scaling=0.75, by_site=False)

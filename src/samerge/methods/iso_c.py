@@ -3,34 +3,35 @@
     sum_i w_i tau_i = U S V^T,   M = mean(S) U V^T
 
 over the singular values that are not zero: a sum of low-rank updates has at most R of them, and a mean over all
-min(d_out, d_in) would only rescale the merge. Exact in the core space, O(R^3).
+min(d_out, d_in) would only rescale the merge. What is left of updates that cancel is rounding, not a direction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from samerge.linalg.core_space import existing_triplets
-from samerge.methods.in_core import in_core
+from samerge.linalg.gram import CUTOFF
+from samerge.linalg.stack import stacked
+from samerge.linalg.triplets import Triplets
+from samerge.methods.by_triplets import by_triplets
 from samerge.methods.method import Method
 from samerge.options.option import Options
 
 
-def iso_c(cores: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The merged core."""
-    total = torch.stack([w * core for w, core in zip(weights, cores, strict=True)]).sum(dim=0)
-    u, s, vh = existing_triplets(total)
-    return s.mean() * (u @ vh) if len(s) else torch.zeros_like(total)
+def iso_c(
+    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: Options
+) -> tuple[Triplets, Mapping[int, float]]:
+    """The merged update."""
+    stack = stacked({n: part.scaled(weights[n]) for n, part in parts.items()})
+    whole = replace(stack, U=stack.U.double(), V=stack.V.double(), orthonormal=False).orthonormalised()
+    alive = CUTOFF * torch.cat([whole.S, stack.S.abs()]).max() < whole.S
+    found = whole.select(alive.nonzero().flatten())
+    dtype = stack.U.dtype
+    level = float(found.S.mean()) if found.rank else 0.0
+    return Triplets(found.U.to(dtype), torch.full_like(found.S, level), found.V.to(dtype), True), {}
 
 
-def combine(
-    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: Options
-) -> tuple[Tensor, Sequence[float]]:
-    """`iso-c` as `in_core` runs it."""
-    return iso_c(cores, weights), [1.0] * len(cores)
-
-
-METHOD = Method("iso-c", in_core(combine), exact=True)
+METHOD = Method("iso-c", by_triplets(iso_c), exact=True)

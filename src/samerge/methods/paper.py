@@ -26,8 +26,10 @@ from torch import Tensor
 
 from samerge.graph import FlowGraph
 from samerge.linalg.adaptive_density import adaptive_densities, evenness
+from samerge.linalg.agreement import agreement
 from samerge.linalg.factors import LoraFactors, component_norms, concatenate, norm
 from samerge.linalg.sign_conflicts import conflict_among, sample_rows, values_at
+from samerge.linalg.stack import stacked
 from samerge.linalg.triplets import from_factors, zero
 from samerge.linalg.truncation import svd_basis
 from samerge.methods.gamma import NO_GAMMAS, Gammas, gammas, near, work
@@ -38,7 +40,7 @@ from samerge.options.kinds import density, flag, mean_of, whole, word
 from samerge.options.option import Options, option
 from samerge.parallel.shared_work import everywhere
 from samerge.parallel.supply import elsewhere
-from samerge.saliency.scores import agreement, kept_count, score, top
+from samerge.saliency.scores import kept_count, score, top
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,11 @@ def _chosen(
 
     def choose(site: Site) -> dict[int, list[int]]:
         layer = by_site[site.module]
-        etas = agreement(list(layer.factors.values()), [problem.weights[n] for n in layer.factors])
+        if not layer.factors:
+            return {}
+        stack = stacked({n: from_factors(factors) for n, factors in layer.factors.items()})
+        weights = torch.cat([torch.full((f.rank,), problem.weights[n]).double() for n, f in layer.factors.items()])
+        etas = torch.split(agreement(stack, weights.to(stack.S)), [f.rank for f in layer.factors.values()])
         picks = {}
         for (n, factors), eta in zip(layer.factors.items(), etas, strict=True):
             gamma = found.of(site.module, n)

@@ -4,20 +4,19 @@
     tau_i' = (s_1 + s_2 + ...) / (s_1 + ... + s_r) U_r S_r V_r^T        the nuclear norm is kept
     M = 1/N sum_i w_i tau_i'
 
-N counts the experts of the whole merge, also those that do not adapt the layer. Exact in the core space, O(N R^3).
+N counts the adapters of the whole merge, also those that do not change the layer. Cost: a copy of the triplets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from samerge.linalg.core_space import existing_triplets
-from samerge.methods.in_core import in_core
+from samerge.linalg.stack import stacked
+from samerge.linalg.triplets import Triplets
+from samerge.methods.by_triplets import by_triplets
 from samerge.methods.method import Method
+from samerge.methods.tsv import leading
 from samerge.options.kinds import share
 from samerge.options.option import Options, option
 
@@ -30,27 +29,16 @@ class StarOptions(Options):
 
 
 def star(
-    cores: Sequence[Tensor], weights: Sequence[float], experts: int, eta: float = 0.4
-) -> tuple[Tensor, list[float]]:
-    """The merged core, and the share of its energy that each expert kept before it was rescaled."""
-    merged, energies = torch.zeros_like(cores[0]), []
-    for core, weight in zip(cores, weights, strict=True):
-        u, s, vh = existing_triplets(core)
-        if not len(s):
-            energies.append(1.0)
-            continue
-        sums = s.cumsum(0)
-        count = int((sums < eta * sums[-1] * (1 - 1e-12)).sum()) + 1  # the sum's own rounding costs no component
-        merged += weight / experts * (sums[-1] / sums[count - 1]) * (u[:, :count] * s[:count]) @ vh[:count]
-        energies.append(float(s[:count].square().sum() / s.square().sum()))
-    return merged, energies
+    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: StarOptions
+) -> tuple[Triplets, Mapping[int, float]]:
+    """The merged update, and the share of its energy that each adapter kept before it was rescaled."""
+    kept, energies = {}, {}
+    for n, part in parts.items():
+        sums = part.S.cumsum(0)
+        rank = int((sums < options.eta * sums[-1] * (1 - 1e-12)).sum()) + 1  # the sum's own rounding costs no component
+        kept[n] = leading(part, rank).scaled(weights[n] / count * float(sums[-1] / sums[rank - 1]))
+        energies[n] = float(part.S[:rank].square().sum() / part.S.square().sum())
+    return stacked(kept).compact(), energies
 
 
-def combine(
-    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: StarOptions
-) -> tuple[Tensor, Sequence[float]]:
-    """`star` as `in_core` runs it."""
-    return star(cores, weights, experts, options.eta)
-
-
-METHOD = Method("star", in_core(combine), StarOptions, exact=True)
+METHOD = Method("star", by_triplets(star), StarOptions, exact=True)

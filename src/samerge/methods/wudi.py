@@ -13,21 +13,35 @@ towards the weighted sum instead:
     M = (sum_i w_i tau_i C_i + mu l sum_i w_i tau_i) (C + mu l I)^-1
 
 `aswudi` keeps only the leading K = (sum_k sqrt(l_k))^2 / sum_k l_k eigenvectors of C, rounded. Published is gradient
-descent on the loss; this is where it ends. Cost: O(R^3) a site.
+descent on the loss; this is where it ends.
+
+With the singular triplets and n_i = ||tau_i||, C = X X^T for the stack X = [V_1 S_1 / n_1 ... V_N S_N / n_N], and its
+own singular vectors X = Y diag(sqrt(l)) E^T say everything:
+
+    M Y = [w_1 U_1 (S_1^2 / n_1 + mu l n_1) ... ] E diag(sqrt(l_k) / (l_k + mu l)),    M = (M Y) Y^T
+
+Cost: the Gram matrix of X and its eigenproblem, as large as the lesser of R and d_in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from samerge.methods.in_core import in_core
+from samerge.linalg.factors import LoraFactors
+from samerge.linalg.gram import singular_vectors, times
+from samerge.linalg.stack import stacked
+from samerge.linalg.triplets import Triplets, from_factors
+from samerge.methods.by_triplets import by_triplets
 from samerge.methods.method import Method
 from samerge.options.kinds import real
 from samerge.options.option import Options, option
+
+#: Singular values of X below this share of the largest are rounding, whatever the cut-off.
+_ROUNDING = 1e-7
 
 
 @dataclass(frozen=True)
@@ -46,52 +60,46 @@ class WudiOptions(CutoffOptions):
     mu: float = option(real(0), 0.0, "Ridge in units of the mean non-zero eigenvalue; 0 for none.")
 
 
-def wudi(cores: Sequence[Tensor], weights: Sequence[float], cutoff: float = 1e-6, mu: float = 0.0) -> Tensor:
+def wudi(
+    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: WudiOptions
+) -> tuple[Triplets, Mapping[int, float]]:
     """The minimiser, with a cut-off or a ridge."""
-    target, values, vectors = _normal_equations(cores, weights)
-    alive = values > cutoff * values[-1].clamp_min(0)
-    if not bool(alive.any()):
-        return torch.zeros_like(cores[0])
-    if mu:
-        ridge = mu * float(values[alive].mean())
-        total = torch.stack([w * core for w, core in zip(weights, cores, strict=True)]).sum(dim=0)
-        # where C is 0 so is every tau_i; what rounding leaves there must not be divided by a small ridge
-        there = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
-        values, vectors = values[there], vectors[:, there]
-        return ((target + ridge * total) @ vectors / (values + ridge)) @ vectors.T
-    return (target @ vectors[:, alive] / values[alive]) @ vectors[:, alive].T
+    equations = NormalEquations(parts, weights)
+    alive = equations.alive(options.cutoff)
+    if not options.mu:
+        return equations.solved(alive), {}
+    ridge = options.mu * float(equations.eigenvalues[alive].mean())
+    return equations.solved(torch.arange(len(equations.eigenvalues), device=alive.device), ridge), {}
 
 
-def aswudi(cores: Sequence[Tensor], weights: Sequence[float], cutoff: float = 1e-6) -> Tensor:
-    """The minimiser within the leading eigenvectors of C."""
-    target, values, vectors = _normal_equations(cores, weights)
-    alive = values > cutoff * values[-1].clamp_min(0)
-    values, vectors = values[alive], vectors[:, alive]
-    if not len(values):
-        return torch.zeros_like(cores[0])
-    count = max(1, round(float(values.sqrt().sum() ** 2 / values.sum())))
-    return (target @ vectors[:, -count:] / values[-count:]) @ vectors[:, -count:].T
+class NormalEquations:
+    """C and sum_i w_i tau_i C_i of a layer, by the stack X that C is made of.
+
+    Args:
+        parts: the adapters' triplets by number.
+        weights: theirs.
+    """
+
+    def __init__(self, parts: Mapping[int, Triplets], weights: Mapping[int, float]) -> None:
+        norms = {n: float(torch.linalg.vector_norm(part.S)) for n, part in parts.items()}
+        stack = stacked(parts)
+        self.U = stack.U
+        self.shares = torch.cat([part.S / norms[n] for n, part in parts.items()])  # S / n, (R,)
+        self.loads = torch.cat([torch.full_like(part.S, weights[n] * norms[n]) for n, part in parts.items()])  # w n
+        self.Y, values, self.E = singular_vectors(stack.V.double() * self.shares, _ROUNDING)
+        self.eigenvalues = values.square()  # of C, descending
+
+    def alive(self, cutoff: float) -> Tensor:
+        """Which eigenvalues reach a share of the largest."""
+        return (self.eigenvalues > cutoff * self.eigenvalues[0]).nonzero().flatten()
+
+    def solved(self, kept: Tensor, ridge: float = 0.0) -> Triplets:
+        """M within the span of some eigenvectors of C."""
+        values = self.eigenvalues[kept]
+        inverse = self.E[:, kept] * (values.sqrt() / (values + ridge))  # (R, k)
+        left = times(self.U, (self.loads * (self.shares.square() + ridge))[:, None] * inverse)
+        dtype = self.U.dtype
+        return from_factors(LoraFactors(A=self.Y[:, kept].T.to(dtype), B=left.to(dtype)))
 
 
-def combine(
-    cores: Sequence[Tensor], weights: Sequence[float], experts: int, options: WudiOptions
-) -> tuple[Tensor, Sequence[float]]:
-    """`wudi` as `in_core` runs it."""
-    return wudi(cores, weights, options.cutoff, options.mu), [1.0] * len(cores)
-
-
-def _normal_equations(cores: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """sum_i w_i tau_i C_i, and the eigenvalues of C in ascending order with their vectors."""
-    target = torch.zeros_like(cores[0])
-    total = cores[0].new_zeros(cores[0].shape[1], cores[0].shape[1])
-    for core, weight in zip(cores, weights, strict=True):
-        square = core.square().sum()
-        if square > 0:
-            own_ = core.T @ core / square
-            target += weight * core @ own_
-            total += own_
-    values, vectors = torch.linalg.eigh(total)
-    return target, values, vectors
-
-
-METHOD = Method("wudi", in_core(combine), WudiOptions, exact=True)
+METHOD = Method("wudi", by_triplets(wudi), WudiOptions, exact=True)

@@ -3,37 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from samerge.linalg.factors import LoraFactors
-
-
-def agreement(parts: Sequence[LoraFactors], weights: Sequence[float]) -> list[Tensor]:
-    """eta_k = b_k^T (sum_i w_i tau_i) a_k, how far each rank-1 component agrees with the merge.
-
-    Two thin products an expert, (sum_j w_j b_j (a_j . a_k)) . b_k over the components j of all experts; the Gram matrix
-    of all components with all others, which grows with the square of the number of experts, is never held.
-
-    Args:
-        parts: the experts' surviving components, scale folded in; (out, in) of one module, any ranks.
-        weights: one for each expert.
-
-    Returns:
-        For each expert (r,) in float64.
-
-    Example:
-        >>> f = LoraFactors(A=torch.eye(2), B=torch.diag(torch.tensor([2.0, 3.0])))
-        >>> agreement([f, f], [1.0, 0.5])
-        [tensor([ 6.0000, 13.5000], dtype=torch.float64), tensor([ 6.0000, 13.5000], dtype=torch.float64)]
-    """
-    if not parts:
-        return []
-    rows = torch.cat([part.A for part in parts])  # (R, d_in)
-    columns = torch.cat([part.B * weight for part, weight in zip(parts, weights, strict=True)], dim=1)  # (d_out, R)
-    return [(part.B * (columns @ (rows @ part.A.T))).sum(0, dtype=torch.float64) for part in parts]
 
 
 def score(gamma: Tensor, eta: Tensor) -> Tensor:
