@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -230,3 +231,45 @@ def test_a_failed_run_leaves_no_work_folder(llama, changed, tmp_path):
     with pytest.raises(BaseModelError, match="not finite"):
         merge(llama.base, {"odd": odd}, work_dir=tmp_path / "work")
     assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("tensor", ["model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("outside", ["average", "base"])
+@pytest.mark.parametrize("where", ["base", "expert"])
+def test_what_is_written_is_finite_outside_the_graph_too(llama, changed, tmp_path, tensor, value, outside, where):
+    odd = changed(lambda tensors: tensors[tensor].view(-1)[3].fill_(value))
+    base, experts = (odd, llama.experts) if where == "base" else (llama.base, {"odd": odd})
+    merged = samerge.merge_full(base, experts, iterations=1, outside=outside, progress=False)
+    if where == "expert" and outside == "base":
+        merged.save(tmp_path / "out")
+        return
+    with pytest.raises(BaseModelError, match=f"writing '{tensor}': it holds NaN or infinite values"):
+        merged.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda m: m.update({UP: "../model.safetensors"}), r"names '\.\./model\.safetensors' as a shard"),
+        (lambda m: m.update({UP: "/etc/model.safetensors"}), "as a shard; it must be the name of a"),
+        (lambda m: m.update({UP: "config.json"}), "as a shard; it must be the name of a"),
+        (lambda m: m.update({UP: 3}), "weight_map=.*it must be an object, each value a text"),
+        (lambda m: m.update({UP: "two.safetensors"}), "shards model.safetensors and two.safetensors both hold"),
+        (lambda m: m.update({"nothing": "model.safetensors"}), "'nothing' lies in model.safetensors, which does not"),
+        (lambda m: m.update({"nothing": "lost.safetensors"}), "names the shard lost.safetensors, which is not in"),
+    ],
+)
+def test_an_index_that_does_not_hold(llama, tmp_path, edit, words):
+    base = tmp_path / "base"
+    shutil.copytree(llama.base, base)
+    shutil.copyfile(base / "model.safetensors", base / "two.safetensors")
+    where = dict.fromkeys(read(llama.base), "model.safetensors")
+    index = base / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": where}))
+    merge(base, llama.experts)
+    edit(where)
+    index.write_text(json.dumps({"weight_map": where}))
+    with pytest.raises(BaseModelError, match=words):
+        merge(base, llama.experts)

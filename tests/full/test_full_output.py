@@ -1,6 +1,8 @@
 """The merged model on disk, and as an adapter."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -92,7 +94,7 @@ def test_what_is_in_the_folder(llama, tmp_path):
     found = {path.name for path in out.iterdir()}
     assert found == {
         *("config.json", "generation_config.json", "model.safetensors", "samerge.json", "README.md"),
-        *("tokenizer.json", "tokenizer.model", "chat_template.jinja", "modeling_own.py"),
+        *("tokenizer.json", "tokenizer.model", "chat_template.jinja"),
     }
     config = json.loads((out / "config.json").read_text())
     assert config == json.loads((base / "config.json").read_text())
@@ -104,6 +106,62 @@ def test_what_is_in_the_folder(llama, tmp_path):
     assert "One model, merged from 3 fine-tuned checkpoints" in card
     assert 'AutoModelForCausalLM.from_pretrained("path/or/repository-of-this-model")' in card
     assert str(tmp_path) not in card
+
+
+class TestCompanions:
+    """Files of known names that lie inside; code where it is asked for."""
+
+    @pytest.fixture
+    def base(self, llama, tmp_path):
+        base = tmp_path / "base"
+        shutil.copytree(llama.base, base)
+        (base / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": "own.Own"}, "bos_token": "<s>"}')
+        (base / "modeling_own.py").write_text("raise SystemExit('it ran')")
+        config = json.loads((base / "config.json").read_text()) | {"auto_map": {"AutoModel": "modeling_own.Own"}}
+        (base / "config.json").write_text(json.dumps(config))
+        return base
+
+    @pytest.mark.parametrize("code", [False, True])
+    def test_code(self, llama, base, tmp_path, code):
+        merged = samerge.merge_full(base, llama.experts, iterations=1, progress=False)
+        out = merged.save(tmp_path / "merged", trust_remote_code=code)
+        assert (out / "modeling_own.py").exists() is code
+        for name in ("config.json", "tokenizer_config.json"):
+            assert ("auto_map" in json.loads((out / name).read_text())) is code
+        told = "the model holds code of its base" if code else "the base's own code was left out"
+        assert any(told in warning and "modeling_own.py" in warning for warning in read_report(out).warnings)
+        assert told in (out / "README.md").read_text()
+        if not code:
+            assert json.loads((out / "tokenizer_config.json").read_text()) == {"bos_token": "<s>"}
+
+    def test_a_link_out_of_the_folder(self, llama, base, tmp_path):
+        secret = tmp_path / "id_rsa"
+        secret.write_text("-----BEGIN PRIVATE KEY-----")
+        (base / "special_tokens_map.json").symlink_to(secret)
+        (base / "vocab.json").symlink_to("../id_rsa")
+        os.mkfifo(base / "merges.txt")
+        (base / "real.txt").write_text("words")
+        (base / "vocab.txt").symlink_to("real.txt")
+        merged = samerge.merge_full(base, llama.experts, iterations=1, progress=False)
+        out = merged.save(tmp_path / "merged")
+        assert (out / "vocab.txt").read_text() == "words"
+        assert not [path for path in out.iterdir() if "PRIVATE" in path.read_bytes().decode(errors="replace")]
+        told = [
+            warning for warning in read_report(out).warnings if "no regular files inside the base's folder" in warning
+        ]
+        assert told
+        assert all(name in told[0] for name in ("special_tokens_map.json", "vocab.json", "merges.txt"))
+
+    def test_the_cache_of_the_hub(self, llama, base, tmp_path):
+        repository = tmp_path / "models--ada--base"
+        (repository / "blobs").mkdir(parents=True)
+        (repository / "snapshots" / "abc").mkdir(parents=True)
+        (base / "vocab.txt").write_text("words")
+        for path in base.iterdir():
+            path.rename(repository / "blobs" / f"hash-of-{path.name}")
+            (repository / "snapshots" / "abc" / path.name).symlink_to(f"../../blobs/hash-of-{path.name}")
+        merged = samerge.merge_full(repository / "snapshots" / "abc", llama.experts, iterations=1, progress=False)
+        assert (merged.save(tmp_path / "merged") / "vocab.txt").read_text() == "words"
 
 
 def test_the_card_names_the_models_of_the_hub():

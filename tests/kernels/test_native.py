@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import stat
@@ -241,6 +242,56 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     source = tmp_path / "answer.c"
     source.write_text("int answer(void) { return 42; }\n")
     assert build.compiled(source).answer() == 42
+
+
+@pytest.fixture
+def answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return 42; }\n")
+    return source
+
+
+def planted(source: Path) -> Path:
+    """Another's library under the very name that is looked for."""
+    assert build.compiled(source).answer() == 42
+    [sound] = build.cache_folder().iterdir()
+    evil = source.with_name("evil.c")
+    evil.write_text("int answer(void) { return 666; }\n")
+    build._compile(["cc", "-shared", "-fPIC"], evil, source.with_name("evil.so"))
+    data = source.with_name("evil.so").read_bytes()
+    stem = sound.stem.rpartition("-")[0]
+    sound.unlink()
+    found = sound.with_name(f"{stem}-{hashlib.sha256(data).hexdigest()[:24]}.so")
+    found.write_bytes(data)
+    return found
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no owners of this kind")
+@pytest.mark.parametrize("way", ["writable folder", "writable library", "link", "linked folder", "owner"])
+def test_a_library_that_another_user_could_have_put_there_is_not_loaded(answer, monkeypatch, way):
+    library = planted(answer)
+    folder = library.parent
+    library.chmod(0o600)
+    if way == "writable folder":
+        folder.chmod(0o777)
+    elif way == "writable library":
+        library.chmod(0o622)
+    elif way == "link":
+        library.rename(answer.with_name("elsewhere.so"))
+        library.symlink_to(answer.with_name("elsewhere.so"))
+    elif way == "linked folder":
+        folder.rename(answer.with_name("elsewhere"))
+        folder.symlink_to(answer.with_name("elsewhere"))
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert build.compiled(answer).answer() == 42
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no owners of this kind")
+def test_the_cache_is_for_its_owner_alone(answer):
+    build.compiled(answer)
+    assert stat.S_IMODE(build.cache_folder().stat().st_mode) == 0o700
 
 
 def test_a_user_without_a_home(monkeypatch, tmp_path):

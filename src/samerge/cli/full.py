@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings as python_warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -115,6 +116,12 @@ def full(
     max_shard_size: Annotated[
         str, typer.Option(metavar="SIZE", help="Of a file of weights.", rich_help_panel=_OUTPUT)
     ] = "5GB",
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", help="Copy the base's own code (*.py) into the output, too.", rich_help_panel=_OUTPUT
+        ),
+    ] = False,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -187,7 +194,8 @@ def full(
         )
     result = model.as_lora(rank=as_lora, energy=energy) if adapter else model
     show_warnings(result.report.warnings)
-    url = _hand_over(result, out, overwrite, limit, push_to_hub, private, quiet)
+    saving = {"max_shard_size": limit, "trust_remote_code": trust_remote_code}
+    url = _hand_over(result, out, overwrite, {} if adapter else saving, push_to_hub, private, quiet)
     model.close()
     if as_json:
         record = result.report.record
@@ -204,17 +212,14 @@ def _hand_over(
     result: MergedModel | MergedAdapter,
     out: str | None,
     overwrite: bool,
-    limit: int,
+    saving: Mapping[str, Any],
     repository: str | None,
     private: bool,
     quiet: bool,
 ) -> str | None:
     """Save and push; the address of what was pushed."""
-    from samerge.full.merged_model import MergedModel
-
-    sized: dict[str, Any] = {"max_shard_size": limit} if isinstance(result, MergedModel) else {}
     if out:
-        result.save(out, overwrite=overwrite, **sized)
+        result.save(out, overwrite=overwrite, **saving)
         if not quiet:
             stderr().print(f"saved in {out}", markup=False)
     if not repository:
@@ -223,7 +228,7 @@ def _hand_over(
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()
-    return result.push_to_hub(repository, private=True if private else None, **sized)
+    return result.push_to_hub(repository, private=True if private else None, **saving)
 
 
 def _show(result: MergedModel | MergedAdapter, out: str | None, url: str | None, count: int, seconds: float) -> None:

@@ -50,7 +50,7 @@ class Assembly:
         """The tensor's rows in order, in the output's dtype, on the CPU.
 
         Raises:
-            BaseModelError: a value is not finite in the output's dtype.
+            BaseModelError: a value is not finite, or not in the output's dtype.
         """
         shape = self.shapes[tensor]
         if tensor in self.scales:
@@ -83,7 +83,7 @@ class Assembly:
             if not floating:
                 yield base.detach().cpu()
             elif tensor in self.kept or self.outside == "base":
-                yield base.detach().to("cpu", self.dtypes[tensor])
+                yield self._cast(base.detach(), tensor)
             else:
                 yield self._cast(self._combined(tensor, base, start, step), tensor)
 
@@ -93,16 +93,26 @@ class Assembly:
         total = torch.zeros_like(theta)
         for weight, expert in zip(pruner.weights, self.experts, strict=True):
             tau = expert.read(tensor, start, start + step).to(pruner.device, pruner.dtype) - theta
-            total.add_(tau.nan_to_num_(nan=0.0) if bool(theta.isinf().any()) else tau, alpha=weight)
+            total.add_(tau, alpha=weight)
         if self.outside == "average":
             return theta + total / sum(abs(weight) for weight in pruner.weights)
         return theta + self.strength * total
 
     def _cast(self, tile: Tensor, tensor: str) -> Tensor:
         out = tile.to("cpu", self.dtypes[tensor])
-        if not bool(torch.isfinite(out).all()) and bool(torch.isfinite(tile).all()):
+        if _finite(out):
+            return out
+        if not _finite(tile):
             raise BaseModelError(
-                f"writing {tensor!r} in {out.dtype}: a merged value is too large for it (up to "
-                f"{float(tile.abs().max()):.3g}); write with dtype='bfloat16' or 'float32', or choose a smaller scaling"
+                f"writing {tensor!r}: it holds NaN or infinite values in the base or in a checkpoint, and what is "
+                f"written is finite; check them, they were probably saved after training had diverged"
             )
-        return out
+        raise BaseModelError(
+            f"writing {tensor!r} in {out.dtype}: a merged value is too large for it (up to "
+            f"{float(tile.abs().max()):.3g}); write with dtype='bfloat16' or 'float32', or choose a smaller scaling"
+        )
+
+
+def _finite(tile: Tensor) -> bool:
+    wide = tile.float() if tile.is_floating_point() and tile.itemsize == 1 else tile  # isfinite knows no float8
+    return bool(torch.isfinite(wide).all())

@@ -66,7 +66,13 @@ class MergedModel:
             raise OptionError(f"the merged model has no tensor {name!r}; it has e.g. {list(self.shapes)[:3]}")
         return self.assembly.read(name)
 
-    def save(self, path: str | Path, overwrite: bool = False, max_shard_size: int | str = "5GB") -> Path:
+    def save(
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        max_shard_size: int | str = "5GB",
+        trust_remote_code: bool = False,
+    ) -> Path:
         """Write the model as `from_pretrained` reads it, with `samerge.json` and a model card, all or nothing.
 
         One tile of a tensor is in memory at a time.
@@ -75,6 +81,7 @@ class MergedModel:
             path: the folder to make.
             overwrite: replace a model that is there already.
             max_shard_size: of a file of weights, in bytes or as a text such as "5GB".
+            trust_remote_code: copy the base's own code (`*.py`, and the fields that name it), too.
 
         Returns:
             The folder.
@@ -83,7 +90,8 @@ class MergedModel:
             OutputExistsError: the folder exists and `overwrite` is False, it is no model's folder, or it is the base's
                 or an expert's.
             OptionError: the size is none.
-            BaseModelError: a merged value is too large for the dtype.
+            BaseModelError: a merged value is not finite or too large for the dtype, or a file beside the base's weights
+                cannot be read.
         """
         from samerge.adapters.atomic import atomic_folder
         from samerge.adapters.writer import write_text
@@ -94,13 +102,13 @@ class MergedModel:
         limit = shard_bytes(max_shard_size)
         target = Path(path).expanduser()
         self._refuse_inputs(target)
-        record = self.report.record
         specs = {name: (tuple(shape), self.assembly.dtypes[name]) for name, shape in self.shapes.items()}
         entries = sum(torch.Size(shape).numel() for shape, _ in specs.values())
         with atomic_folder(target, overwrite=overwrite, marker=MARKER) as folder:
-            write_companions(folder, self.base, self.dtype)
+            notes = write_companions(folder, self.base, self.dtype, trust_remote_code)
             with Progress(self.progress).task("writing", entries) as advance:
                 write_shards(folder, specs, self.assembly.tiles, limit, advance)
+            record = {**self.report.record, "warnings": [*self.report.warnings, *notes]}
             write_text(folder, record, model_card(record))
         return target
 
@@ -143,6 +151,7 @@ class MergedModel:
         commit_message: str = "Add merged model",
         create_pr: bool = False,
         max_shard_size: int | str = "5GB",
+        trust_remote_code: bool = False,
     ) -> str:
         """Write the model to a temporary folder and upload it to the Hugging Face Hub.
 
@@ -154,6 +163,7 @@ class MergedModel:
             commit_message: of the commit.
             create_pr: open a pull request instead of committing.
             max_shard_size: of a file of weights.
+            trust_remote_code: upload the base's own code, too.
 
         Returns:
             The URL of the commit or pull request.
@@ -164,7 +174,8 @@ class MergedModel:
         from samerge.report.sharing import shareable
         from samerge.weights.hub import push_folder
 
-        with shareable(partial(self.save, max_shard_size=max_shard_size), "model") as saved:
+        save = partial(self.save, max_shard_size=max_shard_size, trust_remote_code=trust_remote_code)
+        with shareable(save, "model") as saved:
             return push_folder(
                 saved,
                 repo_id,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from samerge.errors import GraphError
+from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, build_graph
 from samerge.weights import WeightSource
+from samerge.weights.harmless import harmless
 
 
 def base_graph(source: WeightSource, residual: bool = True) -> FlowGraph:
@@ -18,23 +18,32 @@ def base_graph(source: WeightSource, residual: bool = True) -> FlowGraph:
 
     Raises:
         GraphError: the architecture is not in the table, or the tensors do not fit it; says the ways on.
+        BaseModelError: transformers does not take the configuration.
     """
     try:
         return build_graph(source.config, source.shapes, residual=residual)
     except GraphError:
-        completed = _with_defaults(source.config)
+        completed = _with_defaults(source)
         if completed is None:
             raise
     return build_graph(completed, source.shapes, residual=residual)
 
 
-def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def _with_defaults(source: WeightSource) -> dict[str, Any] | None:
     """The configuration with transformers' defaults; None where it knows no more than the configuration says."""
     from transformers import CONFIG_MAPPING
 
-    kind = config.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    kind = source.config.get("model_type")
+    given = harmless(source.config, len(source.shapes))
+    if kind not in CONFIG_MAPPING or given is None:
         return None
-    given = {key: value for key, value in config.items() if key != "model_type"}
-    full: dict[str, Any] = CONFIG_MAPPING[kind](**given).to_dict()
-    return full if set(full) - set(config) else None
+    del given["model_type"]
+    try:
+        full: dict[str, Any] = CONFIG_MAPPING[kind](**given).to_dict()
+    except Exception as error:  # of many kinds: its checks are those of each of hundreds of classes
+        told = " ".join(str(error).split())[:200]
+        raise BaseModelError(
+            f"reading the base model {source.name!r}: transformers refuses its configuration ({type(error).__name__}: "
+            f"{told}); check its config.json"
+        ) from error
+    return full if set(full) - set(given) - {"model_type"} else None

@@ -4,6 +4,10 @@ The shared library lies in the user's cache folder under a name that is a hash o
 that the compiler defines with these flags: its version and every feature of the processor that `native` stands for. So
 another processor, compiler or release never meets a library that was not made for it. A second hash in the name is that
 of the library itself: to load one that lost its end, in a full disk or a crash, would end the process.
+
+To load a library is to run it. So the cache is used only where nobody else can have put one: the folder and the library
+are the user's own, real ones and no links, and no other user may write to them. Anything else is not touched, and the
+library is made in a private temporary folder.
 """
 
 from __future__ import annotations
@@ -13,9 +17,11 @@ import hashlib
 import os
 import platform
 import shlex
+import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,7 +39,7 @@ def compiled(source: Path) -> ctypes.CDLL:
 
     The compiler is `$CC`, or else `cc`. Several processes may come at once: each writes a file of its own and renames
     it. One in the cache that is damaged or cannot be loaded is compiled anew. Where the cache folder cannot be written,
-    the library is made in a temporary one for this process alone.
+    or others can write to it, the library is made in a temporary one for this process alone.
 
     Raises:
         KernelError: there is no compiler, it fails, or what it made cannot be loaded.
@@ -45,16 +51,20 @@ def compiled(source: Path) -> ctypes.CDLL:
     name = f"{source.stem}-{key[:24]}"
     try:
         cache = cache_folder()
-        for cached in sorted(cache.glob(f"{name}-*.so")):
-            if cached.stem == f"{name}-{_digest(cached)}":
-                with suppress(KernelError):  # made for another C library, say; the one compiled below tells its error
-                    return _load(cached)
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_private(cache, stat.S_ISDIR)
+        for cached in sorted(cache.glob(f"{name}-*.so")):
+            with suppress(
+                KernelError, PermissionError
+            ):  # made for another C library, say; the next one tells its error
+                _check_private(cached, stat.S_ISREG)
+                if cached.stem == f"{name}-{_digest(cached)}":
+                    return _load(cached)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = _compile(command, source, Path(folder) / f"{name}.so")
             cached = cache / f"{name}-{_digest(made)}.so"
             os.replace(made, cached)
-    except OSError:  # a cache that cannot be read or written, or a user without a home
+    except OSError:  # a cache that cannot be read or written, or not by us alone, or a user without a home
         with tempfile.TemporaryDirectory() as folder:
             return _load(_compile(command, source, Path(folder) / f"{name}.so"))
     return _load(cached)
@@ -74,6 +84,20 @@ def cache_folder() -> Path:
     except RuntimeError as error:  # as for a user of a container that has no entry in its passwd
         raise FileNotFoundError(str(error)) from error
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "samerge"
+
+
+def _check_private(path: Path, is_kind: Callable[[int], bool]) -> None:
+    """Check that a folder or a file is itself, and no link, of this user, and that nobody else may write to it.
+
+    Raises:
+        PermissionError: it is not.
+    """
+    found = os.lstat(path)
+    if not hasattr(os, "getuid"):  # on Windows a user's cache folder is the user's
+        return
+    mode = stat.S_IMODE(found.st_mode)
+    if not is_kind(found.st_mode) or found.st_uid != os.getuid() or mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{path} could be another user's (owner {found.st_uid}, mode {mode:o})")
 
 
 def _compiler() -> list[str]:
