@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-import oracles
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from samerge.linalg.factors import LoraFactors
 from samerge.saliency.scores import kept_count, score, shares, top
 
 
