@@ -60,13 +60,18 @@ def same_files(found: Path, expected: Path, tolerance: float = 1e-5) -> None:
     """Two adapters on disk: one configuration and one table of tensors, byte for byte, and the same updates."""
     assert (found / "adapter_config.json").read_bytes() == (expected / "adapter_config.json").read_bytes()
     assert header(found / "adapter_model.safetensors") == header(expected / "adapter_model.safetensors")
-    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (found, expected))
-    for name in theirs:
+    same_updates(*(load_file(folder / "adapter_model.safetensors") for folder in (found, expected)), tolerance)
+
+
+def same_updates(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 1e-5) -> None:
+    """The tensors of two adapters: the same names in the same order, the same B A, and the same of all else."""
+    assert list(found) == list(expected)
+    for name in expected:
         if ".lora_A." in name:
             other = name.replace(".lora_A.", ".lora_B.")
-            same_values(ours[other] @ ours[name], theirs[other] @ theirs[name], tolerance, name)
+            same_values(found[other] @ found[name], expected[other] @ expected[name], tolerance, name)
         elif ".lora_B." not in name:
-            same_values(ours[name], theirs[name], tolerance, name)
+            same_values(found[name], expected[name], tolerance, name)
 
 
 def header(file: Path) -> bytes:

@@ -94,6 +94,5 @@ def shell(*args: object, cwd: Path, module: bool = True) -> subprocess.Completed
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=120,
         check=False,
     )

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,19 +21,16 @@ HEAVY = ("torch", "transformers", "peft", "numpy", "huggingface_hub")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["merge", "--help"], ["run", "-h"], ["inspect", "-h"], ["--version"]])
-def test_help_imports_nothing_heavy_and_is_quick(words: list[str], tmp_path: Path) -> None:
+def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\nfrom samerge.cli import app\n"
         f"try:\n    app({words!r}, prog_name='samerge')\nfinally:\n"
         f"    print(sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
-    seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert done.stderr.strip() == "[]"
-    assert seconds < 5  # some 0.3 s on an idle machine; without torch it cannot be much more
 
 
 def test_help_teaches(tmp_path: Path) -> None:

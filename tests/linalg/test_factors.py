@@ -38,7 +38,7 @@ def test_folding_selecting_and_padding_keep_the_update():
     torch.testing.assert_close(f.select(torch.tensor([2, 0])).delta(), 0.5 * f.B[:, [2, 0]] @ f.A[[2, 0]])
     padded = pad(f, 7)
     assert padded.rank == 7
-    assert torch.equal(padded.delta(), f.delta())
+    torch.testing.assert_close(padded.delta(), f.delta())
     assert pad(f, 4) is f
     with pytest.raises(ValueError, match="cannot pad factors of rank 4 down to rank 3; truncate"):
         pad(f, 3)
@@ -96,7 +96,9 @@ def test_balancing_is_exact_and_brings_both_sides_to_like_size(power, seed):
     f = factors(seed=seed, dtype=torch.float32)
     lopsided = LoraFactors(f.A * 2.0**power, f.B * 2.0**-power, f.scale)
     even = balanced(lopsided)
-    assert torch.equal(even.delta(), lopsided.delta())
+    # powers of two: each component moves between the sides without a rounding
+    for k in range(even.rank):
+        assert torch.equal(torch.outer(even.B[:, k], even.A[k]), torch.outer(lopsided.B[:, k], lopsided.A[k]))
     ratio = even.B.abs().amax(0) / even.A.abs().amax(1)
     assert ((ratio > 0.4) & (ratio < 2.6)).all()
 

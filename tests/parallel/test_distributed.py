@@ -1,4 +1,4 @@
-"""Several processes give what one gives, bit for bit the same on all of them, and each holds its part."""
+"""Several processes give what one gives, the same on all of them, and each holds its part."""
 
 import json
 import subprocess
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from alike import same_record, same_updates
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -37,9 +38,10 @@ WAYS: dict[str, dict[str, Any]] = {
 
 #: Runs every way, and says what came out and how many bytes of factors were alive at most while it swept.
 WORKER = """
-import sys, torch, json, hashlib, weakref
+import sys, torch, json, weakref
 import torch.distributed as dist
 import samerge
+from safetensors.torch import save_file
 from samerge.parallel.processes import Group, join
 from samerge.linalg.factors import LoraFactors
 torch.set_num_threads(1)
@@ -65,10 +67,10 @@ for name, options in ways.items():
     peak, merged = 0, None
     merged = samerge.merge(f"{folder}/base", adapters, progress=False, **options)
     record = merged.report.record
-    state = b"".join(t.contiguous().numpy().tobytes() for t in merged.tensors().values())
     said = {name: record[name] for name in ("layers", "diagnostics", "log_connectivity", "output", "inputs")}
-    said |= {"size": group.size, "peak": peak, "sha": hashlib.sha256(state).hexdigest()}
+    said |= {"size": group.size, "peak": peak}
     stem = f"{sys.argv[3]}/{name}-{group.size}"
+    save_file({key: t.contiguous() for key, t in merged.tensors().items()}, f"{stem}-{group.rank}.safetensors")
     open(f"{stem}-{group.rank}.json", "w").write(json.dumps(said))
     if group.first:
         merged.save(stem)
@@ -76,6 +78,9 @@ if dist.is_initialized():
     dist.barrier()
     dist.destroy_process_group()
 """
+
+#: Processes that wait for one another in vain wait for ever; no machine is so busy.
+HANGS = 1800
 
 #: Fails in one process in several ways, one after the other; what is raised must be raised in both, and leave them able
 #: to go on.
@@ -153,7 +158,7 @@ def launch(script: str, size: int, out: Path, *arguments: str) -> None:
     file.write_text(script)
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
     command = [sys.executable, *start, str(file), *arguments, str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
 
 
@@ -175,31 +180,12 @@ def said(runs: Path, way: str, size: int) -> list[dict[str, Any]]:
 def test_processes_agree_with_each_other_and_with_one(size: int, way: str, runs: Path) -> None:
     [alone], together = said(runs, way, 1), said(runs, way, size)
     assert [one["size"] for one in together] == [size] * size
-    for one in together:
-        assert {**one, "peak": 0} == {**together[0], "peak": 0}
-    close(together[0], {**alone, "size": size, "peak": together[0]["peak"], "sha": together[0]["sha"]})
-    one = load_file(runs / f"{way}-1" / "adapter_model.safetensors")
-    many = load_file(runs / f"{way}-{size}" / "adapter_model.safetensors")
-    assert one.keys() == many.keys()
-    for module in {key.partition(".lora_")[0] for key in one}:  # flat spectra leave the basis free: the product counts
-        A, B = (f"{module}.lora_{part}.weight" for part in "AB")
-        torch.testing.assert_close(many[B] @ many[A], one[B] @ one[A], rtol=1e-6, atol=1e-6)
-
-
-def close(found: Any, expected: Any, where: str = "") -> None:
-    """The same record, its masks exactly and its measures to rounding."""
-    if isinstance(expected, dict):
-        assert list(found) == list(expected), where
-        for key, value in expected.items():
-            close(found[key], value, f"{where}.{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), where
-        for place, value in enumerate(expected):
-            close(found[place], value, f"{where}[{place}]")
-    elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6), where
-    else:
-        assert found == expected, where
+    for rank, one in enumerate(together):
+        same_record(one, {**alone, "size": size, "peak": one["peak"]})
+        found = load_file(runs / f"{way}-{size}-{rank}.safetensors")
+        expected = load_file(runs / f"{way}-1-0.safetensors")
+        same_updates(found, expected)
+    same_updates(load_file(runs / f"{way}-{size}" / "adapter_model.safetensors"), expected)
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way not in ("default", "sum", "weights", "lego", "dora")])
@@ -217,7 +203,8 @@ def test_what_fails_in_one_process_fails_in_all(experts: Path, tmp_path: Path) -
     launch(FAILING, 2, tmp_path, str(experts))
     first, second = (json.loads((tmp_path / f"failing-{rank}.json").read_text()) for rank in range(2))
     assert isinstance(first["well"][0], float)
-    assert first["well"] == second["well"] == first["again"] == second["again"]
+    for one in (second["well"], first["again"], second["again"]):
+        same_record(one, first["well"])
     assert first["absent"] == second["absent"]
     assert first["absent"][0] in ("AdapterError", "HubError")
     for way, tensor in (("factors", "lora_B"), ("rows", "up_proj.weight")):
@@ -243,7 +230,7 @@ def test_launchers_start_the_command_line(launcher: str, experts: Path, tmp_path
     launch += ["-m", "samerge", "merge", "--base", str(experts / "base")]
     launch += [f"--adapter={experts / name}" for name in ("a", "b")]
     launch += ["--method", "saliency", "--iterations", "2", "--out", str(out), "--json"]
-    done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, *launch], capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     assert (out / "adapter_model.safetensors").is_file()
     assert json.loads(done.stdout)["out"] == str(out)  # one process speaks

@@ -50,8 +50,10 @@ def test_the_sum_itself_is_computed_in_float32(bench, dtype) -> None:
     folders = adapters(lab, dtype, dtype)
     rounded, exact = lab.merge(*folders), lab.merge(*folders, dtype="float32")
     for name, factors in exact.factors.items():
-        assert torch.equal(factors.A.to(dtype), rounded.factors[name].A)
-        assert torch.equal(factors.B.to(dtype), rounded.factors[name].B)
+        assert rounded.factors[name].A.dtype == rounded.factors[name].B.dtype == dtype
+        half = torch.finfo(dtype).eps / 2 * (1 + 1e-2)  # what the sum is off by itself, from run to run, is far below
+        torch.testing.assert_close(rounded.factors[name].A.float(), factors.A, rtol=half, atol=1e-6)
+        torch.testing.assert_close(rounded.factors[name].B.float(), factors.B, rtol=half, atol=1e-6)
     with quiet():
         expected = output(lab.with_adapters(*folders))
         close(output(lab.reloaded(exact)), expected)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -62,10 +61,11 @@ def test_runs_side_by_side_leave_each_other_alone(tmp_path):
 
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
     code = (
-        "import sys, time; from samerge.saliency.work_folder import WorkFolder; w = WorkFolder(sys.argv[1]);"
-        "(w.path / 'x').write_text('x'); print(w.path, flush=True); time.sleep(60)"
+        "import sys; from samerge.saliency.work_folder import WorkFolder; w = WorkFolder(sys.argv[1]);"
+        "(w.path / 'x').write_text('x'); print(w.path, flush=True); sys.stdin.read()"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], text=True, **pipes)
     with child:
         left = child.stdout.readline().strip()
         living = WorkFolder(tmp_path)
@@ -89,7 +89,5 @@ def test_a_folder_that_cannot_be(tmp_path):
 
 def test_the_folder_is_removed_at_the_end_of_python(tmp_path):
     code = "import sys; from samerge.saliency.work_folder import WorkFolder; w = WorkFolder(sys.argv[1]); sys.exit(3)"
-    start = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 3
     assert list(tmp_path.iterdir()) == []
-    assert time.monotonic() - start < 60
