@@ -5,16 +5,20 @@
 # make clean   remove what the above have made
 #
 # PYTHON=python3.12          another interpreter (3.10 or later)
+# JOBS=2                     processes that share the tests; 0 for none beside pytest itself
 # VENV=../env               another place for the environment
 # CONSTRAINTS=               plain torch, with CUDA on Linux, instead of the CPU build
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 CONSTRAINTS ?= constraints-cpu.txt
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# A file stays whole, for its fixtures; files in order, so that the many short ones of src/ fill up what is left.
+SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
 .PHONY: demo test test-benchmarks check clean
@@ -23,10 +27,10 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test-ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SHARED)
 
 test-benchmarks: $(VENV)/.test-ready
-	$(BIN)/python -m pytest benchmarks/tests
+	$(BIN)/python -m pytest $(SHARED) benchmarks/tests
 
 check: $(VENV)/.check-ready
 	$(BIN)/ruff check

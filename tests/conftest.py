@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
+# One thread for each process of the tests, those that they start included: several processes share the cores, and sums
+# of one thread come out alike on machines with more cores or fewer. Before torch is imported, which reads it once.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
+import torch
 from hypothesis import settings
 from tiny import SPECIES, Beast, make
 
 # Derandomised: the same examples on every run, so that a red test stays red until it is mended.
 settings.register_profile("samerge", deadline=None, max_examples=20, derandomize=True, database=None)
 settings.load_profile("samerge")
+
+
+torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:

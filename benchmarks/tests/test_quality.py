@@ -5,32 +5,28 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from evidence.collect import mark
+from evidence.page import render
+from evidence.prize import prize
+from evidence.runs import foretold, norm_scales, settings
+from evidence.scale import regrets
+from evidence.scores import interval, pack, resampled, score, spearman, unpack
+from evidence.shares import ranks, shared
+from evidence.store import dump, load
+from evidence.table import FAMILIES, Family
 from peft import PeftModel
+from suites.base import LiveWeights, Update, divide, single
 
 import samerge
+from samerge.linalg.truncation import truncate
+from samerge.methods import entry
+from samerge.methods.chain import chain
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from evidence.collect import mark  # noqa: E402
-from evidence.page import render  # noqa: E402
-from evidence.prize import prize  # noqa: E402
-from evidence.runs import foretold, norm_scales, settings  # noqa: E402
-from evidence.scale import regrets  # noqa: E402
-from evidence.scores import interval, pack, resampled, score, spearman, unpack  # noqa: E402
-from evidence.shares import ranks, shared  # noqa: E402
-from evidence.store import dump, load  # noqa: E402
-from evidence.table import FAMILIES, Family  # noqa: E402
-from suites.base import LiveWeights, Update, divide, single  # noqa: E402
-
-from samerge.linalg.truncation import truncate  # noqa: E402
-from samerge.methods import entry  # noqa: E402
-from samerge.methods.chain import chain  # noqa: E402
 
 
 def answers(seed: int, sizes=(11, 30), rate: float = 0.6) -> dict[str, torch.Tensor]:

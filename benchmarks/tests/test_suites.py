@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,18 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from suites import dinov2, images, smollm2, texts
+from suites.base import DTYPE_VARIABLE, LiveWeights, Update, computing_dtype, precision_of
+from suites.training import shuffled, train_lora
+from suites.vision import SIDE, Head, first_of_each, prepared
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from samerge.adapters.layouts import Layout
 from samerge.linalg.factors import LoraFactors
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from suites import dinov2, images, smollm2, texts  # noqa: E402
-from suites.base import DTYPE_VARIABLE, LiveWeights, Update, computing_dtype, precision_of  # noqa: E402
-from suites.training import shuffled, train_lora  # noqa: E402
-from suites.vision import SIDE, Head, first_of_each, prepared  # noqa: E402
 
 
 class Letters:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from pathlib import Path
 
+import figures
+import full
+import modes
+import peft_tests
+import processes
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import figures  # noqa: E402
-import full  # noqa: E402
-import modes  # noqa: E402
-import peft_tests  # noqa: E402
-import processes  # noqa: E402
-import signs  # noqa: E402
-import speed  # noqa: E402
-import tables  # noqa: E402
-import traffic  # noqa: E402
+import signs
+import speed
+import tables
+import traffic
 
 
 def results(name: str):
