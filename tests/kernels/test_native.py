@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from samerge.linalg.factors import LoraFactors
 from samerge.saliency.kernels import backend, build
 from samerge.saliency.kernels.native import NativeKernel
 from samerge.saliency.kernels.tiles import TorchKernel
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
 RANKS = [*range(21), 33, 64]
 
@@ -176,6 +179,13 @@ def fresh(monkeypatch, tmp_path):
     yield tmp_path / "samerge"
     native.library.cache_clear()
     backend._warn.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _no_wishes(monkeypatch):
+    """Neither a kernel nor a compiler is asked for from outside."""
+    for name in ("SAMERGE_KERNEL", "CC"):
+        monkeypatch.delenv(name, raising=False)
 
 
 CPU = torch.device("cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import subprocess
 import sys
@@ -71,21 +70,17 @@ def test_compiles_to_machine_code(tmp_path, monkeypatch, arch, products, sweep, 
         assert code.tensor_cores == 0  # signs are decided in float32
 
 
-def test_the_choice_on_a_gpu(monkeypatch, caplog):
+def test_the_choice_on_a_gpu(monkeypatch):
+    """Plain torch, unless Triton is asked for."""
     gpu = torch.device("cuda")
+    monkeypatch.delenv("SAMERGE_KERNEL", raising=False)
+    for device, dtype in ((gpu, torch.float32), (gpu, torch.float64), (torch.device("mps"), torch.float32)):
+        assert backend.choose(device, dtype).name == "torch"
+    monkeypatch.setenv("SAMERGE_KERNEL", "triton-bf16x3")
     if importlib.util.find_spec("triton"):
-        assert backend.choose(gpu, torch.float32).name == "triton"
-        monkeypatch.setenv("SAMERGE_KERNEL", "triton-bf16x3")
         assert backend.choose(gpu, torch.float32).name == "triton-bf16x3"
-        with pytest.raises(KernelError, match="triton-bf16x3 computes in float32 on cuda, not in float32 on mps"):
-            backend.choose(torch.device("mps"), torch.float32)
-        monkeypatch.delenv("SAMERGE_KERNEL")
-    assert backend.choose(gpu, torch.float64).name == "torch"
-    assert backend.choose(torch.device("mps"), torch.float32).name == "torch"
+    with pytest.raises(KernelError, match="triton-bf16x3 computes in float32 on cuda, not in float32 on mps"):
+        backend.choose(torch.device("mps"), torch.float32)
     monkeypatch.setattr(backend, "find_spec", lambda name: None)
-    with caplog.at_level(logging.WARNING, "samerge"):
-        assert backend.choose(gpu, torch.float32).name == "torch"
-    assert "without the triton kernel: Triton is not installed" in caplog.text
-    monkeypatch.setenv("SAMERGE_KERNEL", "triton")
-    with pytest.raises(KernelError, match="SAMERGE_KERNEL=triton, and the kernel cannot be had"):
+    with pytest.raises(KernelError, match="SAMERGE_KERNEL=triton-bf16x3, and the kernel cannot be had: Triton is not"):
         backend.choose(gpu, torch.float32)
