@@ -9,7 +9,8 @@ from samerge.adapters.model import Extras, Load, TokenRows
 from samerge.errors import AdapterError
 
 _TOKENS = ".token_adapter.trainable_tokens_delta"
-_INSIDE = frozenset({"base_layer", "original_module", "token_adapter", "modules_to_save"})
+#: Components that PEFT's wrappers put into the names of what they wrap.
+INSIDE = frozenset({"base_layer", "original_module", "token_adapter", "modules_to_save"})
 
 
 def extras_of(
@@ -33,7 +34,7 @@ def extras_of(
     unknown = []
     for name, key in others.items():
         parts = name.split(".")
-        plain = ".".join(part for part in parts if part not in _INSIDE)
+        plain = ".".join(part for part in parts if part not in INSIDE)
         if name.endswith(_TOKENS):
             embedding = name.removesuffix(_TOKENS)
             tokens[embedding] = TokenRows(token_indices(config, embedding), read(key))

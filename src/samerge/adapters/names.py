@@ -48,7 +48,9 @@ def plain_name(key: str) -> str:
     name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
     if name.startswith(f"module.{_PREFIX}"):
         name = name.removeprefix("module.")
-    return name.removeprefix(_PREFIX)
+    while name.startswith(_PREFIX):  # several times for a PeftModel that was put into a PeftModel
+        name = name.removeprefix(_PREFIX)
+    return name
 
 
 def sort_keys(adapter: str, keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:

@@ -7,7 +7,7 @@ present for each type of module, `target_modules` sorted.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -86,33 +86,19 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def siblings(found: Mapping[str, str], stems: Iterable[str]) -> dict[str, str]:
-    """Modules of the same types as the adapted ones, in the layers that no expert adapts.
+def siblings(adapted: Collection[str], stems: Iterable[str]) -> list[str]:
+    """Modules of the same types as the adapted ones, in the layers that no adapter adapts, sorted.
 
     Args:
-        found: adapted module name -> name of its weight in the base, without `.weight`.
-        stems: all weights of the base, without `.weight`.
-
-    Returns:
-        Missing module name -> name of its weight in the base, named as the adapters name theirs.
+        adapted: names of the adapted modules.
+        stems: names of all modules of the base, as the adapted ones are named.
 
     Example:
-        >>> siblings({"layers.0.q": "model.layers.0.q"}, ["model.layers.0.q", "model.layers.1.q", "model.layers.1.k"])
-        {'layers.1.q': 'model.layers.1.q'}
+        >>> siblings(["layers.0.q"], ["layers.0.q", "layers.1.q", "layers.1.k"])
+        ['layers.1.q']
     """
-    rename: dict[str, tuple[str, str]] = {}
-    for module, stem in sorted(found.items()):
-        length = _common_tail(module, stem)
-        rename.setdefault(module_type(stem), (module[: len(module) - length], stem[: len(stem) - length]))
-    taken = set(found.values())
-    missing = {}
-    for stem in sorted(stems):
-        if stem in taken or module_type(stem) not in rename:
-            continue
-        ours, theirs = rename[module_type(stem)]
-        if stem.startswith(theirs):
-            missing[ours + stem[len(theirs) :]] = stem
-    return missing
+    types = {module_type(module) for module in adapted}
+    return sorted(stem for stem in stems if stem not in adapted and module_type(stem) in types)
 
 
 def target_modules(adapted: Collection[str], others: Collection[str]) -> list[str]:
@@ -142,10 +128,3 @@ def _tails(module: str) -> list[str]:
     """The dotted endings of a name, shortest first, itself last."""
     parts = module.split(".")
     return [".".join(parts[cut:]) for cut in range(len(parts) - 1, -1, -1)]
-
-
-def _common_tail(a: str, b: str) -> int:
-    length = 0
-    while length < min(len(a), len(b)) and a[-1 - length] == b[-1 - length]:
-        length += 1
-    return length

@@ -23,7 +23,7 @@ from samerge.adapters.settings import readable
 from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeError
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.architecture import base_graph
-from samerge.merging.alignment.views import view_for
+from samerge.merging.alignment.spelling import together
 from samerge.merging.conversion.dora import check_dora
 from samerge.merging.inputs import open_base
 from samerge.merging.trained_parts import check_extras
@@ -159,22 +159,25 @@ def _against(adapter: Adapter, source: WeightSource | None, base: object) -> tup
     problems: list[str] = []
     notes: list[str] = []
     missing: list[str] = []
+    seen = source
+    try:
+        one = together([adapter], source, base if isinstance(base, nn.Module) else None)
+        [adapter], seen = one.adapters, one.source
+        notes += one.notes
+        sites = assemble.align([adapter], seen)
+        missing = sorted(assemble.missing_layers(sites, seen))
+    except (AdapterError, BaseModelError) as error:
+        problems.append(str(error))
     for refuse in (check_dora, check_extras):
         try:
-            refuse([adapter], None, source)
+            refuse([adapter], None, seen)
         except SamergeError as error:
             problems.append(str(error))
-    if source is not None:
+    if seen is not None and source is not None:
         try:
-            seen = view_for(source, [adapter], base if isinstance(base, nn.Module) else None)
-            sites = assemble.align([adapter], seen)
-            missing = sorted(assemble.missing_layers(sites, seen))
-            try:
-                base_graph(seen)
-            except GraphError as error:
-                notes.append(f"merging by saliency needs connectivity='local' or a flow graph of your own: {error}")
-        except (AdapterError, BaseModelError) as error:
-            problems.append(str(error))
+            base_graph(seen)
+        except GraphError as error:
+            notes.append(f"merging by saliency needs connectivity='local' or a flow graph of your own: {error}")
         own = adapter.config.get("base_model_name_or_path")
         if own and PurePath(str(own)).name.lower() != PurePath(source.name).name.lower():
             notes.append(f"it names another base model, {own}")

@@ -44,6 +44,7 @@ class Finisher:
         begun: the method, at work.
         dora_lost: what the conversion of DoRA modules lost, by module and adapter.
         undiagnosed: why the merge is not compared with its adapters; empty where it is.
+        notes: what was done to bring them together.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class Finisher:
         begun: Begun,
         dora_lost: Mapping[str, Mapping[str, float]] | None = None,
         undiagnosed: str = "",
+        notes: Sequence[str] = (),
     ) -> None:
         self.problem, self.experts, self.planned, self.begun = problem, experts, planned, begun
-        self.dora_lost, self.undiagnosed = dora_lost or {}, undiagnosed
+        self.dora_lost, self.undiagnosed, self.notes = dora_lost or {}, undiagnosed, notes
         self.dtype = dtype_of(planned.common.dtype) or widest(expert.dtype for expert in self._active())
         self.limit = problem.limit or (None if planned.method.exact else problem.rank)
         self.scales = self._by_depth()
@@ -122,6 +124,7 @@ class Finisher:
         diagnostics = {"absent": self.undiagnosed} if self.undiagnosed else summary(layers, active)
         warnings = [
             *([planned.note] if planned.note else []),
+            *self.notes,
             *self.begun.notes,
             *_warnings(problem, self.experts, layers, planned),
             *beside.warnings,

@@ -17,7 +17,7 @@ from samerge.errors import GraphError, OptionError
 from samerge.graph import FlowGraph
 from samerge.linalg.factors import norm
 from samerge.merging.alignment import assemble
-from samerge.merging.alignment.views import view_for
+from samerge.merging.alignment.spelling import Together, together
 from samerge.merging.conversion.dora import check_dora, converted
 from samerge.merging.finish import Finisher
 from samerge.merging.inputs import AdapterLike, device_of, open_adapters, open_base, weights_of
@@ -143,18 +143,22 @@ def merge_opened(
         names = [expert.name for expert in experts]
         rule = planned.weights if isinstance(planned.weights, str) and planned.weights in WEIGHT_RULES else None
         values = weights_of(None if rule else planned.weights, names, rules=WEIGHT_RULES)
-        active = [expert for expert, weight in zip(experts, values, strict=True) if weight != 0]
 
-        def aligned() -> tuple[WeightSource | None, tuple[Site, ...], torch.device]:
+        def aligned() -> tuple[Together, tuple[Site, ...], torch.device]:
             device = device_of(common.device, getattr(source, "device", "cpu"))
             live = base if isinstance(base, nn.Module) else None
-            view = None if source is None else view_for(source, experts, live)
-            check_dora(active, common.dora, view)
-            check_extras(active, common.modules_to_save, view)
-            return view, tuple(assemble.align(experts, view)), device
+            # Those of weight 0 are left out, but where all weigh 0, so that the merge can say so.
+            one = together([e for e, w in zip(experts, values, strict=True) if w or not any(values)], source, live)
+            check_dora(one.adapters, common.dora, one.source)
+            check_extras(one.adapters, common.modules_to_save, one.source)
+            taking_part = {adapter.name: adapter for adapter in one.adapters}
+            placed = [taking_part.get(expert.name, replace(expert, modules={})) for expert in experts]
+            return one, assemble.align(placed, one.source), device
 
-        view, sites, device = group().together(aligned)
-        sites = _of_weight(sites, values)
+        spelled, sites, device = group().together(aligned)
+        view = spelled.source
+        taking_part = {adapter.name: adapter for adapter in spelled.adapters}
+        experts = [taking_part.get(expert.name, expert) for expert in experts]
         planned, graph = _graph(planned, sites, view)
         if planned.note:
             logging.getLogger("samerge").info("%s", planned.note)
@@ -179,7 +183,7 @@ def merge_opened(
     if rule:
         problem = replace(problem, weights=nan_weights(problem))
     begun = group().together(lambda: planned.method.begin(problem, planned.own))
-    finisher = Finisher(problem, experts, planned, begun, dora_lost)
+    finisher = Finisher(problem, experts, planned, begun, dora_lost, notes=spelled.notes)
 
     def layers() -> None:
         for site in iterate(problem, "merging"):
@@ -190,14 +194,6 @@ def merge_opened(
     group().together(layers)
     with bars.task("finishing", 1):
         return finisher.done()
-
-
-def _of_weight(sites: tuple[Site, ...], weights: Sequence[float]) -> tuple[Site, ...]:
-    """The sites without the adapters of weight 0; as they are where all weigh 0, so that the merge can say so."""
-    if not any(weights):
-        return sites
-    active = [replace(s, experts={n: one for n, one in s.experts.items() if weights[n] != 0}) for s in sites]
-    return tuple(site for site in active if site.experts)
 
 
 def _shared_out(sites: tuple[Site, ...]) -> tuple[Site, ...]:

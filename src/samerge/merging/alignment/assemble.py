@@ -7,12 +7,11 @@ from dataclasses import replace
 
 from samerge.adapters import AdaptedModule, Adapter
 from samerge.adapters.layouts import Layout, expert_of
-from samerge.adapters.servable import siblings
+from samerge.adapters.servable import module_type, siblings
 from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.widths import local_graph
 from samerge.merging.alignment.architecture import base_graph
-from samerge.merging.alignment.matching import match_modules
 from samerge.methods.problem import Site
 from samerge.weights import WeightSource, matrix_shape
 
@@ -28,44 +27,36 @@ _CONV1D_NAMES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Site, ...]:
     """The union of the adapted modules, sorted by name, each with the adapters that have it.
 
-    Modules that mean the same weight of the base are one site, also where adapters name them differently (trained on
-    different wrappers of the base); the first adapter's name stands.
-
     Args:
-        adapters: the experts, in order.
+        adapters: the adapters, in order, under one spelling with the base (`alignment.spelling`).
         source: the base; without one, names alone decide.
 
     Raises:
         BaseModelError: an adapter does not fit the base, or two adapters do not fit each other.
     """
-    names: dict[str, str] = {}  # weight key -> the module's name in the merged adapter
     found: dict[str, dict[int, AdaptedModule]] = {}
+    keys: dict[str, str] = {}
     for n, adapter in enumerate(adapters):
-        keys = _keys(adapter, source)
+        own = _keys(adapter, source)
+        keys.update(own)
         for module, adapted in adapter.modules.items():
             if source is not None:
-                adapted = _fitted(adapter.name, module, adapted, expert_of(keys[module])[0], source)
-            key = names.setdefault(keys[module], module)
-            others = found.setdefault(key, {})
-            for m, other in others.items():
-                if other.shape != adapted.shape or not _alike(other.layout, adapted.layout, source):
+                adapted = _fitted(adapter.name, module, adapted, expert_of(own[module])[0], source)
+            others = found.setdefault(module, {})
+            for m, first in others.items():
+                if first.shape != adapted.shape or not _alike(first.layout, adapted.layout, source):
                     raise BaseModelError(
                         f"module {module!r} does not match between adapters: {adapters[m].name!r} updates "
-                        f"{other.shape} ({other.layout.kind}), {adapter.name!r} updates {adapted.shape} "
+                        f"{first.shape} ({first.layout.kind}), {adapter.name!r} updates {adapted.shape} "
                         f"({adapted.layout.kind}); they are adapters of different base models"
                     )
+                break  # the others are like the first
             others[n] = adapted
-    keys = {module: key for key, module in names.items()}
-    return tuple(
-        Site(
-            module,
-            keys[module] if source is not None else None,
-            next(iter(found[module].values())).layout,
-            next(iter(found[module].values())).shape,
-            found[module],
-        )
-        for module in sorted(found)
-    )
+    sites = []
+    for module, experts in sorted(found.items()):
+        one = next(iter(experts.values()))
+        sites.append(Site(module, None if source is None else keys[module], one.layout, one.shape, experts))
+    return tuple(sites)
 
 
 def flow_graph(sites: Sequence[Site], source: WeightSource, connectivity: str | FlowGraph, residual: bool) -> FlowGraph:
@@ -103,38 +94,38 @@ def missing_layers(sites: Sequence[Site], source: WeightSource | None) -> dict[s
     if source is None:
         return {}
     stems = {tensor.removesuffix(".weight"): tensor for tensor, shape in source.shapes.items() if len(shape) >= 2}
-    like: dict[str, Site] = {}  # stem of a weight -> the first site that updates it
-    found: dict[str, str] = {}
+    like: dict[str, Site] = {}  # type of module -> the first site of it
     for site in sites:
-        stem = _stem(site.key or "")
-        like.setdefault(stem, site)
-        found.setdefault(expert_of(site.module)[0].removesuffix(".weight"), stem)
-    by_name = {module: like[stem] for module, stem in found.items()}
+        like.setdefault(module_type(_stem(site.module)), site)
     result = {}
-    for module, stem in siblings(found, stems).items():
-        tail = module.rsplit(".", 1)[-1]
-        site = next((s for name, s in by_name.items() if name.rsplit(".", 1)[-1] == tail), sites[0])
+    for stem in siblings({_stem(site.module) for site in sites}, stems):
+        site = like[module_type(stem)]
         shape = source.shapes[stems[stem]]
         experts = shape[0] if site.layout.experts else None
         rows, columns = matrix_shape(shape, None if experts is None else 0)
         sides = (columns, rows) if site.layout.transposed else (rows, columns)
-        full = f"{module}.weight" if site.module.endswith(".weight") else module
+        full = f"{stem}.weight" if site.module.endswith(".weight") else stem
         for name in [full] if experts is None else [f"{full}[{e}]" for e in range(experts)]:
             result[name] = (site, sides)
     return result
 
 
 def _keys(adapter: Adapter, source: WeightSource | None) -> dict[str, str]:
-    """For each module of an adapter its weight key; without a base, its own name."""
+    """For each module of an adapter its weight key, under its own name in the base; without one, its name."""
     if source is None:
         return {module: module for module in adapter.modules}
-    stems = {module: expert_of(module) for module in adapter.modules}
-    tensors = match_modules(adapter.name, dict.fromkeys(stem for stem, _ in stems.values()), source.shapes, source.name)
     keys = {}
-    for module, (stem, expert) in stems.items():
-        if expert is None and adapter.modules[module].layout.kind == "parameter":
-            expert = 0 if len(source.shapes[tensors[stem]]) == 3 else None  # a stack of one
-        keys[module] = tensors[stem] if expert is None else f"{tensors[stem]}[{expert}]"
+    for module, adapted in adapter.modules.items():
+        stem, expert = expert_of(module)
+        tensor = next((name for name in (f"{stem}.weight", stem) if name in source.shapes), None)
+        if tensor is None:
+            raise BaseModelError(
+                f"adapter {adapter.name!r} does not fit the base model {source.name!r}: its module {module!r} has no "
+                f"weight there. Is it an adapter of another base model?"
+            )
+        if expert is None and adapted.layout.kind == "parameter":
+            expert = 0 if len(source.shapes[tensor]) == 3 else None  # a stack of one
+        keys[module] = tensor if expert is None else f"{tensor}[{expert}]"
     return keys
 
 

@@ -24,7 +24,8 @@ from samerge.weights import WeightSource
 _PIECE = re.compile(
     r"^(?P<owner>.+\.experts)\.(?P<expert>\d+)\.(?P<short>w1|w2|w3|gate_proj|up_proj|down_proj)\.weight$"
 )
-_STACKS = {"gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")), "down_proj": (("w2",), ("down_proj",))}
+#: Stack -> the parts of an expert that lie one under the other in it, by either family's names.
+STACKS = {"gate_up_proj": (("w1", "w3"), ("gate_proj", "up_proj")), "down_proj": (("w2",), ("down_proj",))}
 
 
 class FusedSource:
@@ -44,19 +45,19 @@ class FusedSource:
         for tensor in source.shapes:
             match = _PIECE.match(tensor)
             if match is None:
-                self._names[_renamed(tensor)] = tensor
+                self._names[stack_owner(tensor)] = tensor
             else:
                 experts = owners.setdefault(match["owner"], {})
                 experts.setdefault(int(match["expert"]), {})[match["short"]] = tensor
         for owner, experts in owners.items():
-            for stack, choices in _STACKS.items():
+            for stack, choices in STACKS.items():
                 pieces = next((c for c in choices if set(c) <= set(experts.get(0, {}))), None)
                 if pieces is None or any(not set(pieces) <= set(experts.get(e, {})) for e in range(len(experts))):
                     raise BaseModelError(
                         f"reading the base model {self.name!r}: the experts under {owner!r} are not complete, so "
                         f"they make no {stack!r}; is a shard missing?"
                     )
-                self._pieces[f"{_renamed(owner)}.{stack}"] = [
+                self._pieces[f"{stack_owner(owner)}.{stack}"] = [
                     [experts[e][piece] for piece in pieces] for e in range(len(experts))
                 ]
         self.shapes: Mapping[str, tuple[int, ...]] = dict(
@@ -102,5 +103,17 @@ class FusedSource:
         return (len(experts), rows, *self.source.shapes[experts[0][0]][1:])
 
 
-def _renamed(name: str) -> str:
+def piece_of(module: str) -> tuple[str, int, str] | None:
+    """The experts that a module of a single expert belongs to, its number, and its own name.
+
+    Example:
+        >>> piece_of("model.layers.0.mlp.experts.7.up_proj")
+        ('model.layers.0.mlp.experts', 7, 'up_proj')
+    """
+    match = _PIECE.match(f"{module}.weight")
+    return None if match is None else (match["owner"], int(match["expert"]), match["short"])
+
+
+def stack_owner(name: str) -> str:
+    """A name in the spelling that transformers has for stacked experts."""
     return name.replace(".block_sparse_moe.", ".mlp.")

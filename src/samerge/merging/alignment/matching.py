@@ -42,7 +42,7 @@ class Names:
             parts = stem.split(".")
             for cut in range(1, len(parts)):
                 self.tails.setdefault(".".join(parts[cut:]), []).append(stem)
-            self.bare.setdefault(_bare(stem), []).append(stem)
+            self.bare.setdefault(bare(stem), []).append(stem)
 
     def find(self, name: str) -> list[str]:
         """The tensors that a name can mean: one where it fits, several where it is ambiguous, none otherwise."""
@@ -56,7 +56,7 @@ class Names:
             shorter = ".".join(parts[cut:])
             if shorter in self.plain and "." in shorter:
                 return [shorter]
-        return self.tails.get(name) or self.bare.get(_bare(name)) or []
+        return self.tails.get(name) or self.bare.get(bare(name)) or []
 
     def nearest(self, name: str) -> list[str]:
         """The most similar names, for messages."""
@@ -94,13 +94,24 @@ def match_modules(
         raise BaseModelError(
             f"adapter {adapter!r} does not fit the base model {base!r}: {listed}{more}. {_way_on(missing[0][0])}"
         )
-    twice = _twice(found)
-    if twice:
-        raise BaseModelError(
-            f"adapter {adapter!r} does not fit the base model {base!r}: its modules {twice[0]!r} and {twice[1]!r} both "
-            f"fit {found[twice[0]]!r} there. Is it an adapter of another base model?"
-        )
+    refuse_doubles(adapter, found, base)
     return found
+
+
+def refuse_doubles(adapter: str, found: Mapping[str, str], base: str) -> None:
+    """Refuse two modules of an adapter that mean the same weight.
+
+    Raises:
+        BaseModelError: names both.
+    """
+    seen: dict[str, str] = {}
+    for module, tensor in found.items():
+        if tensor in seen:
+            raise BaseModelError(
+                f"adapter {adapter!r} does not fit the base model {base!r}: its modules {seen[tensor]!r} and "
+                f"{module!r} both fit {tensor!r} there. Is it an adapter of another base model?"
+            )
+        seen[tensor] = module
 
 
 def _shown(module: str, candidates: list[str], names: Names) -> str:
@@ -118,16 +129,8 @@ def _way_on(module: str) -> str:
     return "Is it an adapter of another base model?"
 
 
-def _twice(found: Mapping[str, str]) -> tuple[str, str] | None:
-    seen: dict[str, str] = {}
-    for module, tensor in found.items():
-        if tensor in seen:
-            return seen[tensor], module
-        seen[tensor] = module
-    return None
-
-
-def _bare(stem: str) -> str:
+def bare(stem: str) -> str:
+    """A name without the `model` and `language_model` that it begins with."""
     parts = stem.split(".")
     while len(parts) > 1 and parts[0] in _CONTAINERS:
         parts = parts[1:]

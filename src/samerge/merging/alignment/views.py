@@ -1,26 +1,18 @@
-"""Views of a base model that make its names those of the adapters: tied weights, replicated layers, fused experts."""
+"""A base model under other names: renamed, with tied weights, with its layers replicated."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from samerge.adapters import Adapter
-from samerge.adapters.layouts import expert_of
-from samerge.adapters.names import plain_name
 from samerge.errors import AdapterError, BaseModelError
-from samerge.merging.alignment.fused import FusedSource
-from samerge.merging.alignment.matching import Names
-from samerge.merging.alignment.renamed import names_in_memory
-from samerge.weights import WeightSource, unwrap
+from samerge.weights import WeightSource
 
-#: Input embeddings, to which output heads may be tied, by the end of their names.
-_EMBEDDINGS = ("embed_tokens", "wte", "shared", "word_embeddings", "embed_in", "tok_embeddings")
-_HEADS = ("lm_head", "embed_out", "output")
 _LAYER = re.compile(r"^(?P<stack>(?:.*\.)?(?:layers|h|encoder\.layer))\.(?P<number>\d+)\.(?P<rest>.+)$")
 
 
@@ -48,33 +40,6 @@ class RenamedSource:
         return self.source.read(self._names[tensor], start, stop, expert)
 
 
-def view_for(source: WeightSource, adapters: Sequence[Adapter], model: nn.Module | None) -> WeightSource:
-    """The base as these adapters see it.
-
-    Args:
-        source: the base.
-        adapters: the experts.
-        model: the live model that the source reads, if it is one.
-
-    Raises:
-        AdapterError: the adapters do not agree on how layers are replicated.
-        BaseModelError: layers cannot be replicated, or experts are incomplete.
-    """
-    if model is not None:
-        source = _with_aliases(source, _shared_names(model, source))
-    layer_map = replication(adapters)
-    configs: Mapping[str, Any] = getattr(model, "peft_config", {})
-    done = any(getattr(config, "layer_replication", None) for config in configs.values())  # by PEFT, on a live model
-    if layer_map is not None and not done:
-        source = _replicated(source, layer_map)
-    if any(module.layout.kind == "parameter" for adapter in adapters for module in adapter.modules.values()):
-        fused = FusedSource(source)
-        source = fused if fused.stacks else source
-    modules = {expert_of(module)[0] for adapter in adapters for module in adapter.modules}
-    source = _with_aliases(source, _tied_heads(source, modules))
-    return source if model is not None else _as_in_memory(source, modules)
-
-
 def replication(adapters: Sequence[Adapter]) -> list[tuple[int, int]] | None:
     """The `layer_replication` of the adapters, on which they have to agree; None when there is none.
 
@@ -96,51 +61,20 @@ def replication(adapters: Sequence[Adapter]) -> list[tuple[int, int]] | None:
     return plain[first]
 
 
-def _as_in_memory(source: WeightSource, modules: set[str]) -> WeightSource:
-    """The source under the names that transformers loads it by, where more of the modules have those names."""
-
-    def unmatched(tensors: Iterable[str]) -> int:
-        names = Names(tensors)
-        return sum(len(names.find(module)) != 1 for module in modules)
-
-    missing = unmatched(source.shapes)
-    names = names_in_memory(source) if missing else None
-    return RenamedSource(source, names) if names and unmatched(names) < missing else source
-
-
-def _with_aliases(source: WeightSource, aliases: Mapping[str, str]) -> WeightSource:
+def with_aliases(source: WeightSource, aliases: Mapping[str, str]) -> WeightSource:
+    """The source with more names for some of its tensors, which it lacks: tied heads."""
+    aliases = {alias: name for alias, name in aliases.items() if name in source.shapes and alias not in source.shapes}
     if not aliases:
         return source
     return RenamedSource(source, {**{name: name for name in source.shapes}, **aliases})
 
 
-def _shared_names(model: nn.Module, source: WeightSource) -> dict[str, str]:
-    """Names of parameters that are another parameter of the model: tied heads, replicated layers."""
-    first: dict[int, str] = {}
-    aliases = {}
-    for name, parameter in unwrap(model).named_parameters(remove_duplicate=False):
-        parts = plain_name(name).split(".")
-        plain = ".".join(part for part in parts if part not in ("base_layer", "original_module"))
-        if plain in source.shapes:
-            first.setdefault(id(parameter), plain)
-        elif id(parameter) in first:
-            aliases[plain] = first[id(parameter)]
-    return aliases
+def replicated(source: WeightSource, layer_map: Sequence[tuple[int, int]]) -> WeightSource:
+    """The base with its layers repeated as `layer_replication` says, sharing their weights.
 
-
-def _tied_heads(source: WeightSource, modules: set[str]) -> dict[str, str]:
-    """Output heads that adapters name and the checkpoint lacks, because they are the input embedding."""
-    heads = {module for module in modules if module.rpartition(".")[2] in _HEADS}
-    known = {tensor.removesuffix(".weight") for tensor in source.shapes}
-    heads = {head for head in heads if not any(stem == head or stem.endswith(f".{head}") for stem in known)}
-    inputs = [stem for stem in known if stem.rpartition(".")[2] in _EMBEDDINGS]
-    if not heads or len(inputs) != 1 or source.config.get("tie_word_embeddings") is False:
-        return {}
-    return {f"{head}.weight": f"{inputs[0]}.weight" for head in heads}
-
-
-def _replicated(source: WeightSource, layer_map: Sequence[tuple[int, int]]) -> WeightSource:
-    """The base with its layers repeated as `layer_replication` says, sharing their weights."""
+    Raises:
+        BaseModelError: layers cannot be replicated.
+    """
     order = [number for start, stop in layer_map for number in range(start, stop)]
     stacks: dict[str, dict[int, dict[str, str]]] = {}
     names = {}

@@ -16,7 +16,7 @@ from samerge.errors import OptionError
 from samerge.linalg.triplets import singular
 from samerge.linalg.truncation import truncate
 from samerge.merging.alignment import assemble
-from samerge.merging.alignment.views import view_for
+from samerge.merging.alignment.spelling import together
 from samerge.merging.conversion.dora import check_dora, converted
 from samerge.merging.finish import Finisher
 from samerge.merging.inputs import AdapterLike, open_adapters, open_base
@@ -122,9 +122,9 @@ def compress_adapter(
     bars = Progress(progress)
     with bars.task("reading", 1):
         [opened] = open_adapters(base, [adapter])
-        source = open_base(base, required=False)
-        if source is not None:
-            source = view_for(source, [opened], base if isinstance(base, nn.Module) else None)
+        live = base if isinstance(base, nn.Module) else None
+        spelled = together([opened], open_base(base, required=False), live)
+        [opened], source = spelled.adapters, spelled.source
         check_dora([opened], dora, source)
         check_extras([opened], kept, source)
     result = _compressed(opened, source, size, planned, bars)

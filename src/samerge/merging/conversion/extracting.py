@@ -19,7 +19,7 @@ from samerge.linalg.factors import LoraFactors
 from samerge.linalg.randomised_svd import truncated_svd
 from samerge.linalg.triplets import singular
 from samerge.merging.alignment.checkpoints import same_names
-from samerge.merging.alignment.renamed import names_in_memory
+from samerge.merging.alignment.memory import in_memory
 from samerge.merging.alignment.views import RenamedSource
 from samerge.merging.conversion.changes import Change, changes
 from samerge.merging.conversion.compressing import Size, alone
@@ -120,8 +120,8 @@ def _open(model: str | Path | nn.Module) -> WeightSource:
     """A model's weights, under the names that they have in memory: adapters are named after those."""
     source = open_base(model, required=True)
     assert source is not None
-    names = None if isinstance(model, nn.Module) else names_in_memory(source)
-    return source if names is None else RenamedSource(source, names)
+    memory = None if isinstance(model, nn.Module) else in_memory(source)
+    return source if memory is None else RenamedSource(source, memory.names)
 
 
 def _called(expert: str | Path | nn.Module) -> str:
