@@ -105,5 +105,5 @@ def test_untied_by_the_configuration_is_not_tied(bench) -> None:
     folder = lab.train("a", target_modules=["lm_head"])
     config = Path(lab.base) / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": False}))
-    with pytest.raises(samerge.BaseModelError, match=r"weight 'lm_head.weight', which .* does not have"):
+    with pytest.raises(samerge.BaseModelError, match="its module 'lm_head' has no weight there"):
         samerge.merge(lab.base, [folder], method="paper")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from samerge.adapters import Adapter, servable
@@ -12,6 +13,7 @@ from samerge.linalg.factors import LoraFactors
 from samerge.merging.alignment.views import replication
 from samerge.merging.targets import targets_of
 from samerge.methods.problem import Problem
+from samerge.weights import WeightSource
 
 #: Tasks for which PEFT trains the model's head with every adapter.
 _WITH_HEAD = frozenset({"SEQ_CLS", "TOKEN_CLS"})
@@ -47,21 +49,40 @@ def settings_of(
 
 
 def strangers_of(problem: Problem, experts: Sequence[Adapter]) -> str | None:
-    """What to say when the adapters name different base models, or another than the one given."""
+    """What to say when the adapters name different base models, or another than the one given.
+
+    A folder of any name may hold a copy of the base that an adapter names, so that only what has a name on the Hub is
+    compared.
+    """
     named: dict[str, list[str]] = {}
     for expert in experts:
         base = expert.config.get("base_model_name_or_path")
         if base:
-            named.setdefault(str(base), []).append(expert.name)
-    ours = problem.source.name if problem.source is not None else None
+            named.setdefault(_short(str(base)), []).append(expert.name)
+    ours = None if problem.source is None else _hub_name(problem.source)
     if ours is not None:
-        known = {ours, str(problem.source.config.get("_name_or_path")) if problem.source else ""}
-        last = {PurePath(name).name.lower() for name in known}
-        named = {base: who for base, who in named.items() if PurePath(base).name.lower() not in last}
-    elif len(named) < 2:
-        named = {}
-    if not named:
+        named = {base: who for base, who in named.items() if base != ours}
+    if len(named) < (2 if ours is None else 1):
         return None
     listed = "; ".join(f"{', '.join(who)} on {base}" for base, who in named.items())
-    what = f"another base than {ours}" if ours else "different bases"
-    return f"by name these adapters were trained on {what}: {listed}. Shapes and modules fit"
+    what = "different bases" if ours is None else f"another base than {ours}"
+    checked = "module names" if problem.source is None else "module names against the base"
+    return (
+        f"by name these adapters were trained on {what}: {listed}. The shapes of their updates and their {checked} "
+        f"fit; whether it is the same model was not checked"
+    )
+
+
+def _short(name: str) -> str:
+    """The last part of a base's name, by which copies are known; of a folder of the Hub's cache, the repository's."""
+    cached = re.search(r"models--(?:.*--)?([^/\\]+)[/\\]snapshots", name)
+    return (cached[1] if cached else PurePath(name).name).lower()
+
+
+def _hub_name(source: WeightSource) -> str | None:
+    """The last part of a base's name on the Hub; None where only the name of a folder is known, or of a class."""
+    said = [source.name, str(source.config.get("_name_or_path") or "")]
+    for name in said:
+        if "models--" in name or (re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists()):
+            return _short(name)
+    return None

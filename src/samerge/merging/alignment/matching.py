@@ -92,7 +92,8 @@ def match_modules(
         listed = "; ".join(_shown(module, candidates, names) for module, candidates in missing[:_SHOWN])
         more = f"; and {len(missing) - _SHOWN} more modules" if len(missing) > _SHOWN else ""
         raise BaseModelError(
-            f"adapter {adapter!r} does not fit the base model {base!r}: {listed}{more}. {_way_on(missing[0][0])}"
+            f"adapter {adapter!r} does not fit the base model {base!r}: {listed}{more}. Is it an adapter of another "
+            "base model?"
         )
     refuse_doubles(adapter, found, base)
     return found
@@ -118,15 +119,6 @@ def _shown(module: str, candidates: list[str], names: Names) -> str:
     if candidates:
         return f"its module {module!r} fits several weights there, {candidates[:3]}"
     return f"its module {module!r} has no weight there (nearest: {names.nearest(module)})"
-
-
-def _way_on(module: str) -> str:
-    if re.search(r"\.experts\.(\w+\.)?\d+(\.|$)", module):
-        return (
-            "It was trained on experts that were modules of their own, as before transformers 5: give the checkpoint's "
-            "folder as the base, whose tensors have these names, or load the adapter with PEFT and save it again"
-        )
-    return "Is it an adapter of another base model?"
 
 
 def bare(stem: str) -> str:

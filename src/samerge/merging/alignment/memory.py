@@ -25,6 +25,9 @@ from samerge.weights import WeightSource, unwrap
 
 logger = logging.getLogger(__name__)
 
+#: How many layers more than tensors a configuration may speak of: such numbers are limits of windows, too.
+_SPARE_LAYERS = 500
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -108,8 +111,8 @@ def _built(source: WeightSource) -> Any:
     import transformers
 
     config = {key: value for key, value in source.config.items() if key not in ("auto_map", "quantization_config")}
-    if _layers(config) > len(source.shapes):
-        return None  # more layers than the checkpoint has tensors: the configuration is not this model's
+    if _layers(config) > len(source.shapes) + _SPARE_LAYERS:
+        return None  # far more layers than the checkpoint has tensors: the configuration is not this model's
     kind: Any = next(
         (getattr(transformers, name) for name in config.get("architectures") or [] if hasattr(transformers, name)), None
     )
