@@ -10,6 +10,7 @@ from samerge.adapters.layouts import Layout, expert_of
 from samerge.adapters.servable import module_type, siblings
 from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, Weight
+from samerge.graph.conv1d import CONV1D_FAMILIES, is_conv1d
 from samerge.graph.widths import local_graph
 from samerge.merging.alignment.architecture import base_graph
 from samerge.methods.problem import Site
@@ -17,11 +18,6 @@ from samerge.weights import WeightSource, matrix_shape
 
 #: Models whose stacked experts are stored (in, out), where a square one does not show it.
 _TRANSPOSED_STACKS = frozenset({"gpt_oss", "openai_privacy_filter", "aria", "aria_text"})
-
-
-#: Models of `transformers.pytorch_utils.Conv1D`, whose weights are (in, out), and the names of such modules.
-_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "gptsan-japanese"})
-_CONV1D_NAMES = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 
 
 def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Site, ...]:
@@ -157,12 +153,12 @@ def _is_transposed(module: str, adapted: AdaptedModule, rows: int, columns: int,
     """
     kind = source.config.get("model_type")
     if rows != columns:
-        may_be = adapted.layout.kind == "parameter" or adapted.layout.transposed or kind in (None, *_CONV1D_MODELS)
+        may_be = adapted.layout.kind == "parameter" or adapted.layout.transposed or kind in (None, *CONV1D_FAMILIES)
         return may_be and adapted.shape == (columns, rows)
     if adapted.layout.kind == "parameter":
         return adapted.layout.transposed or kind in _TRANSPOSED_STACKS
-    if kind in _CONV1D_MODELS:
-        return module.rpartition(".")[2] in _CONV1D_NAMES
+    if kind in CONV1D_FAMILIES:
+        return is_conv1d(kind, module)
     return adapted.layout.transposed
 
 

@@ -10,6 +10,7 @@ from samerge.adapters.config import place
 from samerge.adapters.layouts import Layout
 from samerge.errors import GraphError
 from samerge.graph import Weight
+from samerge.graph.conv1d import is_conv1d
 from samerge.merging.alignment.architecture import base_graph
 from samerge.merging.conversion.changes import Change
 from samerge.weights import WeightSource
@@ -18,9 +19,6 @@ _EMBEDDING = re.compile(
     r"(wte|wpe|shared|relative_attention_bias|tok_embeddings|embed_(tokens|in|positions).*|.*embeddings?)"
 )
 _ROUTER = re.compile(r"(gate|router|classifier)")
-
-#: Families whose linear layers are stored (in, out), where no graph says so.
-_CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
 
 
 @dataclass(frozen=True)
@@ -84,5 +82,4 @@ def _maps(source: WeightSource, tensor: str, edge: Weight | None, embeddings: bo
         return [Candidate(stem, tensor, Layout("embedding", transposed=True))] if embeddings else []
     if _ROUTER.fullmatch(short) and any("expert" in key for key in source.config):
         return []
-    inner = str(source.config.get("model_type")) in _CONV1D and re.search(r"\.(attn|mlp|crossattention)\.", tensor)
-    return [Candidate(stem, tensor, Layout(transposed=bool(inner)))]
+    return [Candidate(stem, tensor, Layout(transposed=is_conv1d(source.config.get("model_type"), stem)))]
