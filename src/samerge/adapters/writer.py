@@ -18,6 +18,7 @@ from torch import Tensor
 from samerge.adapters.atomic import atomic_folder
 from samerge.errors import AdapterError
 from samerge.weights.hub import CONFIG_NAME, WEIGHTS_NAME
+from samerge.weights.untrusted import Origin, sha256
 
 RECORD_NAME = "samerge.json"
 CARD_NAME = "README.md"
@@ -37,7 +38,8 @@ def write_adapter(
         folder: where to; parents are created.
         tensors: by PEFT's key, `base_model.model.<module>.lora_A.weight` and so on; on any device.
         config: what goes into `adapter_config.json`; sets are written as sorted lists.
-        record: what goes into `samerge.json`; numbers that are not finite are written as null.
+        record: what goes into `samerge.json`, with the digests of the other files; numbers that are not finite are
+            written as null.
         card: the text of `README.md`.
         overwrite: replace an adapter folder that is already there. Default: False.
 
@@ -58,25 +60,28 @@ def write_adapter(
         ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'samerge.json']
     """
     # All that can be wrong with the input is found before the disk is touched.
-    texts = {CONFIG_NAME: _json(config, CONFIG_NAME), RECORD_NAME: _json(record, RECORD_NAME), CARD_NAME: card}
+    settings, _ = _json(config, CONFIG_NAME), _json(record, RECORD_NAME)
     target = Path(folder).expanduser()
     with atomic_folder(target, overwrite=overwrite) as temporary:
         _save(_savable(tensors, target), temporary / WEIGHTS_NAME)
         # safetensors may create its file readable by the owner only; the umask decides, as for the other files
         os.chmod(temporary / WEIGHTS_NAME, 0o666 & (temporary.stat().st_mode & 0o777))
-        for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8", newline="\n")
+        (temporary / CONFIG_NAME).write_text(settings, encoding="utf-8", newline="\n")
+        write_text(temporary, record, card)
     return target
 
 
 def write_text(folder: Path, record: Mapping[str, Any], card: str) -> None:
-    """Write the record and the card of a model into a folder.
+    """Write the card and the record of what a folder holds; the record gets the digests of all that is there, `files`.
 
     Raises:
         TypeError: `record` holds something that is no JSON.
     """
-    for name, text in ((RECORD_NAME, _json(record, RECORD_NAME)), (CARD_NAME, card)):
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    (folder / CARD_NAME).write_text(card, encoding="utf-8", newline="\n")
+    origin = Origin(f"writing {folder}", AdapterError)
+    files = {path.name: sha256(path, origin) for path in folder.iterdir() if path.name != RECORD_NAME}
+    text = _json({**record, "files": files}, RECORD_NAME)
+    (folder / RECORD_NAME).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:

@@ -17,6 +17,7 @@ from samerge.cli.merge import merge
 from samerge.cli.methods import methods
 from samerge.cli.run import run_recipe
 from samerge.cli.tune import tune
+from samerge.cli.verify import verify
 
 HELP = """Merge several PEFT LoRA adapters of one base model into one, from the weights alone: no data, no training.
 
@@ -70,6 +71,7 @@ app.command("run")(guarded(run_recipe))
 app.command("compare")(guarded(compare))
 app.command("inspect")(guarded(inspect))
 app.command("check")(guarded(check))
+app.command("verify")(guarded(verify))
 app.command("compress")(guarded(compress))
 app.command("extract")(guarded(extract))
 app.command("methods")(guarded(methods))

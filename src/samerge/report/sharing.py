@@ -15,6 +15,7 @@ from typing import Any
 
 from samerge.report.report import RECORD_NAME
 from samerge.weights.hub import CONFIG_NAME
+from samerge.weights.untrusted import Origin, sha256
 
 
 @contextmanager
@@ -43,8 +44,11 @@ def conceal(folder: Path) -> None:
     for name in local_folders(record):
         for ascii_only in (True, False):
             text = text.replace(_inside(name, ascii_only), _inside(last_part(name), ascii_only))
-    file.write_text(text, encoding="utf-8")
     _conceal_base(folder / CONFIG_NAME)
+    for name, digest in (record.get("files") or {}).items():
+        if (folder / name).is_file():  # that of the configuration may be another one now
+            text = text.replace(digest, sha256(folder / name, Origin(f"sharing {folder.name}")))
+    file.write_text(text, encoding="utf-8")
 
 
 def _inside(name: str, ascii_only: bool) -> str:

@@ -11,7 +11,6 @@ refused here. Every later read checks that it is still the same file.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from samerge.weights.untrusted import MOST_BYTES, Identity, Origin, open_regular, parse_json
+from samerge.weights.untrusted import MOST_BYTES, Identity, Origin, digest_of, open_regular, parse_json
 
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -127,12 +126,10 @@ class TensorFile:
 
     def sha256(self) -> str:
         """The digest of the whole file, which is still the one that was opened, before and after."""
-        digest = hashlib.sha256()
         with self._same() as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+            digest = digest_of(file)
             self._check(file)
-        return digest.hexdigest()
+        return digest
 
     def _same(self) -> BinaryIO:
         """The file, opened again; it is the same one and was not written to since it was opened first."""

@@ -7,6 +7,7 @@ readers would take otherwise.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -83,6 +84,24 @@ def open_regular(path: Path, origin: Origin) -> BinaryIO:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def sha256(path: Path, origin: Origin) -> str:
+    """The digest of a regular file, of any size.
+
+    Raises:
+        SamergeError: of the origin's class; it is no regular file, or cannot be opened.
+    """
+    with open_regular(path, origin) as file:
+        return digest_of(file)
+
+
+def digest_of(file: BinaryIO) -> str:
+    """The digest of what an open file holds from here on."""
+    found = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        found.update(chunk)
+    return found.hexdigest()
 
 
 def _check_regular(mode: int, path: Path, origin: Origin) -> None:

@@ -1,0 +1,147 @@
+"""Whether what a merge read and wrote is still what its record says: `samerge verify`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samerge.adapters import CONFIG_NAME, read_adapter
+from samerge.adapters.writer import RECORD_NAME
+from samerge.errors import AdapterError, HubError, SamergeError
+from samerge.weights.fields import NUMBER, OBJECT, TEXT, check_fields, list_of, table_of
+from samerge.weights.hub import resolve_adapter
+from samerge.weights.untrusted import MOST_RECORD_BYTES, Origin, read_json, sha256
+
+#: What two runs of one merge may differ by, as a share of the largest entry of a layer: sums in another order.
+_ROUNDING = 1e-3
+
+_KINDS = {"inputs": list_of(OBJECT), "files": table_of(TEXT), "method": TEXT, "options": OBJECT, "base": OBJECT}
+_INPUT = {"name": TEXT, "source": TEXT, "weight": NUMBER, "sha256": table_of(TEXT)}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        what: it is, as in "input math".
+        sound: whether it is as recorded; None where that cannot be told.
+        told: what was found.
+    """
+
+    what: str
+    sound: bool | None
+    told: str
+
+
+def verify(folder: str | Path, reproduce: bool = False) -> list[Finding]:
+    """Compare a merge's files, and those that it was made of, with what its record says.
+
+    Args:
+        folder: what a merge wrote.
+        reproduce: merge again, too, with the recorded options, and compare the updates.
+
+    Returns:
+        A finding for each file of the output and each input, and one for the merge that was made again.
+
+    Raises:
+        AdapterError: there is no readable record.
+
+    Example:
+        >>> all(finding.sound for finding in verify("merged/"))  # doctest: +SKIP
+        True
+    """
+    folder = Path(folder)
+    origin = Origin(f"verifying {folder}", AdapterError)
+    if not os.path.lexists(folder / RECORD_NAME):
+        raise origin.refusal(f"there is no {RECORD_NAME} in it; was it written by samerge?")
+    record = read_json(folder / RECORD_NAME, origin, MOST_RECORD_BYTES)
+    check_fields(record, _KINDS, RECORD_NAME, origin, needed=("inputs",))
+    for entry in record["inputs"]:
+        check_fields(entry, _INPUT, RECORD_NAME, origin, needed=("name",))
+    found = [*_outputs(folder, record, origin), *(_input(entry, origin) for entry in record["inputs"])]
+    if reproduce:
+        found.append(_again(folder, record))
+    return found
+
+
+def _outputs(folder: Path, record: Mapping[str, Any], origin: Origin) -> Iterator[Finding]:
+    recorded: Mapping[str, str] = record.get("files") or {}
+    if not recorded:
+        yield Finding("output", None, "the record names no digests of what was written; an older version wrote it")
+    for name, digest in sorted(recorded.items()):
+        yield _compared(f"output {name}", folder, name, digest, origin)
+
+
+def _input(entry: Mapping[str, Any], origin: Origin) -> Finding:
+    what = f"input {entry['name']}"
+    recorded: Mapping[str, str] = entry.get("sha256") or {}
+    source = entry.get("source")
+    if not recorded or source is None:
+        return Finding(what, None, "the record has no digest of it: it was a model in memory")
+    try:
+        folder = resolve_adapter(source, local_files_only=True)
+    except (AdapterError, HubError):
+        return Finding(what, None, f"{source} is not here, and not in the Hub's cache")
+    found = [_compared(what, folder, name, digest, origin) for name, digest in recorded.items()]
+    return next((finding for finding in found if finding.sound is not True), found[0])
+
+
+def _compared(what: str, folder: Path, name: str, digest: str, origin: Origin) -> Finding:
+    if name != Path(name).name:
+        return Finding(what, False, f"the record names {name!r}, which is no file of the folder")
+    if not os.path.lexists(folder / name):
+        return Finding(what, False, f"{folder / name} is gone")
+    try:
+        now = sha256(folder / name, origin)
+    except SamergeError as error:
+        return Finding(what, False, str(error))
+    if now != digest:
+        return Finding(what, False, f"{folder / name} is another one now: sha256 {now[:12]}, recorded {digest[:12]}")
+    return Finding(what, True, f"as recorded, sha256 {digest[:12]}")
+
+
+def _again(folder: Path, record: Mapping[str, Any]) -> Finding:
+    """Merge once more and compare the update of every module."""
+    what = "merged again"
+    if not (folder / CONFIG_NAME).is_file():
+        return Finding(what, None, "only merges of adapters are made again")
+    from samerge.merging.merge_adapters import merge
+
+    try:
+        with tempfile.TemporaryDirectory() as parent:
+            merged = merge(
+                (record.get("base") or {}).get("name"),
+                {entry["name"]: entry.get("source") or "" for entry in record["inputs"]},
+                method=record.get("method"),
+                weights={entry["name"]: entry.get("weight", 1.0) for entry in record["inputs"]},
+                progress=False,
+                **{key: value for key, value in (record.get("options") or {}).items() if key != "weights"},
+            )
+            return _alike(what, folder, merged.save(Path(parent) / "again"))
+    except (SamergeError, TypeError) as error:  # TypeError: options of another version
+        return Finding(what, False, f"it cannot be made again: {error}")
+
+
+def _alike(what: str, folder: Path, again: Path) -> Finding:
+    one, other = read_adapter(folder, "recorded"), read_adapter(again, "again")
+    if set(one.modules) != set(other.modules):
+        return Finding(what, False, "it has other modules")
+    worst, where = 0.0, ""
+    for module, adapted in one.modules.items():
+        before = adapted.load().to(dtype=torch.float32).delta()
+        after = other.modules[module].load().to(dtype=torch.float32).delta()
+        if before.shape != after.shape:
+            return Finding(what, False, f"{module} has another shape")
+        size = float(before.abs().max()) or 1.0
+        off = float((before - after).abs().max()) / size
+        worst, where = max((worst, where), (off, module))
+    rounding = max(_ROUNDING, 8 * torch.finfo(one.dtype).eps)
+    told = f"the updates differ by at most {worst:.2g} of their layer's largest entry"
+    return Finding(what, worst <= rounding, told + (f", in {where}" if worst > rounding else ""))
