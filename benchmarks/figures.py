@@ -94,32 +94,33 @@ def diagnostics(folder: Path) -> Records:
     from shapes import SHAPES, write_adapter
 
     import samerge
-    from samerge.merging import finish as output
+    from samerge.merging import finish
 
     _, trained = examples(folder)
     shape = dataclasses.replace(SHAPES["llama-8b"], name="llama-8b-1", layers=1)
     drawn = {str(i): write_adapter(shape, folder, i, Path("none")) for i in range(8)}
-    of, seconds = output.diagnosed, []
+    of, seconds = finish.diagnosed_layer, [0.0]
 
     def timed(*arguments: Any) -> dict[str, Any]:
         start = time.process_time()
         found = of(*arguments)
-        seconds.append(time.process_time() - start)
+        seconds[-1] += time.process_time() - start
         return found
 
     records = []
-    output.diagnosed = timed
+    finish.diagnosed_layer = timed
     try:
         for name, adapters in (("MiniLM", trained), ("a block of Llama 8B's shape", drawn)):
             for rank in (16, 16 * len(adapters)):
                 seconds.clear()
                 for _ in range(5):
-                    merged = samerge.merge(None, adapters, method="svd", svd_rank=rank, progress=False)
+                    seconds.append(0.0)
+                    merged = samerge.merge(None, adapters, method="svd", rank=rank, progress=False)
                 layers = len(merged.report.record["layers"])
                 records.append({"model": name, "layers": layers, "adapters": len(adapters), "rank": rank})
                 records[-1]["seconds"] = round(min(seconds), 4)
     finally:
-        output.diagnosed = of
+        finish.diagnosed_layer = of
     return records
 
 
@@ -139,22 +140,22 @@ def decomposition(folder: Path) -> Records:
     from samerge.linalg.randomised_svd import Rows, truncated_svd
     from samerge.methods import elementwise
 
-    def errors(rows: Rows, shape: tuple[int, int], rank: int, powers: tuple[int, ...]) -> list[float]:
-        exact = rows(0, shape[0]).double()
+    def errors(read: Rows, shape: tuple[int, int], rank: int, powers: tuple[int, ...]) -> list[float]:
+        exact = read(0, shape[0]).double()
         best = float(torch.linalg.svdvals(exact)[rank:].norm())
-        found = (truncated_svd(rows, shape, rank, power=power)[0].delta().double() for power in powers)
+        found = (truncated_svd(read, shape, rank, power=power)[0].delta().double() for power in powers)
         return [float((exact - one).norm()) / best for one in found]
 
     powers, layers = (1, 2, 3), []
 
-    def measured(rows: Rows, shape: tuple[int, int], rank: int, **options: Any) -> Any:
-        layers.append(errors(rows, shape, rank, powers))
-        return truncated_svd(rows, shape, rank, **options)
+    def measured(read: Rows, shape: tuple[int, int], rank: int, **options: Any) -> Any:
+        layers.append(errors(read, shape, rank, powers))
+        return truncated_svd(read, shape, rank, **options)
 
     base, adapters = examples(folder)
     elementwise.truncated_svd = measured
     try:
-        samerge.merge(base, adapters, method="elementwise", svd_rank=16, progress=False)
+        samerge.merge(base, adapters, method="elementwise", rank=16, progress=False)
     finally:
         elementwise.truncated_svd = truncated_svd
     what = f"MiniLM, four adapters merged element by element, the worst of {len(layers)} layers"

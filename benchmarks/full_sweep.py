@@ -112,11 +112,11 @@ def read_items(file: Path | None) -> list[Item]:
 def table(result: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = ["# Sweeps of density and iterations", "", __doc__.split("\n\n")[2].replace("\n", " "), ""]
-    lines += ["| recipe | p | T | mean cosine to the experts | accuracy | energy kept |", "|---|---|---|---|---|---|"]
+    lines += ["| method | p | T | mean cosine to the experts | accuracy | energy kept |", "|---|---|---|---|---|---|"]
     for name in ("base", "experts"):
         lines.append(f"| {name} | | | {result[name]['mean_cosine']:.3f} | {result[name]['accuracy']:.1%} | |")
     lines += [
-        f"| {row['recipe'] or 'default'} | {row['density']} | {row['iterations']} | {row['mean_cosine']:.3f} | "
+        f"| {row['method']} | {row['density']} | {row['iterations']} | {row['mean_cosine']:.3f} | "
         f"{row['accuracy']:.1%} | {row['energy_kept']:.1%} |"
         for row in result["rows"]
     ]
@@ -126,7 +126,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=Path, help="JSON lines with task, label and text")
-    parser.add_argument("--recipes", nargs="*", default=["default", "paper"], choices=["default", "paper"])
+    parser.add_argument("--methods", nargs="*", default=["elementwise", "paper"], choices=["elementwise", "paper"])
     parser.add_argument("--densities", type=float, nargs="*", default=DENSITIES)
     parser.add_argument("--iterations", type=int, nargs="*", default=ITERATIONS)
     given = parser.parse_args()
@@ -136,11 +136,10 @@ def main() -> None:
         checkpoints(folder)
         scores = Scores(folder, items)
         rows = []
-        for recipe in given.recipes:
+        for method in given.methods:
             pairs = [(p, 10) for p in given.densities] + [(0.1, t) for t in given.iterations if t != 10]
             for density, iterations in pairs:
-                named = None if recipe == "default" else recipe
-                rows.append(measure(folder, scores, recipe=named, density=density, iterations=iterations))
+                rows.append(measure(folder, scores, method=method, density=density, iterations=iterations))
                 print(json.dumps(rows[-1]), flush=True)
         result = {"items": len(items), "base": scores.base, "experts": scores.own, "rows": rows}
     RESULTS.parent.mkdir(exist_ok=True)

@@ -33,7 +33,7 @@ REPOSITORY = "https://github.com/huggingface/peft"
 ROUTES = {
     "peft": "nothing (PEFT alone)",
     "exact": "`cat`, `svd`",
-    "saliency": "`cat`, `svd` as `saliency` at density 1, scaling 1",
+    "paper": "`cat`, `svd` as `paper` at density 1",
     "linear": "`cat`, `svd`, `linear`",
 }
 SELECTION = "TestMultipleActiveAdapters or weighted"

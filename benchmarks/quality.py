@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 from evidence.collect import collect
-from evidence.page import render
+from evidence.page import render, render_earlier
 from evidence.pictures import draw
 from evidence.runs import Runs, settings
-from evidence.store import load
+from evidence.store import EARLIER, NOW, load, part
 from evidence.table import FAMILIES
 from suites import SUITES, suite
 from suites.base import Split, default_cache
@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", default=["r", "free", "2r"], help="output ranks")
     parser.add_argument("--published", action="store_true", help="only what a user gets who tunes nothing")
     parser.add_argument("--scales", nargs="*", help="only these, and the published one")
-    parser.add_argument("--items", type=int, nargs=2, metavar=("VALIDATION", "TEST"), help="rows a task")
+    parser.add_argument("--items", type=int, nargs=2, metavar=("VALIDATION", "TEST"), help="rows a task; 0 is none")
+    parser.add_argument("--tasks", nargs="*", default=[], help="ask only these; merges are of all adapters")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="downloads, adapters, measurements")
     parser.add_argument("--adapters", type=Path, help="ready-made adapters, one folder a task, for a single suite")
     parser.add_argument("--train", action="store_true", help="train the adapters again")
@@ -53,12 +54,13 @@ def main() -> None:
     for name in given.suite:
         measure(name, given, end)
     if given.collect:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(collect(given.cache), encoding="utf-8")
+        RESULTS.write_text(collect(given.cache, load(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
     if given.render:
         results = load(RESULTS.read_text(encoding="utf-8"))
         (DOCS / "evidence.md").write_text(render(results), encoding="utf-8")
-        draw(results, DOCS / "pictures")
+        (DOCS / "evidence-earlier.md").write_text(render_earlier(results), encoding="utf-8")
+        draw(part(results, NOW), DOCS / "pictures", "quality")
+        draw(part(results, EARLIER), DOCS / "pictures", "earlier")
 
 
 def measure(name: str, given: argparse.Namespace, end: float | None) -> None:
@@ -67,9 +69,9 @@ def measure(name: str, given: argparse.Namespace, end: float | None) -> None:
     items: dict[Split, int] = dict(one.items)
     if given.items:
         items = {"validation": given.items[0], "test": given.items[1]}
-    runs = Runs(one, items, given.cache / name / "measurements.jsonl")
-    runs.references()
-    todo = settings(FAMILIES, given.only, given.budgets, judge=one.judge)
+    runs = Runs(one, items, given.cache / name / "measurements.jsonl", given.tasks)
+    runs.references(all_tasks=not given.published)
+    todo = settings(FAMILIES, given.only, given.budgets)
     if given.published or given.scales:
         scales = given.scales or ()
         todo = [setting for setting in todo if setting.published or str(setting.scaling) in scales]

@@ -23,12 +23,12 @@ from suites.base import default_cache
 RESULTS = tables.RESULTS / "signs.json"
 DOC = tables.DOCS / "diagnostics.md"
 MERGES: dict[str, dict[str, Any]] = {
-    "the paper's recipe (components, density 0.1)": {"recipe": "paper"},
-    "`saliency`, density 0.1": {"method": "saliency", "density": 0.1},
-    "`random`, density 0.1": {"selection": "random", "density": 0.1},
-    "`elementwise`, density 0.1": {"method": "elementwise", "density": 0.1},
-    "`magnitude-prune`, density 0.1": {"method": "magnitude-prune", "density": 0.1},
-    "`dare`, density 0.1": {"method": "dare", "density": 0.1},
+    "`paper`, density 0.1": {"method": "paper", "density": 0.1},
+    "`paper` of singular triplets, density 0.1": {"method": "paper", "density": 0.1, "basis": "svd", "residual": True},
+    **{
+        f"`{method}`, density 0.1": {"method": method, "density": 0.1}
+        for method in ("saliency", "elementwise", "magnitude-prune", "dare")
+    },
 }
 
 

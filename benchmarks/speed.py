@@ -41,7 +41,7 @@ def bytes_read() -> int | None:
     return int(counters.read_text().split("rchar: ")[1].split()[0]) if counters.exists() else None
 
 
-def measure_samerge(case: Case, folder: Path, iterations: int, method: str | None) -> dict[str, Any]:
+def measure_samerge(case: Case, folder: Path, iterations: int, method: str) -> dict[str, Any]:
     """One merge in this process, from files to files; for saliency with the floor of its scoring."""
     import warnings
 
@@ -50,11 +50,11 @@ def measure_samerge(case: Case, folder: Path, iterations: int, method: str | Non
     import samerge
 
     samerge.merge, samerge.__version__  # noqa: B018  # imports what a merge needs; not what is measured
-    options = {"method": method, "iterations": iterations} if method else {}
+    options = {"iterations": iterations} if method == "saliency" else {}
     before, start = bytes_read(), time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        merged = samerge.merge(case.base, list(case.adapters), progress=False, **options)
+        merged = samerge.merge(case.base, list(case.adapters), method=method, progress=False, **options)
     merged.save(folder / "merged", overwrite=True)
     seconds, after = time.perf_counter() - start, bytes_read()
     peak = peak_mib()
@@ -67,7 +67,7 @@ def measure_samerge(case: Case, folder: Path, iterations: int, method: str | Non
         "adapters_mib": round(sum((a / "adapter_model.safetensors").stat().st_size for a in case.adapters) / 2**20),
         "base_mib": round(sum(f.stat().st_size for f in case.base.glob("*.safetensors")) / 2**20),
     }
-    if method is None:
+    if method != "saliency":
         return found
     weights, stored = case.graph_size()
     count = len(case.adapters)
@@ -85,7 +85,7 @@ def measure_samerge(case: Case, folder: Path, iterations: int, method: str | Non
 def measure(side: str, case: Case, folder: Path, iterations: int, program: str | None) -> dict[str, Any]:
     """One run of one side."""
     if side.startswith("samerge"):
-        return measure_samerge(case, folder, iterations, "saliency" if side == "samerge" else None)
+        return measure_samerge(case, folder, iterations, side.partition(":")[2] or "saliency")
     import sides
 
     if side == "naive":
@@ -125,7 +125,7 @@ def main() -> None:
         "--sides",
         nargs="+",
         default=["samerge"],
-        help="samerge (method saliency), samerge:even, naive, peft:cat, peft:svd, ..., mergekit:ties",
+        help="samerge (method saliency), samerge:METHOD, naive, peft:cat, peft:svd, ..., mergekit:ties",
     )
     parser.add_argument("--mergekit", help="the program mergekit-yaml")
     parser.add_argument("--render", action="store_true", help="only write the table of docs/speed.md anew")

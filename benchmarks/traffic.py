@@ -30,11 +30,6 @@ def flow_bytes(shape: Shape, experts: int) -> int:
     return sum((sum(size) * experts + 2) * 4 for size in shape.projections().values()) * shape.layers
 
 
-def score_bytes(shape: Shape, experts: int, rank: int) -> int:
-    """Bytes of gammas and scores that one iteration sums, in float64, and one number beside the scores."""
-    return (2 * len(shape.projections()) * shape.layers * experts * rank + 1) * 8
-
-
 def weights(shape: Shape) -> int:
     """Weights in the graph."""
     return sum(out * into for out, into in shape.projections().values()) * shape.layers
@@ -59,7 +54,7 @@ def check() -> dict[str, tuple[int, int]]:
         counted = measured(base, adapters, 2, iterations=1)[0]
     merged = factor_bytes(shape, 1, rank)  # what the others get in the end
     return {
-        "all_reduce": (int(counted["all_reduce"]), flow_bytes(shape, count) + score_bytes(shape, count, rank)),
+        "all_reduce": (int(counted["all_reduce"]), flow_bytes(shape, count)),
         "broadcast": (int(counted["broadcast"]), 2 * factor_bytes(shape, count, rank) + merged),
     }
 
@@ -74,7 +69,7 @@ def table() -> str:
         for processes in (8, 16, 64):
             experts, rank = 64, 16
             operations = weights(shape) * experts * (6 * rank + 4)
-            exchanged = flow_bytes(shape, experts) + score_bytes(shape, experts, rank)
+            exchanged = flow_bytes(shape, experts)
             held = factor_bytes(shape, experts, rank) / processes + passing_bytes(shape, experts, rank)
             rows.append(
                 f"| {shape.name} | {experts} | {processes} | {operations / 1e15:.1f} P | "

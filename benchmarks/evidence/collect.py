@@ -14,26 +14,31 @@ from torch import Tensor
 
 from evidence.runs import Setting, read_lines, settings
 from evidence.scores import Answers, interval, resampled, score, unpack
-from evidence.store import dump
+from evidence.store import NOW, Results, dump
 from evidence.table import ALL, FAMILIES
 
 Line = Mapping[str, Any]
 Record = dict[str, Any]
 
 #: Whom paired differences are taken to, at the same output rank: what `merge(base, adapters)` does.
-DEFAULT = ("even", True)
+DEFAULT = ("saliency", True)
 
 #: By key. A line may have been written under another table: its role and whether it is published are this one's.
-_KNOWN = {setting.key(): setting for setting in settings(FAMILIES, "*", ALL, judge=False)}
+_KNOWN = {setting.key(): setting for setting in settings(FAMILIES, "*", ALL)}
 
 
-def collect(cache: Path) -> str:
-    """The text of results/quality.json from all suites in the cache."""
+def collect(cache: Path, known: Results) -> str:
+    """The text of results/quality.json: the suites in the cache, and what else was known.
+
+    Args:
+        cache: with the lines of every suite that was measured here.
+        known: of the file as it is.
+    """
     suites: dict[str, Any] = {}
     records: list[Record] = []
     for name in SUITES:
         lines = [line for line in read_lines(cache / name / "measurements.jsonl") if _is_known(line)]
-        if lines:
+        if any((line["merge"], line.get("budget"), line.get("published")) == (DEFAULT[0], "r", True) for line in lines):
             by_identity: dict[str, list[Line]] = defaultdict(list)
             for line in lines:
                 by_identity[line["identity"]].append(line)
@@ -42,13 +47,17 @@ def collect(cache: Path) -> str:
             checks = [precision_check(most, other) for other in by_identity.values() if _other_precision(most, other)]
             suites[name] = {**about, "checks": checks}
             records += own
-    mark(records, {name: about["kin"] for name, about in suites.items()})
+    records += [record for record in known["records"] if record["suite"] not in suites]
+    suites |= {name: about for name, about in known["suites"].items() if name not in suites}
+    now = [record for record in records if suites[record["suite"]]["definitions"] == NOW]
+    mark(now, {name: about["kin"] for name, about in suites.items()})
     return dump({"suites": suites, "records": records})
 
 
 def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], list[Record]]:
     """What is to be said of a suite, and a record for each of its measurements."""
     experts = {split: own_answers(lines, split) for split in ("validation", "test")}
+    known = ("merge", "budget", "rank", "density", "scaling", "seed")
     merges = [line for line in lines if line["role"] != "reference"]
     base = next(line for line in lines if line["merge"] == "base")
     answers = [_answers(line, "test") for line in (base, *merges)]
@@ -56,20 +65,18 @@ def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], lis
     defaults = {line["budget"]: i for i, line in enumerate(merges, 1) if _is_default(line)}
     records = []
     for i, line in enumerate(merges, 1):
-        kept = ("merge", "budget", "rank", "density", "scaling", "seed", "mean_scale")
         records.append(
             {
                 "suite": name,
                 "role": _setting(line).family.role,
                 "published": _setting(line).published,
-                **{key: line[key] for key in kept},
-                "validation": round(score(_answers(line, "validation"), experts["validation"]), 2),
+                **{key: line[key] for key in known},
+                "validation": _validation(line, experts["validation"]),
                 "test": round(score(answers[i], experts["test"]), 2),
                 "interval": _rounded(interval(samples[i])),
                 "to_default": _difference(samples, answers, experts["test"], i, defaults.get(line["budget"])),
                 "tasks": _accuracies(answers[i]),
                 "merge_seconds": line["merge_seconds"],
-                "foretold": line["foretold"],
             }
         )
     module, kind = SUITES[name]
@@ -84,6 +91,8 @@ def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], lis
         "experts": _accuracies(experts["test"]),
         "individuals": _individuals(lines, experts["test"]),
         "rank": next(record["rank"] for record in records if (record["role"], record["budget"]) == ("default", "r")),
+        "definitions": NOW,
+        "ready": base.get("ready", False),
         "base": {
             "test": round(score(answers[0], experts["test"]), 2),
             "interval": _rounded(interval(samples[0])),
@@ -126,13 +135,17 @@ def _other_precision(lines: Sequence[Line], others: Sequence[Line]) -> bool:
 
 
 def own_answers(lines: Iterable[Line], split: str) -> dict[str, Tensor]:
-    """Every expert's answers on its own task."""
+    """Every expert's answers on its own task; none where the split was not measured."""
     prefix = "expert "
     return {
         (task := line["merge"].removeprefix(prefix)): unpack(line["correct"][split][task])
         for line in lines
-        if line["merge"].startswith(prefix)
+        if line["merge"].startswith(prefix) and split in line["correct"]
     }
+
+
+def _validation(line: Line, experts: Answers) -> float | None:
+    return round(score(_answers(line, "validation"), experts), 2) if experts else None
 
 
 def mark(records: Sequence[Record], kin: Mapping[str, str]) -> None:
@@ -159,8 +172,8 @@ def mark(records: Sequence[Record], kin: Mapping[str, str]) -> None:
         groups[record["merge"], record["budget"]][record["suite"]].setdefault(setting, record)
     for by_suite in groups.values():
         for name, own in by_suite.items():
-            if len(own) < 2:  # nothing to choose from
-                continue
+            if len(own) < 2 or any(record["validation"] is None for record in own.values()):
+                continue  # nothing to choose from, or by
             max(own.values(), key=lambda record: record["validation"])["marks"].append("tuned")
             max(own.values(), key=lambda record: record["test"])["marks"].append("best")
             others = [by_suite[other] for other in by_suite if kin[other] != kin[name]]
@@ -187,10 +200,10 @@ def _accuracies(answers: Answers) -> dict[str, float]:
 
 
 def _individuals(lines: Iterable[Line], experts: Answers) -> dict[str, Record]:
-    """Score and accuracies of every expert over all tasks: what one of them alone would do."""
+    """Accuracies of every expert, and its score where it was asked all tasks: what one of them alone would do."""
     return {
         line["merge"].removeprefix("expert "): {
-            "test": round(score(answers, experts), 2),
+            "test": round(score(answers, experts), 2) if answers.keys() == experts.keys() else None,
             "tasks": _accuracies(answers),
         }
         for line in lines

@@ -11,16 +11,17 @@ from evidence.query import BUDGETS, marked, merges, select
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 
 
-def draw(results: dict[str, Any], folder: Path) -> None:
-    """Draw all pictures of which there are measurements."""
+def draw(results: dict[str, Any], folder: Path, name: str) -> None:
+    """Draw all pictures of which there are measurements, as `name-....png`."""
     import matplotlib
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
-    _save(by_method(results), folder / "quality-methods.png")
-    _save(against_scale(results), folder / "quality-scale.png")
+    _save(by_method(results), folder / f"{name}-methods.png")
+    if any(_has_rules(results, merge) for merge in merges(results)):
+        _save(against_scale(results), folder / f"{name}-scale.png")
     if select(results, role="ablation"):
-        _save(by_ablation(results), folder / "quality-ablations.png")
+        _save(by_ablation(results), folder / f"{name}-ablations.png")
 
 
 def by_method(results: dict[str, Any]) -> Any:
@@ -61,7 +62,7 @@ def against_scale(results: dict[str, Any]) -> Any:
             found = select(results, suite=suite, merge=merge, budget="r")
             found = [record for record in found if record["density"] == found[0]["density"]]
             line = sorted((r["scaling"], r["test"]) for r in found if not isinstance(r["scaling"], str))
-            stars = [(r["mean_scale"], r["test"]) for r in found if isinstance(r["scaling"], str)]
+            stars = [(r["mean_scale"], r["test"]) for r in found if isinstance(r["scaling"], str) and "mean_scale" in r]
             if line:
                 axis.plot(*zip(*line, strict=True), color=colour, marker=".", label=merge)
             if stars:

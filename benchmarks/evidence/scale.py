@@ -66,7 +66,7 @@ def scale(results: Results) -> str:
             "beside it. `auto:c` brings every layer to c times the experts' mean norm; `unit` is λ 1 here, where all "
             "weights are 1. First the mean and the worst over all suites, merges and output ranks at which a rule was "
             "tried, with how many these are; below one by one.",
-            "![Score against scale](pictures/quality-scale.png)",
+            "![Score against scale](pictures/earlier-scale.png)",
             table(["rule", "spectra as they are", "worst", "flat spectra", "worst"], _summary(found)),
             table(
                 ["suite", "merge", "output rank", "best λ", "rules, to the best λ"],

@@ -4,6 +4,11 @@ Every record has `suite`, `merge`, `role` (default, comparator, reference, ablat
 `seed`, `score` (test rows, per cent of the experts' accuracy, mean over tasks), `tasks` (accuracy on each, per cent),
 `items` (rows in all) and `versions`. References are the base without any adapter, and every single expert on all tasks;
 the base's record also says what its suite is (`about`). `kind` is a finer role, which the page goes by.
+
+The suites of `definitions` "earlier" in `about`, "... (earlier)" by name, were measured before the default was what it
+is now. Of their merges, "even (earlier)" balanced the adapters, decorrelated them, truncated to the rank and made the
+spectrum flat; "components (earlier)", then called saliency, added up each adapter's most salient components, to 1.3
+times the mean norm. Their ablations are of selections that samerge no longer has; comparators are what they are now.
 """
 
 from __future__ import annotations
@@ -14,7 +19,10 @@ from typing import Any
 
 Results = dict[str, Any]
 
-#: Finer roles of the table of merges, and what they are in the file.
+#: What the merges of a suite are: those that samerge has now, or those of before.
+NOW, EARLIER = "now", "earlier"
+
+#: Finer roles of the table of merges, and what they are in the file; the last were of the earlier table.
 _ROLES: Mapping[str, str] = {
     "default": "default",
     **dict.fromkeys(("own", "published", "comparator", "rule"), "comparator"),
@@ -61,6 +69,12 @@ def load(text: str) -> Results:
             task = row["merge"].removeprefix("expert ")
             suites[row["suite"]]["individuals"][task] = {"test": row["score"], "tasks": row["tasks"]}
     return {"suites": suites, "records": records}
+
+
+def part(results: Results, definitions: str) -> Results:
+    """The suites of one set of definitions, and their records."""
+    suites = {name: about for name, about in results["suites"].items() if about["definitions"] == definitions}
+    return {"suites": suites, "records": [record for record in results["records"] if record["suite"] in suites]}
 
 
 def _references(name: str, about: Mapping[str, Any], repeated: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,7 +10,9 @@ from tables import rows as table
 from evidence.markdown import score
 from evidence.query import BUDGETS, Record, Results, merges, select
 from evidence.scores import spearman
-from evidence.table import ABLATED_AT
+
+#: The scales that variants of the selection were tried at.
+ABLATED_AT = ("auto:1.0", "auto:1.3", "auto:1.6")
 
 
 def ablations(results: Results) -> str:
@@ -40,7 +42,7 @@ def ablations(results: Results) -> str:
             "All at auto:1.3, and, as *best of three scales*, at that of auto:1.0, 1.3 and 1.6 which is best on the "
             "validation rows, where these were measured. The output rank is the experts': variants with a density keep "
             "that share of every expert, and are truncated where that is more.",
-            "![Ablations](pictures/quality-ablations.png)",
+            "![Ablations](pictures/earlier-ablations.png)",
             table(head, rows),
         ]
     )
@@ -62,7 +64,7 @@ def study(results: Results) -> str:
         cells = [merge.removeprefix("chain: ")]
         for suite in suites:
             found = [r for r in select(results, suite=suite, merge=merge, budget="r") if _is_ruled(r)]
-            flat = "flat" in merge or merge == "even"
+            flat = "flat" in merge or merge == "even (earlier)"
             untuned = next((r for r in found if r["scaling"] == ("auto:1.6" if flat else "auto:1.3")), None)
             best = max(found, key=lambda r: r["validation"]) if len(found) > 1 else None
             cells += [

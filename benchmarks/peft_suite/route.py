@@ -5,7 +5,7 @@
 | peft | none: PEFT as it is, for comparison |
 | exact | cat, svd |
 | linear | cat, svd, linear |
-| saliency | cat, svd: by saliency at density 1 and scaling 1, the whole way through the flow, pruning nothing |
+| paper | cat, svd: as the method `paper` at density 1, the whole way but for the scores, pruning nothing |
 
 Everything else (`ties`, `dare_*`, `magnitude_prune*`, IA3) stays with PEFT.
 """
@@ -22,7 +22,7 @@ ROUTES: dict[str, frozenset[str]] = {
     "peft": frozenset(),
     "exact": frozenset({"cat", "svd"}),
     "linear": frozenset({"cat", "svd", "linear"}),
-    "saliency": frozenset({"cat", "svd"}),
+    "paper": frozenset({"cat", "svd"}),
 }
 RUNNING: list[Any] = []
 
@@ -55,7 +55,7 @@ def install(route: str) -> None:
         if not ours:
             self.base_model.add_weighted_adapter(adapters, weights, adapter_name, combination_type, **options)
             return
-        if route != "saliency":
+        if route != "paper":
             samerge.add_weighted_adapter(
                 self, adapters, weights, adapter_name, combination_type, progress=False, **options
             )
@@ -69,9 +69,8 @@ def install(route: str) -> None:
                     adapters,
                     weights,
                     adapter_name,
-                    "saliency",
+                    "paper",
                     **options | {"density": 1.0},
-                    scaling=1.0,
                     connectivity=connectivity,
                     progress=False,
                 )

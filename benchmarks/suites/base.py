@@ -32,24 +32,21 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """An update of the base: a merged adapter (or a single one), applied `scale` times as strongly.
+    """An update of the base: a merged adapter, or a single one.
 
     Two updates are the same only if they are one object; `LiveWeights` goes by that.
 
     Args:
         factors: module name in the base -> low-rank factors, their scale folded in.
         layouts: module name -> how its weight is stored.
-        scale: one number, or one for each module: a scaling lambda that comes after the method.
     """
 
     factors: Mapping[str, LoraFactors]
     layouts: Mapping[str, Layout]
-    scale: float | Mapping[str, float] = 1.0
 
     def delta(self, module: str) -> Tensor:
         """The dense update of a module's weight in its own orientation, float32."""
-        by = self.scale if isinstance(self.scale, float | int) else self.scale[module]
-        return self.layouts[module].delta(self.factors[module].to(dtype=torch.float32)) * by
+        return self.layouts[module].delta(self.factors[module].to(dtype=torch.float32))
 
 
 def single(folder: Path | str) -> Update:

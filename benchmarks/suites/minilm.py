@@ -54,7 +54,7 @@ class MiniLM(Suite):
         train(self.base(), task, self.cache, self.seed(task), folder)
 
     def evaluator(self) -> MiniLMEvaluator:
-        return MiniLMEvaluator(self.base(), self.cache)
+        return MiniLMEvaluator(self.base(), self.cache, plain=self.ready is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +69,18 @@ class MiniLMSameInit(MiniLM):
 
 
 class MiniLMEvaluator:
-    """The base in memory, rows tokenised once and sorted by length."""
+    """The base in memory, rows tokenised once and sorted by length.
 
-    def __init__(self, base: Path, cache: Path) -> None:
+    Args:
+        base: the base's folder.
+        cache: for the rows.
+        plain: the rows are those of `TextTask.plain_held_out`.
+    """
+
+    def __init__(self, base: Path, cache: Path, plain: bool = False) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        self._cache = cache
+        self._cache, self._plain = cache, plain
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         model = AutoModel.from_pretrained(base, dtype=torch.float32).eval()
         self._labels = {
@@ -93,7 +99,9 @@ class MiniLMEvaluator:
 
     def _prepared(self, task: str, split: Split, count: int) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
         if (task, split, count) not in self._rows:
-            rows = divide(TASKS[task].rows(self._cache)[1])[split][:count]
+            of = TASKS[task]
+            held_out = of.plain_held_out(self._cache) if self._plain else of.rows(self._cache)[1]
+            rows = divide(held_out)[split][:count]
             encoded = encode(self._tokenizer, [text for text, _ in rows])
             self._rows[task, split, count] = (encoded, torch.tensor([number for _, number in rows]))
         return self._rows[task, split, count]

