@@ -1,6 +1,6 @@
 """Tables in the docs, each between two markers, written there by the script that measured what it shows.
 
-`tests/test_tables.py` holds every one of them to what its script makes of its results.
+`benchmarks/tests/test_tables.py` holds every one of them to what its script makes of its results.
 """
 
 from __future__ import annotations

@@ -165,14 +165,17 @@ def test_nowhere_to_put_it(invoke, words) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_interrupt_keeps_the_finished_trials(words, tmp_path: Path) -> None:
-    slow = EVAL + "import time; time.sleep(0 if scale == 1.0 else 60)"
-    (tmp_path / "my eval.py").write_text(slow)
+    begun = tmp_path / "begun"
+    stuck = f"import time\nif scale != 1.0:\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(3600)\n"
+    (tmp_path / "my eval.py").write_text(EVAL + stuck)
     line = [sys.executable, "-m", "samerge", *map(str, words), "-s", "scaling=0.1:0.9", "-o", "out", "--trials", "3"]
     with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
         assert running.stderr is not None
         while not (told := running.stderr.readline()).startswith("trial 0: -0.5"):
             assert told, "it ended"
-        time.sleep(0.5)
+        while not begun.exists():
+            assert running.poll() is None
+            time.sleep(0.05)
         os.killpg(running.pid, signal.SIGINT)  # as a terminal does
         rest = running.stderr.read()
     assert running.returncode == 130

@@ -436,7 +436,7 @@ def test_failing_trials_are_told_and_the_search_goes_on(llama: Beast) -> None:
     assert seen == list(result.trials)
     errors = [trial.error for trial in result.trials]
     assert errors[1] == "the score is nan, which is not finite"
-    assert errors[2].startswith("ValueError: no luck (test_tune.py, line ")
+    assert errors[2].startswith("ValueError: no luck (test_tuning.py, line ")
     assert errors[3] == "the score returned None, which is no number"
     assert (result.score, result.default_score) == (3.0, 1.0)
 
@@ -453,7 +453,7 @@ def test_all_trials_failed(llama: Beast, tmp_path) -> None:
     def score(merged):
         raise RuntimeError("broken")
 
-    with pytest.raises(TuningError, match=r"all 3 trials failed, 3 times: RuntimeError: broken \(test_tune"):
+    with pytest.raises(TuningError, match=r"all 3 trials failed, 3 times: RuntimeError: broken \(test_tuning"):
         tune(llama, score, trials=3)
 
 
