@@ -28,8 +28,8 @@ class Triplets:
 
     Example:
         >>> t = Triplets(torch.eye(3, 2), torch.tensor([2.0, 1.0], dtype=torch.float64), torch.eye(4, 2), True)
-        >>> t.truncated(1)[1], t.rank, t.norm
-        (0.2, 2, 2.23606797749979)
+        >>> round(t.truncated(1)[1], 6), t.rank, round(t.norm, 6)
+        (0.2, 2, 2.236068)
     """
 
     U: Tensor

@@ -107,8 +107,8 @@ def overlaps(merged: LoraFactors, experts: Sequence[LoraFactors]) -> list[Overla
     Example:
         >>> tau = LoraFactors(torch.eye(1, 5), torch.eye(4, 1))
         >>> [found] = overlaps(LoraFactors(tau.A, tau.B / 2), [tau])
-        >>> found.retention, found.cosine, found.interference, found.spill
-        (0.5, 1.0, 0.5, 0.0)
+        >>> [round(part, 3) for part in (found.retention, found.cosine, found.interference, found.spill)]
+        [0.5, 1.0, 0.5, 0.0]
     """
     size = float(norm(merged)) ** 2
     return [_overlap(merged, size, expert) for expert in experts]
