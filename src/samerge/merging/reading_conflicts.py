@@ -27,7 +27,10 @@ def reading(found: Conflicts) -> str:
     if told:
         return " ".join(told)
     values = [value for i, j in found.pairs() if (value := found.cosine[i][j]) is not None]
-    span = max(found.norms) / min(found.norms)
+    if not values:
+        return "No cosine of these adapters can be told: an update is zero, or larger than a number can be."
+    norms = [norm for norm in found.norms if norm]
+    span = max(norms) / min(norms)
     return (
         f"No two of these adapters work against each other: cosines from {min(values):.2f} to {max(values):.2f}, norms "
         f"within a factor of {span:.1f}."

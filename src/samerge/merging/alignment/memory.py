@@ -22,6 +22,7 @@ from torch import nn
 from samerge.adapters.extras import INSIDE
 from samerge.adapters.names import plain_name
 from samerge.weights import WeightSource, unwrap
+from samerge.weights.harmless import harmless
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +111,9 @@ def _built(source: WeightSource) -> Any:
     """The model on the meta device, with nothing of its configuration that runs or fetches anything."""
     import transformers
 
-    config = {key: value for key, value in source.config.items() if key not in ("auto_map", "quantization_config")}
-    if _layers(config) > len(source.shapes) + _SPARE_LAYERS:
-        return None  # far more layers than the checkpoint has tensors: the configuration is not this model's
+    config = harmless(source.config, len(source.shapes))
+    if config is None:
+        return None
     kind: Any = next(
         (getattr(transformers, name) for name in config.get("architectures") or [] if hasattr(transformers, name)), None
     )
@@ -141,16 +142,6 @@ def _built(source: WeightSource) -> Any:
         model = kind(settings)
         model.tie_weights()
     return model
-
-
-def _layers(config: Mapping[str, Any]) -> int:
-    """The largest number of layers that a configuration, or one inside it, speaks of."""
-    own = [
-        int(value)
-        for key, value in config.items()
-        if re.search(r"layers?$|depth$", key) and isinstance(value, int) and not isinstance(value, bool)
-    ]
-    return max([0, *own, *(_layers(value) for value in config.values() if isinstance(value, Mapping))])
 
 
 def _renaming(model: Any, known: Mapping[str, Any]) -> Callable[[str], str]:
