@@ -117,7 +117,7 @@ class Finisher:
         for name, tensor in beside.tensors.items():
             check_finite(name, tensor)
         settings = {
-            **settings_of(problem, self.experts, factors, layouts, rank, planned.common.modules_to_save),
+            **settings_of(problem, self._active(), factors, layouts, rank, planned.common.modules_to_save),
             **beside.settings,
         }
         active = [name for name, weight in zip(problem.names, problem.weights, strict=True) if weight != 0]
@@ -126,7 +126,7 @@ class Finisher:
             *([planned.note] if planned.note else []),
             *self.notes,
             *self.begun.notes,
-            *_warnings(problem, self.experts, layers, planned),
+            *_warnings(problem, self._active(), layers, planned),
             *beside.warnings,
         ]
         told = record(

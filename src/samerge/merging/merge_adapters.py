@@ -149,8 +149,9 @@ def merge_opened(
             live = base if isinstance(base, nn.Module) else None
             # Those of weight 0 are left out, but where all weigh 0, so that the merge can say so.
             one = together([e for e, w in zip(experts, values, strict=True) if w or not any(values)], source, live)
-            check_dora(one.adapters, common.dora, one.source)
-            check_extras(one.adapters, common.modules_to_save, one.source)
+            checked = one.adapters if any(values) else ()
+            check_dora(checked, common.dora, one.source)
+            check_extras(checked, common.modules_to_save, one.source)
             taking_part = {adapter.name: adapter for adapter in one.adapters}
             placed = [taking_part.get(expert.name, replace(expert, modules={})) for expert in experts]
             return one, assemble.align(placed, one.source), device
