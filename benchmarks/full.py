@@ -88,7 +88,7 @@ def samerge_side(folder: Path, count: int, iterations: int) -> dict[str, Any]:
     merged = samerge.merge_full(folder / "base", experts, density=DENSITY, iterations=iterations, progress=False)
     merged.save(folder / "merged-samerge", overwrite=True)
     record = merged.report.record
-    return {"timings": record["timings"], "mask_mib": round(record["mask_bytes"] / 2**20, 1)}
+    return {"timings": record.timings, "mask_mib": round(record.mask_bytes / 2**20, 1)}
 
 
 def dense_side(folder: Path, count: int, iterations: int) -> dict[str, Any]:

@@ -92,7 +92,7 @@ class Scores:
 def measure(folder: Path, scores: Scores, **options: Any) -> dict[str, Any]:
     start = time.perf_counter()
     merged = samerge.merge_full(folder / "base", {task: folder / task for task in TASKS}, progress=False, **options)
-    rows = merged.report.experts()
+    rows = merged.report.adapters.values()
     return {
         **options,
         **scores.of(merged),

@@ -63,7 +63,7 @@ def measure_samerge(case: Case, folder: Path, iterations: int, method: str) -> d
         "seconds": seconds,
         "peak_rss_mib": peak,
         "read_mib": None if before is None or after is None else round((after - before) / 2**20),
-        "timings": record["timings"],
+        "timings": record.timings,
         "adapters_mib": round(sum((a / "adapter_model.safetensors").stat().st_size for a in case.adapters) / 2**20),
         "base_mib": round(sum(f.stat().st_size for f in case.base.glob("*.safetensors")) / 2**20),
     }
@@ -74,11 +74,11 @@ def measure_samerge(case: Case, folder: Path, iterations: int, method: str) -> d
     least = floor(weights, stored, count, iterations, case.rank, max(1, case.rank // count))
     return {
         **found,
-        "kernel": record["kernel"],
+        "kernel": record.kernel,
         "weights_in_graph": weights,
-        "scoring_seconds": record["timings"]["scoring"],
+        "scoring_seconds": record.timings["scoring"],
         "floor": least,
-        "ratio_to_floor": record["timings"]["scoring"] / least["seconds"],
+        "ratio_to_floor": record.timings["scoring"] / least["seconds"],
     }
 
 

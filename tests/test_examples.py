@@ -56,6 +56,6 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for cell in book["cells"]:
             if cell["cell_type"] == "code":
                 exec("".join(cell["source"]), space)
-    assert space["merged"].report.record["output"]["rank"] == 16  # type: ignore[attr-defined]
-    assert space["exact"].report.record["output"]["rank"] == 64  # type: ignore[attr-defined]
+    assert space["merged"].report.record.output.rank == 16  # type: ignore[attr-defined]
+    assert space["exact"].report.record.output.rank == 64  # type: ignore[attr-defined]
     assert "feelings" in space["model"].peft_config  # type: ignore[attr-defined]

@@ -113,8 +113,8 @@ class Case:
 
 def kept(merged) -> dict:
     return {
-        module: {name: share["kept"] for name, share in layer["experts"].items()}
-        for module, layer in merged.report.record["layers"].items()
+        module: {name: share.kept for name, share in layer.adapters.items()}
+        for module, layer in merged.report.record.layers.items()
     }
 
 
@@ -192,11 +192,11 @@ def test_one_iteration_is_one_shot(widths, ranks, seed, density):
     network = oracles.chain_network(list(case.base))
     for n, expert in enumerate(experts):
         gamma, _ = oracles.dense_gamma(network, case.base, expert)
-        for module, layer in merged.report.record["layers"].items():
+        for module, layer in merged.report.record.layers.items():
             eta = oracles.dense_eta(expert[f"{module}.weight"], case.exact(module))
             saliency = (gamma[f"{module}.weight"] * eta).abs()
             count = max(1, round(len(saliency) * density))
-            picked = layer["experts"][f"e{n}"]["kept"]
+            picked = layer.adapters[f"e{n}"].kept
             assert len(picked) == count
             assert float(saliency[picked].min()) >= float(saliency.sort(descending=True).values[count - 1]) * (1 - 1e-3)
 
@@ -214,13 +214,13 @@ def test_two_runs_are_equal(widths, ranks, seed, density, basis, scope):
 def test_what_is_kept_and_its_energy_are_reported_truly(widths, ranks, seed):
     case = Case(widths, ranks, seed)
     merged = case.merge(density=0.5, basis="native")
-    for module, layer in merged.report.record["layers"].items():
+    for module, layer in merged.report.record.layers.items():
         total = 0
         for n, table in enumerate(case.tables):
-            share = layer["experts"][f"e{n}"]
+            share = layer.adapters[f"e{n}"]
             A, B = (tensor.double() for tensor in table[module])
-            own = 2 * B[:, share["kept"]] @ A[share["kept"]]
-            assert share["norm"] == pytest.approx(float((2 * B @ A).norm()), rel=1e-4)
-            assert share["energy"] == pytest.approx(float(own.norm() / (2 * B @ A).norm()) ** 2, rel=1e-3)
+            own = 2 * B[:, share.kept] @ A[share.kept]
+            assert share.norm == pytest.approx(float((2 * B @ A).norm()), rel=1e-4)
+            assert share.energy_kept == pytest.approx(float(own.norm() / (2 * B @ A).norm()) ** 2, rel=1e-3)
             total = total + own
         torch.testing.assert_close(merged.delta(module).double(), total, rtol=1e-4, atol=1e-5)

@@ -63,14 +63,14 @@ def test_mismatched_tensors(llama, changed, what):
     assert "mismatched='base' keeps the base's tensors there" in str(caught.value)
     merged = merge(llama.base, experts, mismatched="base")
     record = merged.report.record
-    assert [(item["expert"], item["what"]) for item in record["mismatched"]] == [("odd", what)]
-    [item] = record["mismatched"]
+    assert [(item["expert"], item["what"]) for item in record.mismatched] == [("odd", what)]
+    [item] = record.mismatched
     base = read(llama.base)
     assert set(merged.shapes) == set(base)
     if what != "adds":
         assert torch.equal(merged.tensor(item["tensor"]), base[item["tensor"]])
         assert any("stay the base's" in warning for warning in merged.report.warnings)
-        assert item["tensor"] not in record["outside"]["tensors"]
+        assert item["tensor"] not in record.outside["tensors"]
     else:
         assert any("that the base does not have are left out: extra of odd" in w for w in merged.report.warnings)
     other = "model.layers.1.mlp.up_proj.weight"
@@ -87,7 +87,7 @@ def test_a_tied_copy_is_no_difference(llama, changed):
     odd = changed(
         lambda tensors: tensors.update({"again.weight": tensors[EMBED].clone()}), config={"tie_word_embeddings": True}
     )
-    assert merge(llama.base, {"odd": odd}).report.record["mismatched"] == []
+    assert merge(llama.base, {"odd": odd}).report.record.mismatched == []
 
 
 def test_a_model_with_a_head_on_a_base_without_one(herd_of, tmp_path):
@@ -98,12 +98,12 @@ def test_a_model_with_a_head_on_a_base_without_one(herd_of, tmp_path):
     with pytest.raises(BaseModelError, match="math adds classifier"):
         merge(tmp_path / "headless", herd.experts)
     merged = merge(tmp_path / "headless", herd.experts, mismatched="base", density=1, scaling=1.0, outside="sum")
-    assert {item["tensor"] for item in merged.report.record["mismatched"]} == {"classifier.bias", "classifier.weight"}
+    assert {item["tensor"] for item in merged.report.record.mismatched} == {"classifier.bias", "classifier.weight"}
     plain = merge(herd.base, herd.experts, density=1, scaling=1.0, outside="sum")
     for name in merged.shapes:
         same_values(merged.tensor(name), plain.tensor(f"bert.{name}"), 1e-12)
     back = merge(herd.base, {"a": tmp_path / "headless"}, mismatched="base")
-    assert {item["what"] for item in back.report.record["mismatched"]} == {"lacks"}
+    assert {item["what"] for item in back.report.record.mismatched} == {"lacks"}
 
 
 def test_names_by_prefix():
@@ -134,7 +134,7 @@ def test_buffers_that_only_one_of_them_saved(llama, changed):
     base = changed(lambda t: t.update({"position_ids": torch.arange(4), inv_freq: torch.ones(2)}), of="base")
     odd = changed(lambda t: t.update({"other_ids": torch.arange(4), "x.inv_freq": torch.ones(2)}))
     merged = merge(base, {"odd": odd, "code": llama.experts["code"]})
-    assert merged.report.record["mismatched"] == []
+    assert merged.report.record.mismatched == []
     assert torch.equal(merged.tensor("position_ids"), torch.arange(4))
     assert torch.equal(merged.tensor(inv_freq), torch.ones(2))
     assert set(merged.shapes) == set(read(base))
@@ -217,7 +217,7 @@ def test_a_graph_of_ones_own(llama):
         llama.base, llama.experts, connectivity=FlowGraph([Weight("x", "h", UP), Weight("h", "y", down)], "x", "y")
     )
     assert set(merged.transposed) == {UP, down}
-    assert merged.report.record["options"]["connectivity"] == "custom graph"
+    assert merged.report.record.options["connectivity"] == "custom graph"
     with pytest.raises(GraphError, match=r"the flow graph has weights that the base .* does not: \['nothing'\]"):
         merge(llama.base, llama.experts, connectivity=FlowGraph([Weight("x", "y", "nothing")], "x", "y"))
 

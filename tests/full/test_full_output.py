@@ -99,8 +99,8 @@ def test_what_is_in_the_folder(llama, tmp_path):
     config = json.loads((out / "config.json").read_text())
     assert config == json.loads((base / "config.json").read_text())
     record = read_report(out).record
-    assert record["output"]["kind"] == "model"
-    assert record["output"]["tensors"] == len(merged.shapes)
+    assert record.output.kind == "model"
+    assert record.output.tensors == len(merged.shapes)
     card = (out / "README.md").read_text()
     assert "library_name: transformers" in card
     assert "One model, merged from 3 fine-tuned checkpoints" in card
@@ -216,7 +216,7 @@ def test_another_dtype(llama, dtype, tmp_path):
     assert {tensor.dtype for tensor in found.values()} == {kind}
     assert all(torch.equal(found[name], plain.tensor(name).to(kind)) for name in found)
     assert llama.model(tmp_path / "out").dtype == kind
-    assert merged.report.record["output"]["dtype"] == str(kind).removeprefix("torch.")
+    assert merged.report.record.output.dtype == str(kind).removeprefix("torch.")
 
 
 def test_a_value_too_large_for_the_dtype(llama, tmp_path):
@@ -292,10 +292,10 @@ class TestAsLora:
             update = merged.tensor(key) - base[key]
             values = torch.linalg.svdvals(update).square()
             optimal = float(values[4:].sum() / values.sum())
-            layer = adapter.report.record["layers"][module]
-            assert layer["lost"] == pytest.approx(optimal, rel=0.01)
+            layer = adapter.report.record.layers[module]
+            assert layer.lost == pytest.approx(optimal, rel=0.01)
             error = float((adapter.delta(module).double() - update).square().sum() / values.sum())
-            assert error == pytest.approx(layer["lost"], rel=1e-3)
+            assert error == pytest.approx(layer.lost, rel=1e-3)
         told = " ".join(adapter.report.warnings)
         assert "leaves out what the merge changed outside the flow graph: 7 tensors" in told
         assert "truncation to rank 4 lost over 20% of the energy in" in told
@@ -304,9 +304,9 @@ class TestAsLora:
         merged = merge(llama)
         adapter = merged.as_lora(energy=0.9)
         ranks = {}
-        for module, layer in adapter.report.record["layers"].items():
-            assert layer["lost"] <= 0.1 + 1e-6
-            ranks[module] = layer["rank"]
+        for module, layer in adapter.report.record.layers.items():
+            assert layer.lost <= 0.1 + 1e-6
+            ranks[module] = layer.rank
         assert adapter.settings["r"] == max(ranks.values())
         assert len(set(ranks.values())) > 1
         capped = merged.as_lora(rank=3, energy=0.9)
@@ -354,5 +354,5 @@ def test_a_base_of_the_hub_comes_with_its_tokenizer(llama, monkeypatch):
     merged = samerge.merge_full("ada/base", {"math": "ada/math"}, iterations=1, progress=False)
     assert "*.model" in asked["ada/base"]
     assert "*.model" not in asked["ada/math"]
-    assert merged.report.record["base"]["name"] == "ada/base"
+    assert merged.report.record.base.name == "ada/base"
     assert "base_model:\n- ada/base\n- ada/math\n" in model_card(merged.report.record)

@@ -70,7 +70,7 @@ def test_the_merge_loads_and_lies_between_the_tasks(files, tmp_path):
     model = AutoModel.from_pretrained(out, dtype=torch.float32)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, merged.tensor(name))
-    kept = [row["elements"][0] / row["elements"][1] for row in merged.report.experts()]
+    kept = [row.elements[0] / row.elements[1] for row in merged.report.adapters.values()]
     assert kept == pytest.approx([0.1, 0.1], rel=1e-3)
     adapter = merged.as_lora(rank=16)
-    assert all(layer["lost"] < 0.9 for layer in adapter.report.record["layers"].values())
+    assert all(layer.lost < 0.9 for layer in adapter.report.record.layers.values())

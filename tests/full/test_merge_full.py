@@ -48,25 +48,25 @@ def test_the_report_tells_what_was_kept(llama, agreement):
     masks, updates = dense_elementwise(graph_of(llama), base, experts, [1.0, 2.0, 1.0], 0.2, 2, agreement == "task")
     record = merged.report.record
     for name in updates:
-        layer = record["layers"][name.removesuffix(".weight")]
+        layer = record.layers[name.removesuffix(".weight")]
         norms = []
         for n, expert in enumerate(merged.experts):
             tau = experts[n][name] - base[name]
-            share = layer["experts"][expert.name]
-            assert share["elements"] == [int(masks[n][name].sum()), tau.numel()]
-            assert share["norm"] == pytest.approx(float(tau.norm()))
+            share = layer.adapters[expert.name]
+            assert share.elements == [int(masks[n][name].sum()), tau.numel()]
+            assert share.norm == pytest.approx(float(tau.norm()))
             energy = float((tau * masks[n][name]).square().sum() / tau.square().sum())
-            assert share["energy"] == pytest.approx(energy)
+            assert share.energy_kept == pytest.approx(energy)
             norms.append(float(tau.norm()))
         scale = 1.3 * (norms[0] + 2 * norms[1] + norms[2]) / 3 / float(updates[name].norm())
-        assert layer["scale"] == pytest.approx(scale)
-        assert layer["norm"] == pytest.approx(scale * float(updates[name].norm()))
+        assert layer.scale == pytest.approx(scale)
+        assert layer.norm == pytest.approx(scale * float(updates[name].norm()))
         torch.testing.assert_close(merged.tensor(name), base[name] + scale * updates[name], **EXACT)
-    assert set(record["log_connectivity"]) == set(llama.experts)
-    assert all(len(item["sha256"]["model.safetensors"]) == 64 for item in record["inputs"])
-    assert record["mask_bytes"] > 0
-    assert {"reading", "pruning", "measuring"} <= set(record["timings"])
-    assert [row["elements"][0] for row in merged.report.experts()] == [
+    assert set(record.log_connectivity) == set(llama.experts)
+    assert all(len(item.sha256["model.safetensors"]) == 64 for item in record.inputs)
+    assert record.mask_bytes > 0
+    assert {"reading", "pruning", "measuring"} <= set(record.timings)
+    assert [row.elements[0] for row in merged.report.adapters.values()] == [
         sum(int(mask.sum()) for mask in table.values()) for table in masks
     ]
     assert "elements kept" in [column.header for column in merged.report.table().columns]
@@ -109,7 +109,7 @@ def test_tensors_outside_the_graph(llama, outside):
         update = sum(w * (e[name] - base[name]) for w, e in zip(weights, experts, strict=True))
         factor = {"average": 1 / 3.5, "sum": 0.8, "base": 0.0}[outside]
         torch.testing.assert_close(merged.tensor(name), base[name] + factor * update, **EXACT)
-    assert merged.report.record["outside"] == {"rule": outside, "tensors": beside}
+    assert merged.report.record.outside == {"rule": outside, "tensors": beside}
 
 
 def test_an_expert_of_weight_0_is_left_out(llama):
@@ -123,7 +123,7 @@ def test_an_expert_of_weight_0_is_left_out(llama):
 
 def test_a_list_of_experts_and_models_that_are_loaded(llama, herd_of):
     listed = samerge.merge_full(llama.base, list(llama.experts.values()), iterations=1, progress=False)
-    assert [item["name"] for item in listed.report.record["inputs"]] == ["math", "code", "talk"]
+    assert [item.name for item in listed.report.record.inputs] == ["math", "code", "talk"]
     model = llama.model(llama.base)
     live = {name: llama.model(folder) for name, folder in llama.experts.items()}
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -147,15 +147,15 @@ def test_local_connectivity(llama):
 
 def test_adaptive_density_holds_the_mean(llama):
     merged = merge(llama, density="adaptive:0.2", iterations=2)
-    row = merged.report.experts()[0]
-    assert row["elements"][0] / row["elements"][1] == pytest.approx(0.2, abs=0.003)
+    row = merged.report.adapters[next(iter(merged.report.adapters))]
+    assert row.elements[0] / row.elements[1] == pytest.approx(0.2, abs=0.003)
 
 
 def test_files_hold_the_masks_if_asked(llama, tmp_path):
     merged = merge(llama, iterations=2, work_dir=tmp_path / "work")
     expected = merge(llama, iterations=2)
     files = list((tmp_path / "work").rglob("*.bits"))
-    assert sum(file.stat().st_size for file in files) == merged.report.record["mask_bytes"]
+    assert sum(file.stat().st_size for file in files) == merged.report.record.mask_bytes
     for name in merged.shapes:
         same_values(merged.tensor(name), expected.tensor(name), 1e-12)
     merged.close()

@@ -35,11 +35,11 @@ def test_a_merge_keeps_what_the_cpu_keeps(llama, monkeypatch, kernel):
             llama.base, llama.adapters, method="saliency", device=device, density=0.5, progress=False
         )
         record = merged.report.record
-        return record["kernel"], {
+        return record.kernel, {
             (name, expert, component)
-            for name, layer in record["layers"].items()
-            for expert, share in layer["experts"].items()
-            for component in share["kept"]
+            for name, layer in record.layers.items()
+            for expert, share in layer.adapters.items()
+            for component in share.kept
         }
 
     monkeypatch.setenv("SAMERGE_KERNEL", "torch")

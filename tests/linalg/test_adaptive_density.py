@@ -64,8 +64,8 @@ def case(tmp_path_factory):
 
 
 def kept(merged, expert: str) -> list[int]:
-    shares = [merged.report.record["layers"][f"layers.{i}"]["experts"][expert] for i in range(2)]
-    return [share["elements"][0] if "elements" in share else len(share["kept"]) for share in shares]
+    shares = [merged.report.record.layers[f"layers.{i}"].adapters[expert] for i in range(2)]
+    return [share.elements[0] if "elements" in share else len(share.kept) for share in shares]
 
 
 @pytest.mark.parametrize("basis", ["svd", "native"])
@@ -80,7 +80,7 @@ def test_saliency_keeps_more_of_a_steep_spectrum(case, basis):
     assert expected[0] < expected[1]
     assert kept(merged, "a") == expected
     assert kept(merged, "b") == expected[::-1]
-    assert merged.report.record["options"]["density"] == "adaptive:0.25"
+    assert merged.report.record.options["density"] == "adaptive:0.25"
 
 
 def test_elementwise_keeps_more_of_a_sparse_update(case, tmp_path):
@@ -99,14 +99,14 @@ def test_elementwise_keeps_more_of_a_sparse_update(case, tmp_path):
     assert kept(merged, "a") == expected
     assert expected[0] < 0.2 * 576 < expected[1]
     assert abs(sum(expected) - 0.2 * 2 * 576) <= 1
-    assert merged.report.record["layers"]["layers.0"]["experts"]["b"]["elements"][0] == round(0.2 * 576)
+    assert merged.report.record.layers["layers.0"].adapters["b"].elements[0] == round(0.2 * 576)
 
 
 def test_what_lies_outside_the_graph_takes_part_only_if_it_is_pruned(bert):
     for method in ("saliency", "elementwise"):
         merged = samerge.merge(bert.base, bert.adapters, method=method, recipe="paper", density="adaptive")
-        share = merged.report.record["layers"]["bert.pooler.dense"]["experts"]["talk"]
-        assert share["energy"] == 1.0
+        share = merged.report.record.layers["bert.pooler.dense"].adapters["talk"]
+        assert share.energy_kept == 1.0
 
 
 @pytest.mark.parametrize(("density", "mean"), [("adaptive", 0.1), ("adaptive:0.2", 0.2), (0.3, 0.3), (None, None)])

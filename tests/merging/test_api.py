@@ -87,7 +87,7 @@ def test_weights_go_by_name(llama: Beast):
 
 def test_adapters_may_be_a_list_of_folders(llama: Beast):
     merged = samerge.merge(llama.base, [Path(path) for path in llama.adapters.values()], **HALF)
-    assert [row["name"] for row in merged.report.experts()] == list(NAMES)
+    assert list(merged.report.adapters) == list(NAMES)
     named = samerge.merge(llama.base, llama.adapters, **HALF)
     same_merge(merged, named)
 
@@ -101,7 +101,7 @@ def test_a_loaded_model_and_its_folder_are_the_same_base(llama: Beast):
 def test_adapters_of_a_live_model_may_be_renamed(llama: Beast):
     model = llama.peft_model()
     merged = samerge.merge(model, {"sums": "math", "words": "talk"}, weights={"sums": 1.0, "words": 0.5}, method="cat")
-    assert [row["name"] for row in merged.report.experts()] == ["sums", "words"]
+    assert list(merged.report.adapters) == ["sums", "words"]
     twice = samerge.merge(model, {"one": "math", "two": "math"}, weights={"one": 0.5, "two": 0.5}, method="cat")
     alone = samerge.merge(model, ["math"], method="cat")
     for module in alone.factors:
@@ -147,7 +147,7 @@ def test_the_dtype_written(llama: Beast, tmp_path, dtype, expected):
         save_file({key: tensor.bfloat16() for key, tensor in load_file(file).items()}, file)
     merged = samerge.merge(llama.base, [tmp_path / "math", tmp_path / "code"], dtype=dtype, **HALF)
     assert {tensor.dtype for tensor in merged.tensors().values()} == {expected}
-    assert merged.report.record["output"]["dtype"] == str(expected).removeprefix("torch.")
+    assert merged.report.record.output.dtype == str(expected).removeprefix("torch.")
 
 
 def test_the_state_of_torch_is_untouched(llama: Beast):
@@ -162,10 +162,10 @@ def test_truncation_afterwards(llama: Beast):
     merged = samerge.merge(llama.base, llama.adapters, method="saliency", density=1.0, svd_rank=3, scaling=1.0)
     whole = samerge.merge(llama.base, llama.adapters, method="cat")
     assert merged.settings["r"] == 3
-    for module, layer in merged.report.record["layers"].items():
+    for module, layer in merged.report.record.layers.items():
         u, s, vh = torch.linalg.svd(whole.delta(module), full_matrices=False)
         torch.testing.assert_close(merged.delta(module), u[:, :3] * s[:3] @ vh[:3], atol=1e-5, rtol=1e-4)
-        assert layer["lost"] == pytest.approx(float(s[3:].square().sum() / s.square().sum()), rel=1e-3)
+        assert layer.lost == pytest.approx(float(s[3:].square().sum() / s.square().sum()), rel=1e-3)
     assert any("truncation to svd_rank lost over" in warning for warning in merged.report.warnings)
 
 

@@ -25,18 +25,18 @@ def test_the_best_approximation_in_every_layer(beast: Beast, size):
     small = samerge.compress_adapter(source, **size)
     assert sorted(small.factors) == sorted(whole.factors)
     ranks = []
-    for module, layer in small.report.record["layers"].items():
+    for module, layer in small.report.record.layers.items():
         u, s, vh = dense_svd(whole.delta(module))
-        limit = min(size.get("rank", 64), layer["experts"]["talk"]["components"])
+        limit = min(size.get("rank", 64), layer.adapters["talk"].components)
         shares = s.square().cumsum(0) / s.square().sum()
         wanted = int((shares < size.get("energy", 1.0) - 1e-9).sum()) + 1
         rank = min(limit, wanted) if "energy" in size else limit
-        assert layer["rank"] == rank
+        assert layer.rank == rank
         best = (u[:, :rank] * s[:rank]) @ vh[:rank]
         torch.testing.assert_close(
             small.delta(module).double().reshape(best.shape), best, rtol=0, atol=1e-6 * float(s[0])
         )
-        assert layer["lost"] == pytest.approx(float(s[rank:].square().sum() / s.square().sum()), abs=1e-6)
+        assert layer.lost == pytest.approx(float(s[rank:].square().sum() / s.square().sum()), abs=1e-6)
         ranks.append(rank)
     assert small.settings["r"] == small.settings["lora_alpha"] == max(ranks)
     assert {factors.rank for factors in small.factors.values()} == {max(ranks)}  # the servable profile
@@ -92,7 +92,7 @@ def test_a_zero_layer(tmp_path):
     }
     small = samerge.compress_adapter(write_adapter(tmp_path / "x", factors), energy=0.5)
     assert not small.delta("b").any()
-    assert small.report.record["layers"]["b"]["lost"] == 0.0
+    assert small.report.record.layers["b"].lost == 0.0
 
 
 def test_trained_modules_are_kept_and_can_be_dropped(llama: Beast, tmp_path):

@@ -53,10 +53,10 @@ def test_merge(beast: Beast) -> None:
     merged = samerge.merge(beast.base, beast.adapters, progress=False)
     same(merged, samerge.merge(beast.base, beast.adapters, recipe="even", progress=False))
     record = merged.report.record
-    assert (record["recipe"], record["method"]) == ("even", "tsv")
-    assert record["output"]["rank"] == max(item["rank"] for item in record["inputs"])
+    assert (record["recipe"], record.method) == ("even", "tsv")
+    assert record.output.rank == max(item.rank for item in record.inputs)
     links = ("balance", "selection", "aggregation", "spectrum", "scaling")
-    assert [record["options"][link] for link in links] == ["norm", "none", "tsv", "flat", "unit"]
+    assert [record.options[link] for link in links] == ["norm", "none", "tsv", "flat", "unit"]
     for factors in merged.factors.values():
         s = torch.linalg.svdvals((factors.B @ factors.A).double())
         s = s[s > 1e-3 * s.max()] if s.any() else s
@@ -98,7 +98,7 @@ def test_explicit_options_win(llama: Beast) -> None:
         merged = samerge.merge(None, llama.adapters, progress=False, **options)
         same(merged, samerge.merge(None, llama.adapters, recipe="even", progress=False, **options))
     measured = {"basis": "native", "scaling": "interference"}  # there the basis is that of the measuring
-    assert samerge.merge(None, llama.adapters, progress=False, **measured).report.record["options"]["basis"] == "native"
+    assert samerge.merge(None, llama.adapters, progress=False, **measured).report.record.options["basis"] == "native"
 
 
 def test_no_weight_of_the_base_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_no_weight_of_the_base_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     with_base = samerge.merge(base, adapters, progress=False)
     without = samerge.merge(None, adapters, progress=False)
     same_merge(without, with_base)
-    assert not any(layer["outside"] for layer in with_base.report.record["layers"].values())
+    assert not any(layer.outside for layer in with_base.report.record.layers.values())
     wrong = write_adapter(tmp_path / "wrong", chain_factors(chain([7, 5, 4]), 2, 3))
     with pytest.raises(samerge.BaseModelError, match=r"layers\.0"):
         samerge.merge(base, {"wrong": wrong}, progress=False)
@@ -124,7 +124,7 @@ def test_layers_of_the_base_that_no_adapter_has_are_filled_in(llama: Beast) -> N
 def test_its_own_truncation_is_told_but_is_no_warning(llama: Beast) -> None:
     adapters = {name: llama.adapters[name] for name in ("math", "code")}
     merged = samerge.merge(None, adapters, progress=False)
-    assert max(layer["lost"] for layer in merged.report.record["layers"].values()) > 0.2
+    assert max(layer.lost for layer in merged.report.record.layers.values()) > 0.2
     assert merged.report.warnings == []
     assert "the truncation lost" in str(merged.report.table().caption)
     asked = samerge.merge(None, adapters, rank=4, progress=False)
@@ -196,9 +196,9 @@ def test_the_way_out_is_one(llama: Beast) -> None:
     for name, value in OF_A_SELECTION.items():
         more = {} if name in ("density", "connectivity", "residual") else {"density": 0.5}
         merged = samerge.merge(llama.base, llama.adapters, method="saliency", progress=False, **{name: value}, **more)
-        assert merged.report.record["method"] == "saliency"
+        assert merged.report.record.method == "saliency"
     both = samerge.merge(llama.base, llama.adapters, recipe="even", method="saliency", iterations=3, progress=False)
-    assert both.report.record["method"] == "saliency+tsv"
+    assert both.report.record.method == "saliency+tsv"
 
 
 def test_what_else_names_none_of_it(llama: Beast) -> None:
@@ -207,7 +207,7 @@ def test_what_else_names_none_of_it(llama: Beast) -> None:
         samerge.merge(None, llama.adapters, recipe="paper")
     with pytest.raises(samerge.OptionError, match="reads the base model"):
         samerge.merge(None, llama.adapters, method="saliency")
-    assert samerge.merge(None, llama.adapters, selection="norm").report.record["options"]["aggregation"] == "sum"
+    assert samerge.merge(None, llama.adapters, selection="norm").report.record.options["aggregation"] == "sum"
 
 
 def test_the_card_says_what_was_done(llama: Beast, tmp_path: Path) -> None:

@@ -51,15 +51,15 @@ def test_the_best_approximation(llama: Beast, size):
     for module in one.factors:
         delta = (expert.get_submodule(module).weight - base.get_submodule(module).weight).detach().double()
         u, s, vh = torch.linalg.svd(delta, full_matrices=False)
-        layer = one.report.record["layers"][module]
-        rank = layer["rank"]
+        layer = one.report.record.layers[module]
+        rank = layer.rank
         shares = s.square().cumsum(0) / s.square().sum()
         wanted = int((shares < size.get("energy", 1.0)).sum()) + 1
         assert rank == min(size.get("rank", 99), wanted)
         best = (u[:, :rank] * s[:rank]) @ vh[:rank]
         torch.testing.assert_close(one.delta(module).double(), best, rtol=0, atol=1e-6 * float(s[0]))
-        assert layer["lost"] == pytest.approx(float(s[rank:].square().sum() / s.square().sum()), abs=1e-6)
-        assert layer["experts"][one.report.record["inputs"][0]["name"]]["norm"] == pytest.approx(float(delta.norm()))
+        assert layer.lost == pytest.approx(float(s[rank:].square().sum() / s.square().sum()), abs=1e-6)
+        assert layer.adapters[one.report.record.inputs[0]["name"]]["norm"] == pytest.approx(float(delta.norm()))
         ranks.add(rank)
     assert one.settings["r"] == max(ranks)
 
@@ -92,10 +92,10 @@ def test_energy_looks_further_until_it_is_there(wide):
     for module, delta in deltas.items():
         squares = torch.linalg.svdvals(delta.double()).square()
         least = int((squares.cumsum(0) / squares.sum() < 0.75).sum()) + 1
-        layer = one.report.record["layers"][module]
-        assert least <= layer["rank"] <= 1.1 * least
-        assert layer["lost"] <= 0.25
-    assert one.report.record["layers"]["layers.1"]["rank"] > 64
+        layer = one.report.record.layers[module]
+        assert least <= layer.rank <= 1.1 * least
+        assert layer.lost <= 0.25
+    assert one.report.record.layers["layers.1"].rank > 64
 
 
 def test_the_same_every_time(wide):
@@ -114,7 +114,7 @@ def test_what_is_left_out_is_never_silent(bert: Beast, tmp_path):
     assert "bert.encoder.layer.*.attention.output.LayerNorm.weight (2 x, by up to " in said
     assert "bert.embeddings.word_embeddings.weight (by 0.25 of its norm)" in said
     assert one.report.warnings[-1] == said
-    left = one.report.record["left_out"]
+    left = one.report.record.left_out
     assert left["bert.embeddings.word_embeddings.weight"] == pytest.approx(0.25, rel=1e-5)
     taken = {f"{module}.weight" for module in one.factors}
     changed = {

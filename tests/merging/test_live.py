@@ -154,7 +154,7 @@ def test_a_second_merge_can_use_the_first(llama: Beast):
     add(model, ["math", "code"], name="two")
     merged = add(model, ["two", "talk"], name="three")
     assert set(model.peft_config) == {*NAMES, "two", "three"}
-    assert [row["name"] for row in merged.report.experts()] == ["two", "talk"]
+    assert list(merged.report.adapters) == ["two", "talk"]
 
 
 # ---- all or nothing

@@ -59,7 +59,7 @@ def test_what_is_wrong_is_named(method, options, words: str) -> None:
 def test_without_a_base_the_default_is_even_and_says_so(llama: Beast, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "samerge"):
         merged = samerge.merge(None, llama.adapters, progress=False)
-    assert merged.report.record["method"] == "even"
+    assert merged.report.record.method == "even"
     assert any("ranked by their size alone" in warning for warning in merged.report.warnings)
     assert any("ranked by their size alone" in record.getMessage() for record in caplog.records)
     named = samerge.merge(None, llama.adapters, method="even", progress=False)
@@ -74,12 +74,12 @@ def test_a_family_that_is_not_known_likewise(tmp_path) -> None:
     factors = [(torch.randn(2, 5, generator=generator), torch.randn(6, 2, generator=generator)) for _ in "ab"]
     adapters = [write_adapter(tmp_path / name, {"a": one}) for name, one in zip("xy", factors, strict=True)]
     merged = samerge.merge(base, adapters, progress=False)
-    assert merged.report.record["method"] == "even"
+    assert merged.report.record.method == "even"
     assert any("connectivity" in warning for warning in merged.report.warnings)
     with pytest.raises(samerge.GraphError):
         samerge.merge(base, adapters, method="saliency", progress=False)
     local = samerge.merge(base, adapters, connectivity="local", progress=False)
-    assert local.report.record["method"] == "saliency"
+    assert local.report.record.method == "saliency"
 
 
 @pytest.mark.parametrize("options", [{"method": "saliency"}, {"iterations": 3}, {"connectivity": "local"}])

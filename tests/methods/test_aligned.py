@@ -197,9 +197,9 @@ def test_through_merge(case, method, rank, tmp_path):
     merged = samerge.merge(None, case, method=method)
     assert merged.settings["r"] == rank
     merged.save(tmp_path / "out")
-    layer = merged.report.record["layers"]["layers.0"]
-    assert layer["lost"] == 0
-    assert [share["components"] for share in layer["experts"].values()] == [2, 3, 2]
+    layer = merged.report.record.layers["layers.0"]
+    assert layer.lost == 0
+    assert [share.components for share in layer.adapters.values()] == [2, 3, 2]
     turned = samerge.merge(None, dict(reversed(case.items())), method=method)
     for module in ("layers.0", "layers.1"):
         torch.testing.assert_close(merged.delta(module), turned.delta(module), rtol=1e-3, atol=1e-4)

@@ -26,7 +26,7 @@ def chain_graph(base) -> FlowGraph:
 
 def hold(merged: samerge.MergedAdapter, expected: Mapping[str, DenseLayer], names: list[str]) -> None:
     """Every layer is the dense one, and keeps the same triplets."""
-    layers = merged.report.record["layers"]
+    layers = merged.report.record.layers
     for module in merged.factors:
         found, dense = merged.delta(module).double(), expected.get(f"{module}.weight")
         if dense is None:  # filled in: no adapter has it
@@ -34,7 +34,7 @@ def hold(merged: samerge.MergedAdapter, expected: Mapping[str, DenseLayer], name
             continue
         assert dense.gap > 1e-3, f"{module}: rounding decides what is kept, choose another case"
         if dense.kept is not None:
-            mine = {name: share["kept"] for name, share in layers[module]["experts"].items()}
+            mine = {name: share.kept for name, share in layers[module].adapters.items()}
             assert mine == {names[n]: picked for n, picked in dense.kept.items()}, module
         assert float((found - dense.delta).norm()) <= 1e-3 * max(float(dense.delta.norm()), 1e-6), module
     assert {f"{module}.weight" for module in merged.factors} >= set(expected)
@@ -231,9 +231,9 @@ def test_log_connectivity_is_reported(bert: Beast, residual):
     base, experts = experts_of(bert)
     balance = {
         name: {
-            m: layer["experts"][name].get("balance", 1.0)
-            for m, layer in merged.report.record["layers"].items()
-            if name in layer["experts"]
+            m: layer.adapters[name].balance
+            for m, layer in merged.report.record.layers.items()
+            if name in layer.adapters
         }
         for name in bert.adapters
     }
@@ -243,7 +243,7 @@ def test_log_connectivity_is_reported(bert: Beast, residual):
             factor = balance[name][key.removesuffix(".weight")]
             weights[key] = weights[key] + factor * s * B.double() @ A.double()
         R = bert_network(2, residual)(weights)
-        assert merged.report.record["log_connectivity"][name] == pytest.approx(math.log(R), rel=1e-6)
+        assert merged.report.record.log_connectivity[name] == pytest.approx(math.log(R), rel=1e-6)
 
 
 def test_the_larger_connectivity_does_not_take_every_place(tmp_path):
@@ -255,6 +255,6 @@ def test_the_larger_connectivity_does_not_take_every_place(tmp_path):
     ]
     case = ChainCase(tmp_path, base, tables)
     expected = case.check("saliency", (1.0, 1.0), rank=3)
-    logs = samerge.merge(case.folder, case.adapters, connectivity=chain_graph(base)).report.record["log_connectivity"]
+    logs = samerge.merge(case.folder, case.adapters, connectivity=chain_graph(base)).report.record.log_connectivity
     assert logs["e0"] - logs["e1"] > math.log(100)
     assert sum(len(layer.kept[1]) for layer in expected.values()) >= len(expected)

@@ -97,16 +97,16 @@ def test_against_the_dense_algorithm(case, agreement, weights, density, iteratio
     for name in expected:
         module = name.removesuffix(".weight")
         torch.testing.assert_close(merged.delta(module).double(), expected[name], rtol=1e-5, atol=1e-5)
-        layer = merged.report.record["layers"][module]
+        layer = merged.report.record.layers[module]
         for n, own in enumerate(taus):
             if name not in own:
-                assert f"e{n}" not in layer["experts"]
+                assert f"e{n}" not in layer.adapters
                 continue
-            share = layer["experts"][f"e{n}"]
-            assert share["elements"] == [int(masks[n][name].sum()), own[name].numel()]
+            share = layer.adapters[f"e{n}"]
+            assert share.elements == [int(masks[n][name].sum()), own[name].numel()]
             energy = float((own[name] * masks[n][name]).square().sum() / own[name].square().sum())
-            assert share["energy"] == pytest.approx(energy, rel=1e-4)
-            assert share["norm"] == pytest.approx(float(own[name].norm()), rel=1e-5)
+            assert share.energy_kept == pytest.approx(energy, rel=1e-4)
+            assert share.norm == pytest.approx(float(own[name].norm()), rel=1e-5)
 
 
 @pytest.mark.parametrize("rank", [1, 4, None])
@@ -122,7 +122,7 @@ def test_the_way_back_is_the_best_approximation_and_says_what_it_lost(case, rank
         best = (u[:, :rank] * s[:rank]) @ vh[:rank]
         torch.testing.assert_close(merged.delta(module).double(), best, rtol=1e-5, atol=1e-5)
         lost.append(float(s[rank:].square().sum() / s.square().sum()))
-        assert merged.report.record["layers"][module]["lost"] == pytest.approx(lost[-1], abs=1e-6)
+        assert merged.report.record.layers[module].lost == pytest.approx(lost[-1], abs=1e-6)
     assert merged.settings["r"] == rank
     said = [w for w in merged.report.warnings if "truncation to svd_rank lost over 20%" in w]
     assert bool(said) == (max(lost) > 0.2)
@@ -145,7 +145,7 @@ def test_every_family_against_the_dense_algorithm(beast: Beast):
         for name in [name for name, value in tau.items() if not value.any()]:
             del tau[name]
     expected, _ = dense_merge(network, base, taus, [1.0] * 3, 0.2, 4, "paper")
-    outside = {name for name in expected if merged.report.record["layers"][name.removesuffix(".weight")]["outside"]}
+    outside = {name for name in expected if merged.report.record.layers[name.removesuffix(".weight")].outside}
     assert outside == ({"bert.pooler.dense.weight"} if "bert" in str(beast.folder) else set())
     if outside:
         tau = taus[2]["bert.pooler.dense.weight"]
@@ -165,19 +165,19 @@ def test_all_of_it_is_the_exact_sum(beast: Beast):
     assert sorted(ours.factors) == sorted(exact.factors)
     for module in exact.factors:
         torch.testing.assert_close(ours.delta(module), exact.delta(module), rtol=1e-5, atol=1e-6)
-    assert all(row["elements"][0] == row["elements"][1] for row in ours.report.experts())
+    assert all(row.elements[0] == row.elements[1] for row in ours.report.adapters.values())
 
 
 def test_the_papers_recipe(bert: Beast):
     """No residual edges, scaling 1.0, a tenth kept, what lies outside R unpruned."""
     merged = samerge.merge(bert.base, bert.adapters, method="elementwise", recipe="paper", svd_rank=64)
-    options = merged.report.record["options"]
+    options = merged.report.record.options
     assert [options[key] for key in ("density", "iterations", "scaling", "agreement", "residual")] == [
         *(0.1, 10, 1.0, "paper", False)
     ]
-    layers = merged.report.record["layers"]
-    assert layers["bert.pooler.dense"]["experts"]["talk"]["elements"] == [1024, 1024]
-    assert layers["bert.encoder.layer.0.attention.self.query"]["experts"]["talk"]["elements"] == [102, 1024]
+    layers = merged.report.record.layers
+    assert layers["bert.pooler.dense"].adapters["talk"].elements == (1024, 1024)
+    assert layers["bert.encoder.layer.0.attention.self.query"].adapters["talk"].elements == (102, 1024)
     explicit = {"density": 0.1, "iterations": 10, "scaling": 1.0, "residual": False, "agreement": "paper"}
     ours = samerge.merge(bert.base, bert.adapters, method="elementwise", svd_rank=64, **explicit)
     torch.testing.assert_close(
@@ -187,11 +187,11 @@ def test_the_papers_recipe(bert: Beast):
 
 def test_defaults(case):
     merged = merge(case, scaling=None, svd_rank=None)
-    options = merged.report.record["options"]
+    options = merged.report.record.options
     assert (options["scaling"], options["density"], options["agreement"]) == ("auto", 0.1, "paper")
-    layer = merged.report.record["layers"]["layers.0"]
-    mean = sum(share["norm"] for share in layer["experts"].values()) / 3
-    assert layer["norm"] == pytest.approx(1.3 * mean, rel=1e-5)
+    layer = merged.report.record.layers["layers.0"]
+    mean = sum(share.norm for share in layer.adapters.values()) / 3
+    assert layer.norm == pytest.approx(1.3 * mean, rel=1e-5)
     assert "10.0%" in str(merged.report._repr_html_())
 
 

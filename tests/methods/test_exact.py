@@ -59,7 +59,7 @@ def test_svd_is_the_best_approximation(case, rank):
         best = u[:, :rank] * s[:rank] @ vh[:rank]
         torch.testing.assert_close(merged.delta(module).double(), best, rtol=1e-5, atol=1e-5)
         lost = float(s[rank:].square().sum() / s.square().sum())
-        assert merged.report.record["layers"][module]["lost"] == pytest.approx(lost, abs=1e-6)
+        assert merged.report.record.layers[module].lost == pytest.approx(lost, abs=1e-6)
     assert merged.settings["r"] == min(rank, 8)
 
 

@@ -53,7 +53,7 @@ def test_as_peft_has_it(name, vote):
 def test_every_name_merges(llama: Beast, name):
     model = llama.peft_model()
     merged = samerge.add_weighted_adapter(model, ["math", "code"], None, "merged", name, density=0.5, progress=False)
-    assert merged.report.record["method"] == PEFT_NAMES[name][0]
+    assert merged.report.record.method == PEFT_NAMES[name][0]
     model.set_adapter("merged")
     assert torch.isfinite(llama.logits(model)).all()
 
@@ -63,4 +63,4 @@ def test_an_explicit_option_wins():
     merged = samerge.add_weighted_adapter(
         model, NAMES, None, "ours", "ties_svd", method_options={"trim": "adapter"}, progress=False
     )
-    assert merged.report.record["options"]["method_options"]["trim"] == "adapter"
+    assert merged.report.record.options["method_options"]["trim"] == "adapter"

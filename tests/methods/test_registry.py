@@ -54,7 +54,7 @@ def test_a_registered_method_is_one_like_others(halved: Method, llama: Beast) ->
     assert registry.summaries()["halved"] == "a share of the sum"
     whole = samerge.merge(None, llama.adapters, method="linear", progress=False)
     merged = samerge.merge(None, llama.adapters, method="halved", share="0.25", progress=False)
-    assert merged.report.record["options"]["share"] == 0.25
+    assert merged.report.record.options["share"] == 0.25
     for module in whole.factors:
         torch.testing.assert_close(merged.delta(module), whole.delta(module) / 4)
     with pytest.raises(samerge.OptionError, match=r"no option 'shere'; did you mean 'share'\?"):

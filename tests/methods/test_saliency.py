@@ -19,7 +19,7 @@ def chain_graph(base) -> FlowGraph:
 
 
 def kept(merged, module: str) -> dict[str, list[int]]:
-    return {name: share["kept"] for name, share in merged.report.record["layers"][module]["experts"].items()}
+    return {name: share.kept for name, share in merged.report.record.layers[module].adapters.items()}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_papers_recipe_on_a_transformer(bert: Beast):
         mine = {name: picked[tensor] for name, picked in zip(bert.adapters, chosen, strict=True) if tensor in picked}
         assert kept(merged, module) == mine, module
         torch.testing.assert_close(merged.delta(module).double(), delta, rtol=1e-4, atol=1e-6)
-    assert merged.report.record["layers"]["bert.pooler.dense"]["outside"]
+    assert merged.report.record.layers["bert.pooler.dense"].outside
     assert len(kept(merged, "bert.pooler.dense")["talk"]) == 6
 
 
@@ -90,7 +90,7 @@ def test_log_connectivity_is_reported(bert: Beast, residual):
             if "lora_" not in key
         }
         R = oracles.bert_network(2, residual)(weights)
-        assert merged.report.record["log_connectivity"][name] == pytest.approx(math.log(R), rel=1e-6)
+        assert merged.report.record.log_connectivity[name] == pytest.approx(math.log(R), rel=1e-6)
 
 
 @pytest.mark.parametrize("iterations", [1, 3])

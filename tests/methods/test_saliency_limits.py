@@ -16,7 +16,7 @@ def chain_graph(base) -> FlowGraph:
 
 
 def kept(merged, module: str) -> dict[str, list[int]]:
-    return {name: share["kept"] for name, share in merged.report.record["layers"][module]["experts"].items()}
+    return {name: share.kept for name, share in merged.report.record.layers[module].adapters.items()}
 
 
 def test_a_site_whose_adapters_all_weigh_zero(tmp_path):

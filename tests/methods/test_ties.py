@@ -110,11 +110,11 @@ def test_through_merge(case):
         torch.testing.assert_close(merged.delta(module).double(), expected, rtol=1e-4, atol=1e-4)
         s = torch.linalg.svdvals(expected)
         lost = float(s[3:].square().sum() / s.square().sum())
-        layer = small.report.record["layers"][module]
-        assert layer["lost"] == pytest.approx(lost, abs=1e-3)
-        share = layer["experts"]["e0"]
+        layer = small.report.record.layers[module]
+        assert layer.lost == pytest.approx(lost, abs=1e-3)
+        share = layer.adapters["e0"]
         kept = trimmed[0].square().sum() / deltas[0][module].square().sum()
-        assert share["energy"] == pytest.approx(float(kept), abs=1e-4)
+        assert share.energy_kept == pytest.approx(float(kept), abs=1e-4)
     assert any("lost over" in warning for warning in small.report.warnings)
 
 

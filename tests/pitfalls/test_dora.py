@@ -35,7 +35,7 @@ def test_at_full_rank_the_conversion_is_the_adapter(bench, kind: str) -> None:
     merged = lab.merge(folder, dora="exact:64", **options)
     with quiet():
         close(output(lab.reloaded(merged)), expected, tolerance=1e-4)
-    lost = [layer["dora_lost"]["first"] for layer in merged.report.record["layers"].values()]
+    lost = [layer.adapters["first"].dora_lost for layer in merged.report.record.layers.values()]
     assert max(lost) < 1e-5
     assert not merged.settings["use_dora"]
 
@@ -71,11 +71,11 @@ def test_truncated_to_the_adapters_rank_it_is_the_best_of_that_rank_and_says_wha
     base = lab.model.model.layers[0].self_attn.q_proj.weight.detach()
     exact = lab.with_adapters(folder).merge_and_unload().model.layers[0].self_attn.q_proj.weight.detach() - base
     values = torch.linalg.svdvals(exact).square()
-    layer = merged.report.record["layers"][name]
+    layer = merged.report.record.layers[name]
     assert merged.settings["r"] == 2
-    assert layer["dora_lost"]["first"] == pytest.approx(float(values[2:].sum() / values.sum()), rel=1e-3)
+    assert layer.adapters["first"].dora_lost == pytest.approx(float(values[2:].sum() / values.sum()), rel=1e-3)
     assert float((merged.delta(name) - exact).square().sum() / exact.square().sum()) == pytest.approx(
-        layer["dora_lost"]["first"], rel=1e-3
+        layer.adapters["first"].dora_lost, rel=1e-3
     )
     [warning] = [text for text in merged.report.warnings if "DoRA" in text]
     assert "that is much" in warning

@@ -36,7 +36,7 @@ def test_the_widest_is_written(bench, dtypes, expected) -> None:
     assert {t.dtype for t in load_file(merged.save(lab.folder / "out") / "adapter_model.safetensors").values()} == {
         expected
     }
-    assert merged.report.record["output"]["dtype"] == str(expected).removeprefix("torch.")
+    assert merged.report.record.output.dtype == str(expected).removeprefix("torch.")
     said = [text for text in merged.report.warnings if "different dtypes" in text]
     assert bool(said) == (len(set(dtypes)) > 1)
     if said:
@@ -76,8 +76,8 @@ def test_a_half_precision_base_is_read_in_float32(bench) -> None:
     lab.model.save_pretrained(lab.folder / "wide")
     with quiet():  # another folder is another name
         wide = samerge.merge(str(lab.folder / "wide"), folders, method="paper", density=0.5, scaling=1.0)
-    kept = [[list(e.values()) for e in [layer["experts"]]] for layer in half.report.record["layers"].values()]
-    same = [[list(e.values()) for e in [layer["experts"]]] for layer in wide.report.record["layers"].values()]
+    kept = [[list(e.values()) for e in [layer.adapters]] for layer in half.report.record.layers.values()]
+    same = [[list(e.values()) for e in [layer.adapters]] for layer in wide.report.record.layers.values()]
     assert kept == same
 
 

@@ -187,7 +187,7 @@ def test_the_default_merge_in_every_layout(bench, kind: str) -> None:
     first, second = lab.train("a", **one), lab.train("b", **two)
     with quiet():
         alone = samerge.merge(lab.base, {"first": single}, progress=False)
-        assert alone.report.record["method"] in ("saliency", "even")
+        assert alone.report.record.method in ("saliency", "even")
         close(output(lab.reloaded(alone)), output(lab.with_adapters(single)))
         merged = samerge.merge(lab.base, {"first": first, "second": second}, progress=False)
         model = lab.with_adapters(first, second)
@@ -198,15 +198,15 @@ def test_the_default_merge_in_every_layout(bench, kind: str) -> None:
         stored = output(lab.reloaded(merged))
     close(output(model), stored, 1e-4)
     assert float((stored - output(lab.fresh())).abs().max()) > 1e-3
-    for module, layer in live.report.record["layers"].items():
-        assert layer["scale"] == 1.0
-        norms = [share["norm"] * share.get("balance", 1.0) for share in layer["experts"].values()]
+    for module, layer in live.report.record.layers.items():
+        assert layer.scale == 1.0
+        norms = [share.norm * share.balance for share in layer.adapters.values()]
         assert norms == pytest.approx([sum(norms) / len(norms)] * len(norms), rel=1e-4)
         if len(norms) == 1:
-            assert layer["norm"] == pytest.approx(norms[0], rel=1e-4)
+            assert layer.norm == pytest.approx(norms[0], rel=1e-4)
         else:  # orthogonal to each other, and cut to half their rank or less: some of their norm together, no more
-            assert 0.5 * norms[0] < layer["norm"] < 1.001 * math.hypot(*norms)
-        assert float(live.delta(module).norm()) == pytest.approx(layer["norm"], rel=1e-3)
+            assert 0.5 * norms[0] < layer.norm < 1.001 * math.hypot(*norms)
+        assert float(live.delta(module).norm()) == pytest.approx(layer.norm, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -259,7 +259,7 @@ def test_what_fan_in_fan_out_says_of_a_mixture_is_not_trusted(bench) -> None:
     live = samerge.merge(lab.with_adapters(first, second), ["first", "second"], **options)
     for folder in says.values():
         merged = lab.merge(folder, second, **options)
-        same_record(merged.report.record["layers"], live.report.record["layers"])
+        same_record(merged.report.record.layers, live.report.record.layers)
         same_merge(merged, live)
     plain = lab.train("c", target_modules=["c_proj"], fan_in_fan_out=True)
     samerge.merge(None, [plain, lab.altered(plain, fan_in_fan_out=False)], method="linear")
@@ -296,17 +296,17 @@ def test_experts_take_part_in_the_flow(bench, factory) -> None:
     options = {"method": "paper", "density": 0.5, "scaling": 1.0, "progress": False}
     on_disk = lab.merge(*folders, **options)
     live = samerge.merge(lab.with_adapters(*folders), ["first", "second"], **options)
-    layers = on_disk.report.record["layers"]
-    assert not any(layer["outside"] for layer in layers.values())
+    layers = on_disk.report.record.layers
+    assert not any(layer.outside for layer in layers.values())
     for name, layer in layers.items():
-        assert layer["experts"] == live.report.record["layers"][name]["experts"], name
+        assert layer.adapters == live.report.record.layers[name].adapters, name
         close(on_disk.delta(name), live.delta(name))
     alone = lab.merge(folders[0])
     changed = lab.with_adapters(folders[0]).merge_and_unload().state_dict()
     stack = "model.layers.0.mlp.experts.down_proj"
     for expert in range(3):  # in the orientation of the parameter
         close(alone.delta(f"{stack}[{expert}]"), (changed[stack] - lab.model.state_dict()[stack])[expert])
-    assert len({str(layers[f"model.layers.0.mlp.experts.down_proj[{e}]"]["experts"]) for e in range(3)}) > 1
+    assert len({str(layers[f"model.layers.0.mlp.experts.down_proj[{e}]"].adapters) for e in range(3)}) > 1
 
 
 _ELSEWHERE = """

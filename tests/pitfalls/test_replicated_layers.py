@@ -34,8 +34,8 @@ def test_the_flow_goes_through_the_replicated_layers(bench) -> None:
     options = {"method": "paper", "density": 0.5, "scaling": 1.0, "progress": False}
     merged = lab.merge(first, second, **options)
     live = samerge.merge(both_active(lab, first, second), ["first", "second"], **options)
-    assert merged.report.record["layers"] == live.report.record["layers"]
-    assert not any(layer["outside"] for layer in merged.report.record["layers"].values())
+    assert merged.report.record.layers == live.report.record.layers
+    assert not any(layer.outside for layer in merged.report.record.layers.values())
 
 
 def test_live(bench) -> None:

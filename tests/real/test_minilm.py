@@ -107,9 +107,9 @@ def test_float32_keeps_what_float64_keeps(base, source, graph, adapters, experts
     if basis == "svd":
         experts = [{name: svd_basis(f) for name, f in expert.items()} for expert in experts]
     kept = select_in_float64(source, graph, experts, density=0.25, iterations=3)
-    for module, layer in merged.report.record["layers"].items():
+    for module, layer in merged.report.record.layers.items():
         for n, task in enumerate(TASKS):
-            assert layer["experts"][task]["kept"] == kept[n][f"{module}.weight"].tolist(), (module, task)
+            assert layer.adapters[task].kept == kept[n][f"{module}.weight"].tolist(), (module, task)
 
 
 def test_the_merged_adapter_is_served_by_peft(base, adapters, tmp_path):
@@ -121,7 +121,7 @@ def test_the_merged_adapter_is_served_by_peft(base, adapters, tmp_path):
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"]) == (16, 16)
     assert {tensor.dtype for tensor in merged.tensors().values()} == {torch.float16}
-    assert all(sum(len(share["kept"]) for share in layer["experts"].values()) == 16 for layer in _layers(merged))
+    assert all(sum(len(share.kept) for share in layer.adapters.values()) == 16 for layer in _layers(merged))
     model = AutoModel.from_pretrained(base).eval()
     dense = AutoModel.from_pretrained(base).eval()
     for module in merged.factors:
@@ -149,4 +149,4 @@ def test_all_components_equal_all_adapters_active_together(base, adapters, tmp_p
 
 
 def _layers(merged):
-    return merged.report.record["layers"].values()
+    return merged.report.record.layers.values()

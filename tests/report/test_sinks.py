@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from samerge.report.card import model_card
+from samerge.report.record import AdapterInLayer, Base, Input, LayerRecord
 from samerge.report.sinks import console, markdown, visible, visible_json
+
+from .records import RECORD
 
 EVIL = "a\x1b[2J\x1b]0;title\x07\x9b31m\u202eb\ud800"
 
@@ -60,7 +64,11 @@ def test_a_card_shows_names_as_letters(name: str) -> None:
         assert escaped.count(mark) == escaped.count(f"\\{mark}")
     assert "://" not in escaped
     assert "\n" not in escaped
-    record = {"base": {"name": f"/x/{name}"}, "inputs": [{"name": name, "source": name}], "warnings": [f"about {name}"]}
+    layers = {"q": LayerRecord({name: AdapterInLayer(1.0)}, 1.0)}
+    told = (f"about {name}",)
+    record = replace(
+        RECORD, method="linear", base=Base(f"/x/{name}"), inputs=(Input(name, name),), layers=layers, warnings=told
+    )
     card = model_card(record)
     outside = [part for number, part in enumerate(card.split("```")) if number % 2 == 0]
     plain = "".join(part for text in outside for part in text.split("`")[::2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from samerge.linalg.randomised_svd import truncated_svd
 from samerge.merging.conversion.from_factors import servable
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.options.kinds import check_share, check_whole
+from samerge.report.origin import name_of
+from samerge.report.overlap import effective_rank
+from samerge.report.record import LayerRecord, Output, Record
 from samerge.report.report import Report
 from samerge.saliency.task_vectors import shape_of
 
@@ -28,7 +31,7 @@ _NOTABLE_LOSS = 0.2
 def as_adapter(
     assembly: Assembly,
     transposed: Mapping[str, bool],
-    record: Mapping[str, Any],
+    record: Record,
     rank: int | None,
     energy: float | None,
     dtype: torch.dtype,
@@ -63,20 +66,31 @@ def as_adapter(
         updates[key] = (LoraFactors(found.B.T, found.A.T) if turned else found, turned)
         advance(1)
     factors, layouts, settings = servable(updates, assembly.base, dtype)
-    layers = {key.removesuffix(".weight"): dict(record["layers"][key.removesuffix(".weight")]) for key in able}
-    for key, share in lost.items():
-        module = key.removesuffix(".weight")
-        layers[module] |= {"lost": share, "norm": float(norm(updates[key][0])), "rank": updates[key][0].rank}
-    output = {
-        "rank": settings["r"],
-        "dtype": str(dtype).removeprefix("torch."),
-        "modules": len(factors),
-        "parameters": sum(f.A.numel() + f.B.numel() for f in factors.values()),
-    }
-    warnings = [*record["warnings"], *_warnings(assembly, record, transposed, able, lost, cap, energy)]
-    options = {**record["options"], "svd_rank": rank, "energy": energy}
-    told = {**record, "layers": layers, "output": output, "options": options, "warnings": warnings}
+    layers = {key.removesuffix(".weight"): _layer(record, key, updates[key][0], lost[key]) for key in able}
+    output = Output(
+        kind="adapter",
+        dtype=name_of(dtype),
+        modules=len(factors),
+        parameters=sum(f.A.numel() + f.B.numel() for f in factors.values()),
+        rank=settings["r"],
+        task_type=settings.get("task_type"),
+    )
+    told = replace(
+        record,
+        layers=layers,
+        output=output,
+        options={**record.options, "svd_rank": rank, "energy": energy},
+        warnings=(*record.warnings, *_warnings(assembly, record, transposed, able, lost, cap, energy)),
+    )
     return MergedAdapter(factors, layouts, settings, Report(told))
+
+
+def _layer(record: Record, key: str, update: LoraFactors, lost: float) -> LayerRecord:
+    """With what truncation lost; the cosines were those of the whole merged weight, and nobody looked again."""
+    whole = record.layers[key.removesuffix(".weight")]
+    adapters = {name: replace(one, cosine=None) for name, one in whole.adapters.items()}
+    size, directions = float(norm(update)), effective_rank(update)
+    return replace(whole, adapters=adapters, lost=lost, norm=size, rank=update.rank, effective_rank=directions)
 
 
 def _truncated(assembly: Assembly, key: str, cap: int, energy: float | None) -> tuple[LoraFactors, Tensor, float]:
@@ -95,7 +109,7 @@ def _is_matrix(assembly: Assembly, key: str) -> bool:
 
 def _warnings(
     assembly: Assembly,
-    record: Mapping[str, Any],
+    record: Record,
     transposed: Mapping[str, bool],
     able: Mapping[str, bool],
     lost: Mapping[str, float],
@@ -103,7 +117,7 @@ def _warnings(
     energy: float | None,
 ) -> list[str]:
     found = []
-    outside = record["outside"]["tensors"] if record["outside"]["rule"] != "base" else []
+    outside = record.outside["tensors"] if record.outside and record.outside["rule"] != "base" else []
     if outside:
         found.append(
             f"the adapter leaves out what the merge changed outside the flow graph: {len(outside)} tensors, such as "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -23,12 +24,14 @@ class Kept:
         kept: how many survive.
         norm: Frobenius norm of the task vector, unpruned.
         energy: share of its squared norm that survives.
+        cosine: between the task vector and the merged update; None where the task vector is zero.
     """
 
     elements: int
     kept: int
     norm: float
     energy: float
+    cosine: float | None
 
 
 @dataclass(frozen=True)
@@ -76,18 +79,22 @@ def _measure(
     advance: Callable[[int], None],
 ) -> Measured:
     experts = [n for n in range(pruner.vectors.count) if pruner.vectors.has(n, key)]
-    before, after, size = dict.fromkeys(experts, 0.0), dict.fromkeys(experts, 0.0), 0.0
+    before, after, inner = (dict.fromkeys(experts, 0.0) for _ in range(3))
+    size = 0.0
     rows, columns = shape_of(pruner.source, key)
     for start, stop in pruner.tiles(key):
         theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype)
         merged = torch.zeros_like(theta)
-        for n in experts:
-            tau = pruner.vectors.tile(n, key, start, theta)
+        whole = {n: pruner.vectors.tile(n, key, start, theta) for n in experts}
+        for n, tau in whole.items():
             before[n] += _square(tau)
             kept = pruner.masks.numbers(n, key, start, stop, tau)
-            after[n] += 0.0 if kept is None else _square(tau.mul_(kept))
-            merged.add_(tau, alpha=pruner.weights[n])
+            left = tau if kept is None else tau * kept
+            after[n] += _square(left)
+            merged.add_(left, alpha=pruner.weights[n])
         size += _square(merged)
+        for n, tau in whole.items():
+            inner[n] += float((merged.double() * tau.double()).sum())
         advance((stop - start) * columns)
     broken = [names[n] for n in experts if not before[n] < float("inf")]
     if broken:
@@ -104,12 +111,17 @@ def _measure(
     )
     shares = {}
     for n in experts:
-        count = counts[n]
-        whole = count is None or not before[n]
-        shares[n] = Kept(
-            rows * columns, rows * columns if count is None else count, norms[n], 1.0 if whole else after[n] / before[n]
-        )
+        count = rows * columns if counts[n] is None else counts[n]
+        energy = after[n] / before[n] if before[n] else 1.0
+        shares[n] = Kept(rows * columns, count or 0, norms[n], energy, _cosine(inner[n], before[n] * size, scale))
     return Measured(shares, scale, abs(scale) * size**0.5)
+
+
+def _cosine(inner: float, squares: float, scale: float) -> float | None:
+    """Of the scaled merged update; 0 where that is zero, None where the product of the norms is for another reason."""
+    if not squares:
+        return None
+    return 0.0 if not scale else math.copysign(1.0, scale) * max(-1.0, min(1.0, inner / math.sqrt(squares)))
 
 
 def _square(tile: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from samerge.merging.alignment.views import RenamedSource
 from samerge.merging.inputs import device_of, dtype_of, weights_of
 from samerge.options.kinds import mean_of
 from samerge.parallel.progress import Progress
+from samerge.report.origin import seconds_of
 from samerge.report.report import Report
 from samerge.saliency.element_densities import element_densities
 from samerge.saliency.element_masks import Masks
@@ -155,10 +157,10 @@ def _merged(
     )
     with bars.task("hashing", 1):
         told = record(
-            *(base, experts, weights, method, options, pruner, active, measured, outside, found, logs, bars.seconds),
+            *(base, experts, weights, method, options, pruner, active, measured, outside, found, logs, bars),
             _warnings(base, experts, weights, found),
         )
-    told["timings"] = {stage: round(seconds, 4) for stage, seconds in bars.seconds.items()}
+    told = replace(told, timings=seconds_of(bars))
     turned = {key: edge.transposed for key, edge in sorted(edges.items()) if edge.tensor not in kept}
     return MergedModel(Report(told), assembly, base, tuple(experts), turned, dtype_of(options.dtype), progress, work)
 

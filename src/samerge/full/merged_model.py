@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,8 +108,8 @@ class MergedModel:
             notes = write_companions(folder, self.base, self.dtype, trust_remote_code)
             with Progress(self.progress).task("writing", entries) as advance:
                 write_shards(folder, specs, self.assembly.tiles, limit, advance)
-            record = {**self.report.record, "warnings": [*self.report.warnings, *notes]}
-            write_text(folder, record, model_card(record))
+            record = replace(self.report.record, warnings=(*self.report.warnings, *notes))
+            write_text(folder, record.json(), model_card(record))
         return target
 
     def as_lora(

@@ -18,6 +18,9 @@ from samerge.linalg.factors import LoraFactors
 #: are exact in float32.
 SAMPLE = 1 << 14
 
+#: Elements below this share of an update's largest are rounding.
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Conflict:
@@ -107,9 +110,15 @@ def values_at(update: LoraFactors, rows: Tensor) -> Tensor:
     return update.B[rows.to(update.B.device)] @ update.A * (1.0 if update.scale >= 0 else -1.0)
 
 
+def _signs(values: Tensor) -> Tensor:
+    """-1, 0 or 1; what is zero but for the rounding of a decomposition has none."""
+    least = _ROUNDING * values.abs().amax() if values.numel() else 0.0
+    return values.sign() * (values.abs() > least)
+
+
 def _counted(values: Sequence[Tensor]) -> SignCounts:
     # signs in float32, whose dot products are fast, and exact for whole numbers
-    signs = torch.stack([own.sign().flatten().float() for own in values])  # (N, m d_in)
+    signs = torch.stack([_signs(own).flatten().float() for own in values])  # (N, m d_in)
     exist = signs.abs()
     compared = exist @ exist.T
     return SignCounts(((compared - signs @ signs.T) / 2).long(), compared.long())

@@ -27,6 +27,7 @@ from samerge.linalg.sign_conflicts import sample_rows, sign_counts
 from samerge.linalg.truncation import svd_basis
 from samerge.merging.alignment import assemble
 from samerge.merging.conversion.dora import check_dora
+from samerge.report.picture import Heat
 
 Matrix = tuple[tuple[float | None, ...], ...]
 
@@ -92,9 +93,12 @@ class Conflicts:
         Raises:
             OptionError: matplotlib is not installed, or the ending is none that it knows.
         """
-        from samerge.report.picture import heat_map
+        return self.heat().draw(path)
 
-        return heat_map(path, self.cosine, self.names, "Cosine between the adapters' updates")
+    def heat(self) -> Heat:
+        """What the picture shows."""
+        how = "Blue: two adapters change the model the same way; white: they have nothing in common; red: they cancel."
+        return Heat("Cosine between the adapters' updates", self.names, self.names, self.cosine, -1.0, 1.0, how)
 
 
 def conflicts(adapters: Sequence[Adapter]) -> Conflicts:

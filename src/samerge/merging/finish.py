@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import warnings as python_warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from samerge.adapters import Adapter, widest
 from samerge.adapters.layouts import Layout
 from samerge.adapters.servable import cast, check_finite
-from samerge.linalg.factors import LoraFactors, norm, pad
+from samerge.linalg.factors import LoraFactors, pad
 from samerge.linalg.triplets import Triplets
 from samerge.merging.alignment import assemble
-from samerge.merging.configuration import settings_of, strangers_of
+from samerge.merging.configuration import settings_of
+from samerge.merging.findings import notes_of, warnings_of
 from samerge.merging.inputs import dtype_of
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.plan import Plan
 from samerge.merging.trained_parts import merge_extras
 from samerge.methods.method import Begun, MergedLayer
-from samerge.methods.problem import MOST_BALANCE, Part, Problem, Site
-from samerge.methods.scaling import NORM_FACTOR, ROUNDING, norm_rule
+from samerge.methods.problem import Part, Problem, Site
+from samerge.methods.scaling import NORM_FACTOR, norm_rule
 from samerge.options.lines import is_lines, layer_scalings
 from samerge.options.scaling import auto_factor
 from samerge.parallel.shared_work import collected, everywhere
-from samerge.report.diagnostics.diagnose import diagnosed_layer
-from samerge.report.diagnostics.whole_merge import summary
-from samerge.report.merge_record import record
+from samerge.report.merged_layer import compared, layer_record
+from samerge.report.origin import base_of, name_of, origin, seconds_of
+from samerge.report.overlap import spectrum
+from samerge.report.record import Input, LayerRecord, Output, Record
 from samerge.report.report import Report
-
-#: Share of a layer's energy that a truncation may lose before the report says so in words.
-_NOTABLE_LOSS = 0.2
 
 
 class Finisher:
@@ -43,7 +43,7 @@ class Finisher:
         planned: what was to be done.
         begun: the method, at work.
         dora_lost: what the conversion of DoRA modules lost, by module and adapter.
-        undiagnosed: why the merge is not compared with its adapters; empty where it is.
+        compare: whether to compare the merged update with the adapters' own.
         notes: what was done to bring them together.
     """
 
@@ -54,16 +54,21 @@ class Finisher:
         planned: Plan,
         begun: Begun,
         dora_lost: Mapping[str, Mapping[str, float]] | None = None,
-        undiagnosed: str = "",
+        compare: bool = True,
         notes: Sequence[str] = (),
     ) -> None:
         self.problem, self.experts, self.planned, self.begun = problem, experts, planned, begun
-        self.dora_lost, self.undiagnosed, self.notes = dora_lost or {}, undiagnosed, notes
+        self.dora_lost, self.compare, self.notes = dora_lost or {}, compare, notes
         self.dtype = dtype_of(planned.common.dtype) or widest(expert.dtype for expert in self._active())
         self.limit = problem.limit or (None if planned.method.exact else problem.rank)
         self.scales = self._by_depth()
         self.factors: dict[str, LoraFactors] = {}
-        self.layers: dict[str, dict[str, Any]] = {}
+        self.layers: dict[str, LayerRecord] = {}
+        self.spectra: dict[str, list[float] | None] = {}
+        norms = problem.norms if compare else {}
+        present = sum(size > 0 for size in norms.values())
+        #: What an adapter's update is multiplied with so that the sum over adapters is the mean of their directions.
+        self.voices = {n: 1 / (present * size) if size > 0 else 0.0 for n, size in norms.items()}
 
     def add(self, site: Site, parts: Mapping[int, Part], layer: MergedLayer) -> None:
         """Truncate, scale and cast a merged layer, and say what became of the adapters in it."""
@@ -71,44 +76,45 @@ class Finisher:
         scale = self._scale(site, parts, update)
         written = cast(site.module, update.scaled(scale).factors(), self.dtype)
         self.factors[site.module] = written
-        weights = {self.problem.names[n]: self.problem.weights[n] for n in parts}
-        self.layers[site.module] = {
-            "experts": {
-                self.problem.names[n]: {
-                    "components": share.components,
-                    "kept": None if share.kept is None else list(share.kept),
-                    "norm": parts[n].norm / parts[n].balance if share.norm is None else share.norm,
-                    "energy": share.energy,
-                    **({} if share.elements is None else {"elements": list(share.elements)}),
-                    **({} if parts[n].balance == 1.0 else {"balance": parts[n].balance}),
-                }
-                for n, share in layer.shares.items()
-            },
-            "rank": update.rank,
-            "scale": scale,
-            "norm": float(norm(written.to(dtype=torch.float32))),
-            "lost": layer.lost + (1 - layer.lost) * lost,
-            "outside": self.problem.graph is not None and not site.inside,
-            **({"dora_lost": dict(self.dora_lost[site.module])} if site.module in self.dora_lost else {}),
-        }
-        if not self.undiagnosed:
-            trained = {n: LoraFactors(p.factors.A, p.factors.B / p.balance) for n, p in parts.items()}
-            found = diagnosed_layer(site.shape, written, trained, layer.conflict, self.problem.names, weights)
-            of = self.layers[site.module]["experts"]
-            experts = {name: {**of[name], **own} for name, own in found["experts"].items()}
-            self.layers[site.module] |= {**found, "experts": experts}
+        self.layers[site.module] = self._recorded(site, parts, layer, written, update.rank, scale, lost)
+
+    def _recorded(
+        self,
+        site: Site,
+        parts: Mapping[int, Part],
+        layer: MergedLayer,
+        written: LoraFactors,
+        rank: int,
+        scale: float,
+        lost: float,
+    ) -> LayerRecord:
+        names = self.problem.names
+        made = replace(
+            layer_record(written, parts, layer.shares, names, self.dora_lost.get(site.module, {})),
+            rank=rank,
+            scale=scale,
+            lost=layer.lost + (1 - layer.lost) * lost,
+            outside=self.problem.graph is not None and not site.inside,
+        )
+        if not self.compare:
+            return made
+        trained = {n: LoraFactors(p.factors.A, p.factors.B / p.balance) for n, p in parts.items()}
+        scales = [math.copysign(self.voices[n], self.problem.weights[n]) for n in trained]
+        self.spectra[site.module] = spectrum(list(trained.values()), scales)
+        return compared(made, site.shape, written, {names[n]: own for n, own in trained.items()}, layer.conflict)
 
     def done(self) -> MergedAdapter:
         """The adapter: of one rank, with the layers that no adapter has, its configuration and its record."""
         problem, planned = self.problem, self.planned
-        layers = everywhere(problem.sites, lambda site: self.layers[site.module])
+        told = everywhere(problem.sites, lambda site: (self.layers[site.module], self.spectra.get(site.module)))
+        rank = max(1, *(layer.rank or 0 for layer, _ in told.values()))
+        layers = {module: replace(layer, reach=_reach(squares, rank)) for module, (layer, squares) in told.items()}
         layouts: dict[str, Layout] = {site.module: site.layout for site in problem.sites}
         factors = dict(self.factors)
         for module, (like, shape) in assemble.missing_layers(problem.sites, problem.source).items():
             empty = torch.zeros(0, shape[1], dtype=self.dtype), torch.zeros(shape[0], 0, dtype=self.dtype)
             factors[module] = LoraFactors(*empty)
             layouts[module] = like.layout
-        rank = max(1, *(layer["rank"] for layer in layers.values()))
         factors = {m: pad(factors[m], rank) for m in factors}
         shapes = {site.module: site.shape for site in problem.sites}
         factors = collected(problem.sites, shapes, factors, rank, self.dtype, problem.device)
@@ -120,19 +126,31 @@ class Finisher:
             **settings_of(problem, self._active(), factors, layouts, rank, planned.common.modules_to_save),
             **beside.settings,
         }
-        active = [name for name, weight in zip(problem.names, problem.weights, strict=True) if weight != 0]
-        diagnostics = {"absent": self.undiagnosed} if self.undiagnosed else summary(layers, active)
-        warnings = [
-            *([planned.note] if planned.note else []),
-            *self.notes,
-            *self.begun.notes,
-            *_warnings(problem, self._active(), layers, planned),
-            *beside.warnings,
-        ]
-        told = record(
-            problem, self.experts, planned, self.begun, factors, rank, self.dtype, layers, diagnostics, warnings
+        findings = warnings_of(problem, self._active(), layers)
+        for text in findings.alarms:
+            python_warnings.warn(text, stacklevel=4)
+        record = Record(
+            method=planned.method.name,
+            base=base_of(problem.source),
+            inputs=tuple(_input(expert, weight) for expert, weight in zip(self.experts, problem.weights, strict=True)),
+            options=planned.record(),
+            output=Output(
+                kind="adapter",
+                dtype=name_of(self.dtype),
+                modules=len(factors),
+                parameters=sum(f.A.numel() + f.B.numel() for f in factors.values()),
+                rank=rank,
+                task_type=settings.get("task_type"),
+            ),
+            layers=layers,
+            log_connectivity={problem.names[n]: value for n, value in self.begun.log_connectivity.items()},
+            kernel=self.begun.kernel,
+            timings=seconds_of(problem.progress),
+            notes=(*self.notes, *notes_of(problem, planned, self.begun)),
+            warnings=(*findings.alarms, *findings.others, *beside.warnings),
+            **origin(),
         )
-        return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(told), beside.tensors)
+        return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(record), beside.tensors)
 
     def _active(self) -> list[Adapter]:
         """The adapters of a weight other than 0; all of them where there is none."""
@@ -157,85 +175,18 @@ class Finisher:
         return norm_rule(update.norm, list(loudness.values()), factor or NORM_FACTOR)
 
 
-def _warnings(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, Any], planned: Plan) -> list[str]:
-    found = [note for expert in experts for note in expert.notes]
-    strangers = strangers_of(problem, experts)
-    if strangers:
-        found.append(strangers)
-        python_warnings.warn(strangers, stacklevel=5)
-    nothing = _nothing(problem, layers)
-    if nothing:
-        found.append(nothing)
-        python_warnings.warn(nothing, stacklevel=5)
-    ignored = [name for name, weight in zip(problem.names, problem.weights, strict=True) if weight == 0]
-    if ignored and len(ignored) < len(problem.names):
-        found.append(f"weight 0 leaves these adapters out: {', '.join(ignored)}")
-    dtypes = {e.name: str(e.dtype).removeprefix("torch.") for e in experts}
-    if len(set(dtypes.values())) > 1:
-        listed = ", ".join(f"{name}: {kind}" for name, kind in dtypes.items())
-        found.append(
-            f"the adapters have different dtypes ({listed}); the widest is written unless dtype= says otherwise"
-        )
-    found += _dora_warnings(layers)
-    heavy = {m: layer["lost"] for m, layer in layers.items() if layer["lost"] > _NOTABLE_LOSS}
-    if heavy:
-        worst = max(heavy, key=lambda m: heavy[m])
-        found.append(
-            f"truncation to the rank lost over {_NOTABLE_LOSS:.0%} of the energy in {len(heavy)} of {len(layers)} "
-            f"layers (most in {worst}: {heavy[worst]:.0%}); a larger rank keeps more"
-        )
-    capped = sorted(
-        {n for layer in layers.values() for n, one in layer["experts"].items() if one.get("balance") == MOST_BALANCE}
+def _input(adapter: Adapter, weight: float) -> Input:
+    return Input(
+        adapter.name,
+        adapter.source,
+        weight,
+        adapter.rank,
+        len(adapter.modules),
+        name_of(adapter.dtype),
+        adapter.config.get("base_model_name_or_path"),
+        {"adapter_model.safetensors": adapter.sha256} if adapter.sha256 else None,
     )
-    if capped:
-        found.append(
-            f"far smaller than the others: {', '.join(capped)}. The balance makes an adapter {MOST_BALANCE:g} times as "
-            f"strong at most, so it stays relatively small; was it trained?"
-        )
-    return found
 
 
-def _nothing(problem: Problem, layers: Mapping[str, Any]) -> str | None:
-    """What to say when the merged update is zero in every layer, and why it is, as far as can be told."""
-    weights = dict(zip(problem.names, problem.weights, strict=True))
-
-    def most(layer: Mapping[str, Any]) -> float:
-        """The largest norm that an expert's part of the sum has."""
-        return max((abs(weights[n] * layer["scale"]) * one["norm"] for n, one in layer["experts"].items()), default=0.0)
-
-    if any(layer["norm"] > ROUNDING * most(layer) for layer in layers.values()):
-        return None
-    if not any(weights.values()):
-        why = "all weights are 0; give one adapter another"
-    elif not any(one["norm"] for layer in layers.values() for one in layer["experts"].values()):
-        why = "every update that went in is zero already (B is 0 in LoRA that was never trained, or lora_alpha is 0)"
-    elif not any(one["norm"] * one["energy"] for layer in layers.values() for one in layer["experts"].values()):
-        why = "pruning kept nothing; choose a larger density, or a rank"
-    elif not any(layer["scale"] for layer in layers.values()):
-        why = "the scaling is 0; choose another"
-    else:
-        why = (
-            "the weighted updates cancel each other, but for rounding; check the adapters (is one given twice, with "
-            "weights of opposite sign?) with samerge inspect A B"
-        )
-    return f"the merged update is zero in every layer, so that the adapter does nothing: {why}"
-
-
-def _dora_warnings(layers: Mapping[str, Any]) -> list[str]:
-    """What the conversion of DoRA adapters lost, for each of them."""
-    lost: dict[str, dict[str, float]] = {}
-    for module, layer in layers.items():
-        for name, share in layer.get("dora_lost", {}).items():
-            lost.setdefault(name, {})[module] = share
-    found = []
-    for name, shares in lost.items():
-        worst = max(shares, key=lambda module: shares[module])
-        mean = sum(shares.values()) / len(shares)
-        text = (
-            f"converting the DoRA adapter {name} to LoRA lost {mean:.1%} of its update's energy on average (most in "
-            f"{worst}: {shares[worst]:.1%})"
-        )
-        if max(shares.values()) > _NOTABLE_LOSS:
-            text += "; that is much: the merged adapter will not behave like it. dora='exact:<rank>' keeps more"
-        found.append(text)
-    return found
+def _reach(squares: Sequence[float] | None, rank: int) -> float | None:
+    return None if squares is None else math.sqrt(sum(squares[:rank]))

@@ -15,7 +15,6 @@ from typing_extensions import Unpack
 from samerge.adapters import Adapter
 from samerge.errors import GraphError, OptionError
 from samerge.graph import FlowGraph
-from samerge.linalg.factors import norm
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.spelling import Together, together
 from samerge.merging.conversion.dora import check_dora, converted
@@ -28,7 +27,6 @@ from samerge.methods.keywords import MergeKeywords
 from samerge.methods.problem import Problem, Site, iterate
 from samerge.parallel.processes import group
 from samerge.parallel.progress import Progress
-from samerge.parallel.shared_work import everywhere
 from samerge.weights import WeightSource
 
 #: The words that `weights` may be.
@@ -214,15 +212,8 @@ def nan_weights(problem: Problem) -> tuple[float, ...]:
     The mean is 1, so that adapters of one norm get the default weights and `scaling` means what it means without. A
     zero adapter gets 1 and takes no part in the mean.
     """
-
-    def squares(site: Site) -> dict[int, float]:
-        return {n: float(norm(adapted.load())) ** 2 for n, adapted in site.experts.items()}
-
-    totals = [0.0] * len(problem.names)
-    for found in everywhere(problem.sites, squares).values():
-        for n, square in found.items():
-            totals[n] += square
-    inverse = [total**-0.5 if total > 0 else None for total in totals]
+    sizes = [problem.norms.get(n, 0.0) for n in range(len(problem.names))]
+    inverse = [1 / size if size > 0 else None for size in sizes]
     known = [value for value in inverse if value is not None]
     mean = sum(known) / len(known) if known else 1.0
     return tuple(1.0 if value is None else value / mean for value in inverse)

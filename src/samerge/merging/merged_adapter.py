@@ -77,7 +77,8 @@ class MergedAdapter:
         from samerge.adapters.writer import write_adapter
 
         record = self.report.record
-        return write_adapter(path, self.tensors(), self.settings, record, model_card(record), overwrite=overwrite)
+        card = model_card(record)
+        return write_adapter(path, self.tensors(), self.settings, record.json(), card, overwrite=overwrite)
 
     def push_to_hub(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 
 from samerge.merging.between_adapters import Conflicts
+from samerge.methods.problem import MOST_BALANCE
 
 #: Cosines from which two adapters count as the same, or as cancelling.
 _SAME, _AGAINST, _CANCEL = 0.9, -0.2, -0.8
@@ -12,6 +13,10 @@ _SAME, _AGAINST, _CANCEL = 0.9, -0.2, -0.8
 _IMBALANCE = 3.0
 #: Overlap of two row spaces from which they count as shared; far above chance at the usual ranks and widths.
 _SHARED = 0.5
+
+
+#: What becomes of unequal norms.
+_BALANCE = "the default brings all of them to one norm in each layer"
 
 
 def reading(found: Conflicts) -> str:
@@ -54,16 +59,18 @@ def _pairs(found: Conflicts) -> list[str]:
         if value is None:
             continue
         if value <= _CANCEL:
-            told.append(f"{both} nearly cancel (cosine {value:.2f}): their sum is close to neither; merge without one.")
+            told.append(
+                f"{both} nearly cancel (cosine {value:.2f}): together they leave little of either; leave one out."
+            )
         elif value <= _AGAINST:
             told.append(
-                f"{both} work against each other (cosine {value:.2f}): expect both to lose; a smaller weight for one, "
-                f"or agreement='signed', decides who."
+                f"{both} work against each other (cosine {value:.2f}): what one does, the other undoes in part; a "
+                f"smaller weight for one leaves more of the other."
             )
         elif value >= _SAME:
             told.append(
-                f"{both} are nearly the same (cosine {value:.2f}): their sum is that update twice; leave one out, or "
-                f"halve their weights."
+                f"{both} are nearly the same (cosine {value:.2f}): what they share counts twice, or takes places from "
+                f"the other adapters; leave one out."
             )
     return told
 
@@ -76,8 +83,7 @@ def _shared(found: Conflicts) -> list[str]:
         if rows is not None and cosine is not None and rows >= _SHARED and _AGAINST < cosine < _SAME:
             told.append(
                 f"{found.names[i]} and {found.names[j]} react to the same inputs (row spaces overlap by {rows:.0%}) in "
-                f"different ways (cosine {cosine:.2f}): each will answer for the other; methods that go by outputs or "
-                f"by single elements suit better than those that separate inputs."
+                f"different ways (cosine {cosine:.2f}): there the merge does something between the two."
             )
     return told
 
@@ -94,12 +100,12 @@ def _norms(found: Conflicts) -> list[str]:
         ratio = size / statistics.median(others)
         if ratio >= _IMBALANCE:
             told.append(
-                f"{found.names[n]} is {ratio:.0f}x larger than the others: it will drown them; consider weights='nan' "
-                f"or balance='norm'."
+                f"{found.names[n]} is {ratio:.0f}x larger than the others: {_BALANCE}; with balance='none' it "
+                f"outweighs them."
             )
         elif ratio <= 1 / _IMBALANCE and len(others) > 1:
             told.append(
-                f"{found.names[n]} is {1 / ratio:.0f}x smaller than the others: it will hardly be heard; consider "
-                f"weights='nan' or balance='norm'."
+                f"{found.names[n]} is {1 / ratio:.0f}x smaller than the others: {_BALANCE}, made at most "
+                f"{MOST_BALANCE:g} times as strong; with balance='none' it is hardly there."
             )
     return told

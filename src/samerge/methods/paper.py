@@ -187,7 +187,7 @@ def _merged(layer: _Layer, weights: tuple[float, ...]) -> MergedLayer:
     shares = {}
     for n, factors in layer.factors.items():
         count, size = layer.before[n]
-        energy = min(1.0, float(norm(factors) / size) ** 2) if size else 1.0
+        energy = float(norm(factors) / size) ** 2 if size else 1.0
         shares[n] = Share(count, tuple(layer.kept[n].tolist()), energy)
     if not layer.factors:
         return MergedLayer(zero(layer.site.shape), shares)

@@ -165,18 +165,25 @@ class Problem:
         return adapted.load().to(self.device, torch.float32).folded()
 
     @cached_property
-    def _overall(self) -> dict[int, float]:
-        """The factors of a global balance."""
+    def norms(self) -> dict[int, float]:
+        """Frobenius norm of every adapter's whole update as trained, by number; those of weight 0 are left out."""
 
-        def squares(site: Site) -> dict[int, float]:
+        def sizes(site: Site) -> dict[int, float]:
+            if site.module in self.held:
+                return {n: part.norm / part.balance for n, part in self.held[site.module].items()}
             active = {n: one for n, one in site.experts.items() if self.weights[n] != 0}
             return {n: float(norm(self._load(one))) for n, one in active.items()}
 
         totals: dict[int, float] = {}
-        for found in everywhere(self.sites, squares).values():
+        for found in everywhere(self.sites, sizes).values():
             for n, size in found.items():
                 totals[n] = math.hypot(totals.get(n, 0.0), size)
-        return to_mean(totals)
+        return totals
+
+    @cached_property
+    def _overall(self) -> dict[int, float]:
+        """The factors of a global balance."""
+        return to_mean(self.norms)
 
 
 def to_mean(norms: Mapping[int, float]) -> dict[int, float]:

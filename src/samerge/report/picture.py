@@ -4,47 +4,71 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from samerge.errors import OptionError
 
-#: The most cells of a heat map that still have room for their numbers.
+#: The most rows or columns of a heat map that still have room for their numbers.
 _NUMBERED = 16
 
 
-def heat_map(path: str | Path, values: Sequence[Sequence[float | None]], names: Sequence[str], title: str) -> Path:
-    """Draw a square table of numbers from -1 to 1 as colours.
+@dataclass(frozen=True)
+class Heat:
+    """A table of numbers as colours.
 
     Args:
-        path: the file to write.
-        values: a row for each name; None stays white.
-        names: of rows and columns.
         title: over the picture.
-
-    Returns:
-        The file.
-
-    Raises:
-        OptionError: matplotlib is not installed, or the file's ending is none that it knows.
+        rows: their names.
+        columns: their names.
+        values: for each row; None stays white.
+        low: the number of the first colour.
+        high: the number of the last colour.
+        how: a sentence that says how to read it, under the picture.
     """
-    size = max(4.0, 0.6 * len(names) + 2.0)
-    figure = new_figure(size + 1.0, size, path)
-    axes = figure.add_subplot()
-    cells = [[float("nan") if value is None else value for value in row] for row in values]
-    image = axes.imshow(cells, vmin=-1, vmax=1, cmap="RdBu")
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    if len(names) <= _NUMBERED:
-        for i, row in enumerate(values):
-            for j, value in enumerate(row):
-                if value is not None:
-                    colour = "white" if abs(value) > 0.6 else "black"
-                    axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_title(title)
-    figure.colorbar(image)
-    return write(figure, path)
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+    low: float
+    high: float
+    how: str
+
+    def draw(self, path: str | Path) -> Path:
+        """Write it.
+
+        Args:
+            path: the file; its ending says the kind (png, svg, pdf).
+
+        Returns:
+            The file.
+
+        Raises:
+            OptionError: matplotlib is not installed, or the file's ending is none that it knows.
+        """
+        width, height = (max(3.0, 0.5 * len(names) + 2.0) for names in (self.columns, self.rows))
+        figure = new_figure(width + 1.0, height + 0.5, path)
+        axes = figure.add_subplot()
+        cells = [[float("nan") if value is None else value for value in row] for row in self.values]
+        diverging = self.low < 0
+        colours = "RdBu" if diverging else "Blues"
+        image = axes.imshow(cells, vmin=self.low, vmax=self.high, cmap=colours, aspect="auto")
+        axes.set_xticks(range(len(self.columns)), self.columns, rotation=45, ha="right")
+        axes.set_yticks(range(len(self.rows)), self.rows)
+        if len(self.columns) <= _NUMBERED and len(self.rows) <= _NUMBERED:
+            dark = 0.6 * (self.high if diverging else self.high - self.low)
+            for i, row in enumerate(self.values):
+                for j, value in enumerate(row):
+                    if value is not None:
+                        colour = "white" if abs(value - (0.0 if diverging else self.low)) > dark else "black"
+                        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+        axes.set_title(self.title)
+        figure.colorbar(image)
+        figure.supxlabel(self.how, fontsize=8, wrap=True)
+        return write(figure, path)
 
 
 def grouped_bars(

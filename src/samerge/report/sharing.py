@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from samerge.report.report import RECORD_NAME
+from samerge.report.reading import RECORD_NAME, read_record
+from samerge.report.record import Record
 from samerge.weights.hub import CONFIG_NAME
 from samerge.weights.untrusted import Origin, sha256
 
@@ -40,12 +41,12 @@ def conceal(folder: Path) -> None:
     """
     file = folder / RECORD_NAME
     text = file.read_text(encoding="utf-8")
-    record = json.loads(text)
+    record = read_record(folder)
     for name in local_folders(record):
         for ascii_only in (True, False):
             text = text.replace(_inside(name, ascii_only), _inside(last_part(name), ascii_only))
     _conceal_base(folder / CONFIG_NAME)
-    for name, digest in (record.get("files") or {}).items():
+    for name, digest in (record.files or {}).items():
         if (folder / name).is_file():  # that of the configuration may be another one now
             text = text.replace(digest, sha256(folder / name, Origin(f"sharing {folder.name}")))
     file.write_text(text, encoding="utf-8")
@@ -68,11 +69,6 @@ def _conceal_base(file: Path) -> None:
         file.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
-def base_name(record: Mapping[str, Any]) -> str:
-    """The base as the record names it; empty where it does not."""
-    return str((record.get("base") or {}).get("name") or "")
-
-
 def on_hub(name: str) -> bool:
     """Whether a source can be a repository id; a folder that exists is read first, so it is the folder."""
     from huggingface_hub.errors import HFValidationError
@@ -85,10 +81,9 @@ def on_hub(name: str) -> bool:
     return not Path(name).exists()
 
 
-def local_folders(record: Mapping[str, Any]) -> list[str]:
+def local_folders(record: Record) -> list[str]:
     """The local folders that the record names, as given and in full, the longest first."""
-    entries = record.get("inputs") or ()
-    given = [base_name(record), *(str(entry.get(key) or "") for entry in entries for key in ("source", "base_model"))]
+    given = [record.base.name or "", *(name or "" for one in record.inputs for name in (one.source, one.base_model))]
     local = {name for name in given if ("/" in name or "\\" in name) and not on_hub(name)}
     return sorted(local | {os.path.abspath(name) for name in local}, key=lambda name: (-len(name), name))
 

@@ -1,15 +1,24 @@
-"""What a merge does, in words: a sentence for every method and for the options that come before and after it."""
+"""What a merge does, in words: a sentence for every method and for the balance that comes before it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from samerge.methods.registry import summaries
 from samerge.report.markdown import code
+from samerge.report.record import Record
 
 _PAPER = "[Saliency-Aware Model Merging](https://arxiv.org/abs/2606.00511) (SA-Merging)"
+_TSV = "([TSV-Merge](https://arxiv.org/abs/2412.00081))"
+_CHAIN = f"their singular vectors are decorrelated from the other adapters' {_TSV} and they all get one strength."
 _METHODS = {
     "saliency": (
+        f"In every layer the singular components of all adapters are ranked by saliency, after {_PAPER}: how much the "
+        "connectivity of the adapted network depends on a component, times how well it agrees with the weighted sum. "
+        f"The most salient ones are kept, {_CHAIN}"
+    ),
+    "even": (
+        f"In every layer the largest singular components of all adapters are kept, {_CHAIN} The base was not read."
+    ),
+    "paper": (
         f"{_PAPER}: every rank-1 component of every adapter is scored by how much the connectivity of the adapted "
         "network depends on it and by how well it agrees with the merged update; the least salient ones are pruned "
         "over several iterations, and what is kept is summed."
@@ -20,58 +29,29 @@ _METHODS = {
         "are kept and summed."
     ),
     "linear": "The weighted sum of the adapters' updates.",
-    "cat": "The weighted sum of the adapters' updates, exactly, by laying their components side by side.",
+    "svd": "The weighted sum of the adapters' updates, brought to a lower rank by a truncated SVD.",
     "compress": "The adapter with every layer's update replaced by its best approximation of a lower rank.",
     "extract": "The difference between the checkpoint's linear weights and the base's, truncated to a low rank (SVD).",
-    "svd": "The weighted sum of the adapters' updates, brought to a lower rank by a truncated SVD.",
-    "tsv": (
-        "In every layer the singular vectors of all adapters, side by side, are replaced by the nearest orthonormal "
-        "ones, so that directions which adapters share are divided among them (TSV-Merge: Gargiulo et al., 2024)."
-    ),
 }
-#: What comes before a method, and what comes after it, by the option and its value.
+#: What comes before a method.
 _BEFORE = {
-    ("balance", "norm"): "First the update of every adapter is brought to the adapters' mean norm, layer by layer.",
-    ("balance", "global"): "First the update of every adapter is brought, as a whole, to the adapters' mean norm.",
-}
-_AFTER = {
-    ("spectrum", "flat"): (
-        "The singular values of every merged layer are made equal, in the spirit of Iso-C (Marczak et al., 2025)."
-    ),
-    ("scaling", "unit"): "The weights count in proportion to each other: brought to one, where they are the same.",
-    ("scaling", "auto"): "The norm of every merged layer is set in proportion to the adapters' mean norm there.",
+    "norm": "First the adapters of a layer are brought to their mean norm there, so that each has one voice.",
+    "global": "First the adapters are brought, each as a whole, to their mean norm.",
 }
 
 
-def in_words(record: Mapping[str, Any]) -> str:
-    """How a merge was made, in the order of its links.
-
-    Args:
-        record: what `samerge.json` holds, with its `method`.
+def in_words(record: Record) -> str:
+    """How a merge was made, in the order of its steps.
 
     Returns:
         A paragraph of Markdown.
-
-    Example:
-        >>> in_words({"method": "linear", "options": {"scaling": "auto"}}).split(". ")[0]
-        "The weighted sum of the adapters' updates"
     """
-    method, options = str(record["method"]), record.get("options") or {}
-    before, after = (
-        [words for (option, value), words in table.items() if options.get(option) == value]
-        for table in (_BEFORE, _AFTER)
-    )
-    return " ".join([*before, _METHODS.get(method) or _chain(method), *after])
+    before = _BEFORE.get(str(record.options.get("balance")), "") if len(record.inputs) > 1 else ""
+    told = _METHODS.get(record.method) or f"The method {code(record.method)} of samerge{_summary(record.method)}."
+    return f"{before} {told}".strip()
 
 
-def _chain(method: str) -> str:
-    """A method without words of its own, or a selection and an aggregation."""
-    selection, plus, aggregation = method.partition("+")
-    if not plus:
-        return f"The method {code(method)} of samerge."
-    score = f" Saliency is the score of {_PAPER}." if selection == "saliency" else ""
-    combined = f" {_METHODS[aggregation]}" if aggregation in _METHODS else ""
-    return (
-        f"Rank-1 components of every adapter, selected by {code(selection)}, combined by {code(aggregation)}."
-        f"{score}{combined}"
-    )
+def _summary(method: str) -> str:
+    """The first line of a method's file, where it is one of samerge's."""
+    line = summaries().get(method, "")
+    return f": {line.rstrip('.')}" if line else ""

@@ -30,6 +30,7 @@ from samerge.merging.merged_adapter import MergedAdapter
 from samerge.methods.method import Begun, MergedLayer, Share
 from samerge.methods.problem import Problem, Site
 from samerge.parallel.progress import Progress
+from samerge.report.record import LayerRecord
 from samerge.report.report import Report
 from samerge.weights import WeightSource, matrix_shape
 
@@ -38,9 +39,6 @@ _FIRST_RANK = 64
 
 #: Types of tensors that a warning lists.
 _SHOWN = 24
-
-#: Why there are no diagnostics.
-_UNDIAGNOSED = "there was one expert and no merge; what the truncation lost is in each layer's `lost`"
 
 
 def extract_adapter(
@@ -107,9 +105,7 @@ def extract_adapter(
         )
     sites, layers, adapter = _extract(source, other, names, taken, size, called, place, bars)
     problem = Problem((called,), (1.0,), sites, adapter.rank, source, None, torch.device("cpu"), bars)
-    finisher = Finisher(
-        problem, [adapter], planned, Begun(lambda site, parts: layers[site.module]), undiagnosed=_UNDIAGNOSED
-    )
+    finisher = Finisher(problem, [adapter], planned, Begun(lambda site, parts: layers[site.module]), compare=False)
     for site in sites:
         finisher.add(site, problem.parts(site), layers[site.module])
     result = finisher.done()
@@ -230,13 +226,26 @@ def _report(report: Report, embeddings: bool, left: list[Change], strays: Mappin
         found.append(f"not compared, and not in the adapter: {'; '.join(named[:_SHOWN])}{more}")
     for text in found:
         python_warnings.warn(text, stacklevel=3)
-    record = {
-        **report.record,
-        "options": {"embeddings": embeddings, **report.record["options"]},
-        "left_out": {**{change.tensor: change.relative for change in left}, **strays},
-        "warnings": [*report.record["warnings"], *found],
+    record = report.record
+    return Report(
+        replace(
+            record,
+            options={"embeddings": embeddings, **record.options},
+            layers={module: _compared(layer) for module, layer in record.layers.items()},
+            left_out={**{change.tensor: change.relative for change in left}, **strays},
+            warnings=(*record.warnings, *found),
+        )
+    )
+
+
+def _compared(layer: LayerRecord) -> LayerRecord:
+    """How a truncated difference compares with the whole, which follows from what it lost: it is a projection of it."""
+    kept, off = math.sqrt(1 - layer.lost), math.sqrt(layer.lost)
+    own = {
+        name: replace(one, cosine=kept if one.norm else None, interference=off if one.norm else None)
+        for name, one in layer.adapters.items()
     }
-    return Report(record)
+    return replace(layer, adapters=own)
 
 
 def _listed(left: list[Change]) -> str:

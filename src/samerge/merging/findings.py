@@ -1,0 +1,133 @@
+"""What a user should know of a merge, in sentences: causes for concern, and what is merely worth knowing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from samerge.adapters import Adapter
+from samerge.merging.configuration import strangers_of
+from samerge.merging.plan import Plan
+from samerge.methods.method import Begun
+from samerge.methods.problem import MOST_BALANCE, Problem
+from samerge.methods.scaling import ROUNDING
+from samerge.report.record import LayerRecord
+
+#: Share of a layer's energy that a truncation may lose before the report says so in words.
+NOTABLE_LOSS = 0.2
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the user should look at.
+
+    Args:
+        alarms: raised as Python warnings, too.
+        others: in the report alone.
+    """
+
+    alarms: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def warnings_of(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, LayerRecord]) -> Findings:
+    """What the user should look at.
+
+    Args:
+        problem: the adapters as they were brought together.
+        experts: the adapters.
+        layers: what became of them.
+    """
+    alarms = [text for text in (strangers_of(problem, experts), _nothing(problem, layers)) if text]
+    found = [note for expert in experts for note in expert.notes]
+    ignored = [name for name, weight in zip(problem.names, problem.weights, strict=True) if weight == 0]
+    if ignored and len(ignored) < len(problem.names):
+        found.append(f"weight 0 leaves these adapters out: {', '.join(ignored)}")
+    dtypes = {e.name: str(e.dtype).removeprefix("torch.") for e in experts}
+    if len(set(dtypes.values())) > 1:
+        listed = ", ".join(f"{name}: {kind}" for name, kind in dtypes.items())
+        found.append(
+            f"the adapters have different dtypes ({listed}); the widest is written unless dtype= says otherwise"
+        )
+    found += _dora_warnings(layers)
+    heavy = {m: layer.lost for m, layer in layers.items() if layer.lost > NOTABLE_LOSS}
+    if heavy:
+        worst = max(heavy, key=lambda m: heavy[m])
+        found.append(
+            f"truncation to the rank lost over {NOTABLE_LOSS:.0%} of the energy in {len(heavy)} of {len(layers)} "
+            f"layers (most in {worst}: {heavy[worst]:.0%}); a larger rank keeps more"
+        )
+    capped = sorted(
+        {n for layer in layers.values() for n, one in layer.adapters.items() if one.balance == MOST_BALANCE}
+    )
+    if capped:
+        found.append(
+            f"far smaller than the others: {', '.join(capped)}. The balance makes an adapter {MOST_BALANCE:g} times as "
+            f"strong at most, so it stays relatively small; was it trained?"
+        )
+    return Findings(tuple(alarms), tuple(found))
+
+
+def notes_of(problem: Problem, planned: Plan, begun: Begun) -> tuple[str, ...]:
+    """What is worth knowing and no cause for concern.
+
+    Args:
+        problem: the adapters as they were brought together.
+        planned: what was to be done.
+        begun: the method, at work.
+    """
+    weights = [weight for weight in problem.weights if weight != 0]
+    total = sum(weights)
+    averaged = len(weights) > 1 and min(weights) > 0 and total <= 1 + ROUNDING
+    strengths = (
+        f"the weights sum to {total:.3g}; weights are strengths, 1.0 each is the usual choice, and c times all weights "
+        f"makes the merge c times as strong"
+    )
+    return (*([planned.note] if planned.note else []), *begun.notes, *([strengths] if averaged else []))
+
+
+def _nothing(problem: Problem, layers: Mapping[str, LayerRecord]) -> str | None:
+    """What to say when the merged update is zero in every layer, and why it is, as far as can be told."""
+    weights = dict(zip(problem.names, problem.weights, strict=True))
+
+    def most(layer: LayerRecord) -> float:
+        """The largest norm that an expert's part of the sum has."""
+        return max((abs(weights[n] * layer.scale) * one.norm for n, one in layer.adapters.items()), default=0.0)
+
+    if any(layer.norm > ROUNDING * most(layer) for layer in layers.values()):
+        return None
+    if not any(weights.values()):
+        why = "all weights are 0; give one adapter another"
+    elif not any(one.norm for layer in layers.values() for one in layer.adapters.values()):
+        why = "every update that went in is zero already (B is 0 in LoRA that was never trained, or lora_alpha is 0)"
+    elif not any(one.norm * one.energy_kept for layer in layers.values() for one in layer.adapters.values()):
+        why = "pruning kept nothing; choose a larger density, or a rank"
+    elif not any(layer.scale for layer in layers.values()):
+        why = "the scaling is 0; choose another"
+    else:
+        why = (
+            "the weighted updates cancel each other, but for rounding; check the adapters (is one given twice, with "
+            "weights of opposite sign?) with samerge inspect A B"
+        )
+    return f"the merged update is zero in every layer, so that the adapter does nothing: {why}"
+
+
+def _dora_warnings(layers: Mapping[str, LayerRecord]) -> list[str]:
+    """What the conversion of DoRA adapters lost, for each of them."""
+    lost: dict[str, dict[str, float]] = {}
+    for module, layer in layers.items():
+        for name, one in layer.adapters.items():
+            if one.dora_lost is not None:
+                lost.setdefault(name, {})[module] = one.dora_lost
+    found = []
+    for name, shares in lost.items():
+        worst = max(shares, key=lambda module: shares[module])
+        mean = sum(shares.values()) / len(shares)
+        text = (
+            f"converting the DoRA adapter {name} to LoRA lost {mean:.1%} of its update's energy on average (most in "
+            f"{worst}: {shares[worst]:.1%})"
+        )
+        if max(shares.values()) > NOTABLE_LOSS:
+            text += "; that is much: the merged adapter will not behave like it. dora='exact:<rank>' keeps more"
+        found.append(text)
+    return found

@@ -1,0 +1,175 @@
+"""A table for people: whole at any width, in a terminal, a pipe, a notebook and a card, with a word on every column."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from samerge.report.markdown import code, table
+from samerge.report.sinks import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+
+#: A column of names gives way down to this many characters; names are folded, never cut.
+_LEAST_NAME = 8
+
+#: Between two columns.
+_GAP = 2
+
+#: Where a word may be broken.
+_SOFT = "\u00ad"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column.
+
+    Args:
+        header: its words, wrapped between them, and at a soft hyphen within a long one.
+        told: what it says, for the legend; empty where the header says it all.
+        name: whether it holds names (left, folded) and no figures (right, whole).
+    """
+
+    header: str
+    told: str = ""
+    name: bool = False
+
+    @property
+    def title(self) -> str:
+        """The header on one line."""
+        return self.header.replace(_SOFT, "")
+
+    def lines(self, width: int) -> list[str]:
+        """The header in lines of some width, at least as wide as its longest part."""
+        parts = [part for word in self.header.split() for part in _parts(word)]
+        width = max(width, *(len(part) for part, _ in parts))
+        found = [""]
+        for part, joined in parts:
+            longer = found[-1].removesuffix("-") + part if joined else f"{found[-1]} {part}".strip()
+            if len(longer) <= width:
+                found[-1] = longer
+            else:
+                found.append(part)
+        return found
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Rows under columns, for rich's `print`.
+
+    Where the columns do not fit beside each other, even folded, each row is a block of lines instead.
+
+    Args:
+        title: over it.
+        columns: the first one holds what the rows are of.
+        rows: the cells, as text.
+        note: lines below, before the legend.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    @property
+    def legend(self) -> str:
+        """What the columns say, a line each."""
+        return "\n".join(f"{column.title}: {column.told}" for column in self.columns if column.told)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        least = [self._least(n) for n in range(len(self.columns))]
+        yield Text(shown(self.title), style="bold")
+        if sum(least) + _GAP * len(least) > options.max_width:
+            for row in self.rows:
+                yield Text(shown(row[0]), style="italic")
+                for column, cell in zip(self.columns[1:], row[1:], strict=True):
+                    if cell:
+                        yield Text(f"  {column.title}: {shown(cell)}")
+        else:
+            grid = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+            for n, (column, width) in enumerate(zip(self.columns, least, strict=True)):
+                head = Text("\n".join(column.lines(width if not column.name else self._widest(n))))
+                justify: Any = "left" if column.name else "right"
+                grid.add_column(head, justify=justify, overflow="fold", no_wrap=not column.name, min_width=width)
+            for row in self.rows:
+                grid.add_row(*(Text(shown(cell)) for cell in row))
+            yield grid
+        for line in self.note.splitlines():
+            yield Text(shown(line))
+        yield Text(self.legend, style="dim")
+
+    def markdown(self) -> str:
+        """As a table of Markdown, with the note and the legend below."""
+        rows = [
+            [code(cell) if column.name and cell else cell for column, cell in zip(self.columns, row, strict=True)]
+            for row in self.rows
+        ]
+        told = [f"- {column.title}: {column.told}" for column in self.columns if column.told]
+        parts = [
+            table([column.title for column in self.columns], rows),
+            self.note.replace("\n", "\n\n"),
+            "\n".join(told),
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        head = "".join(f"<th>{html.escape(column.title)}</th>" for column in self.columns)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(shown(cell))}</td>" for cell in row) + "</tr>" for row in self.rows
+        )
+        lines = [*self.note.splitlines(), *self.legend.splitlines()]
+        below = "".join(f"{html.escape(shown(line))}<br>" for line in lines)
+        return (
+            f"<p><b>{html.escape(shown(self.title))}</b></p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{below}</p>"
+        )
+
+    def _least(self, n: int) -> int:
+        """The width below which a column would cut a part of its header, or a figure."""
+        column = self.columns[n]
+        head = max(len(line) for line in column.lines(0))
+        return max(head, min(self._widest(n), _LEAST_NAME) if column.name else self._widest(n))
+
+    def _widest(self, n: int) -> int:
+        return max((_width(row[n]) for row in self.rows), default=0)
+
+
+def _parts(word: str) -> list[tuple[str, bool]]:
+    """A word at its soft hyphens: the parts, a hyphen after all but the last, and whether each goes on a word."""
+    found = word.split(_SOFT)
+    return [(part + "-" * (place < len(found) - 1), place > 0) for place, part in enumerate(found)]
+
+
+def _width(text: str) -> int:
+    from rich.cells import cell_len
+
+    return cell_len(shown(text))
+
+
+def shown(text: str) -> str:
+    """Text on one line, without what a terminal would obey: a file's names may come from anywhere."""
+    return visible(" ".join(text.split()))
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number with some decimals; a dash for what does not exist."""
+    return "-" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"  # no minus before zero
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share in per cent; a dash for what does not exist."""
+    return "-" if value is None else f"{value:.{digits}%}"
+
+
+def span(low: float, high: float) -> str:
+    """From the least to the largest, or the one that both are."""
+    ends = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in (low, high)]
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"

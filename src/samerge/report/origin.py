@@ -1,0 +1,55 @@
+"""Where and when a record was made: the version of samerge and of what it depends on, the base, the time it took."""
+
+from __future__ import annotations
+
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from typing import TypedDict
+
+import torch
+
+from samerge.parallel.progress import Progress
+from samerge.report.record import Base
+from samerge.version import __version__
+from samerge.weights import WeightSource
+
+
+class Origin(TypedDict):
+    """Fields of every record."""
+
+    samerge: str
+    created: str
+    versions: dict[str, str | None]
+
+
+def origin() -> Origin:
+    """The version, the time, and the versions of what it depends on."""
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"samerge": __version__, "created": created, "versions": versions()}
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the libraries that a merge depends on."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("torch", "peft", "transformers", "safetensors", "huggingface_hub", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def base_of(source: WeightSource | None) -> Base:
+    """The base as a record names it."""
+    return Base() if source is None else Base(source.name, source.config.get("model_type"))
+
+
+def seconds_of(progress: Progress) -> dict[str, float]:
+    """Seconds by stage."""
+    return {stage: round(seconds, 4) for stage, seconds in progress.seconds.items()}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """As PEFT and transformers call it: bfloat16."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,166 @@
+"""How a merged update M compares with one adapter's own update tau, through the factors.
+
+With tau = C V^T, V (d_in, r) orthonormal (by a QR of A^T) and C of full rank, every input that tau reacts to lies in
+the span of V. What the merge makes of these inputs is M V = B_M (A_M V), a thin matrix, and so
+
+    <M, tau>              = <M V, C>
+    ||(M - tau) V V^T||_F = ||M V - C||_F
+
+are exact, without a dense update and without the cancellation that norms by Gram matrices have. The span is the same
+for all factors (B Q, Q^-1 A) of one update and another basis of it changes no norm, so the figures are the same, too.
+Cost O((d_in + d_out) r (r + r_M)).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samerge.linalg.factors import LoraFactors, norm
+from samerge.linalg.gram import gram
+
+#: Singular values below this share of the largest cannot be told from zero by their squares in float64.
+_SQUARED = 1e-7
+
+#: Up to so many components of all adapters together `spectrum` is cheap: two eigenproblems of this size a layer.
+MOST_COMPONENTS = 256
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Squared norms and an inner product of a merged update M and one adapter's tau, in one layer.
+
+    Args:
+        own: ||tau||_F^2.
+        merged: ||M||_F^2.
+        inner: <M, tau>.
+        error: ||(M - tau) V V^T||_F^2, over the inputs that tau reacts to, all alike.
+    """
+
+    own: float
+    merged: float
+    inner: float
+    error: float
+
+    @property
+    def cosine(self) -> float | None:
+        """<M, tau> / (||M|| ||tau||), 0 for M = 0; None for tau = 0."""
+        if not self.own:
+            return None
+        return max(-1.0, min(1.0, self.inner / math.sqrt(self.merged * self.own))) if self.merged else 0.0
+
+    @property
+    def interference(self) -> float | None:
+        """||(M - tau) V V^T|| / ||tau||: the error on the adapter's own inputs, relative to what it does to them."""
+        return math.sqrt(self.error / self.own) if self.own else None
+
+
+def overlaps(merged: LoraFactors, adapters: Sequence[LoraFactors]) -> list[Overlap]:
+    """Compare a merged update with the adapters' own, all of one linear map.
+
+    Args:
+        merged: M as it is written: scaled, truncated.
+        adapters: tau_i as they were trained, in float32 or float64.
+
+    Returns:
+        One for each adapter.
+
+    Example:
+        >>> tau = LoraFactors(torch.eye(1, 5), torch.eye(4, 1))
+        >>> [found] = overlaps(LoraFactors(tau.A, tau.B / 2), [tau])
+        >>> found.cosine, found.interference
+        (1.0, 0.5)
+    """
+    size = float(norm(merged)) ** 2
+    return [_overlap(merged, size, adapter) for adapter in adapters]
+
+
+def spectrum(adapters: Sequence[LoraFactors], scales: Sequence[float]) -> list[float] | None:
+    """The squared singular values of T = sum_n c_n tau_n: the first r add up to ||T_r||^2, the most an update can have.
+
+    With c_n = sign(w_n) / (N ||tau_n||), ||tau_n|| over all layers, <M, T> is the mean cosine times ||M||. By the
+    theorem of Eckart and Young the largest that the mean cosine can be at rank r is the root of sum_l ||T_r^l||^2.
+
+    The squared singular values of T = B diag(c) A are the eigenvalues of K^T (diag(c) A A^T diag(c)) K, K K^T = B^T B.
+
+    Args:
+        adapters: tau_n.
+        scales: c_n.
+
+    Returns:
+        In descending order, or None where there are too many components for it to be cheap.
+
+    Example:
+        >>> one, other = (LoraFactors(torch.eye(2)[k : k + 1], torch.eye(2)[:, k : k + 1]) for k in (0, 1))
+        >>> [round(value, 6) for value in spectrum([one, other], [3.0, 4.0])]
+        [16.0, 9.0]
+    """
+    total = sum(adapter.rank for adapter in adapters)
+    if total > MOST_COMPONENTS:
+        return None
+    if not total:
+        return []
+    folded = [adapter.folded() for adapter in adapters]
+    left = gram(torch.cat([f.B.double() * c for f, c in zip(folded, scales, strict=True)], dim=1))  # (R, R)
+    right = gram(torch.cat([f.A for f in folded]).T)
+    values, turns = torch.linalg.eigh(left)
+    K = turns * values.clamp_min(0).sqrt()
+    squares: list[float] = torch.linalg.eigvalsh(K.T @ right @ K).flip(0).clamp_min(0).tolist()
+    return squares
+
+
+def _overlap(merged: LoraFactors, size: float, adapter: LoraFactors) -> Overlap:
+    V, C = _reaction(adapter)
+    whole = merged.to(V.device, V.dtype).folded()
+    image = whole.B @ (whole.A @ V)  # M V, (d_out, r)
+    return Overlap(
+        own=_square(C), merged=size, inner=float((image.double() * C.double()).sum()), error=_square(image - C)
+    )
+
+
+def _reaction(adapter: LoraFactors) -> tuple[Tensor, Tensor]:
+    """tau = C V^T with V (d_in, r) orthonormal and C (d_out, r) of full rank, as far as rounding tells."""
+    f = adapter.folded()
+    V, R = torch.linalg.qr(f.A.T)
+    C = f.B @ R.T
+    values, turns = torch.linalg.eigh(C.double().T @ C.double())  # sigma_k^2, ascending
+    least = max(8 * adapter.rank * torch.finfo(C.dtype).eps, _SQUARED) ** 2
+    alive = values > least * values.amax() if len(values) else values > 0
+    if bool(alive.all()):
+        return V, C
+    turn = turns[:, alive].to(C.dtype)
+    return V @ turn, C @ turn
+
+
+def effective_rank(factors: LoraFactors) -> float:
+    """How many directions an update really uses: (sum_k sigma_k^2)^2 / sum_k sigma_k^4, 1 to its rank; 0 for zero.
+
+    The exponential of the Renyi entropy of order 2 of the squared singular values' shares. With the Gram matrices
+    G_A = A A^T, G_B = B^T B, it is tr(G_B G_A)^2 / tr((G_B G_A)^2), so no decomposition is needed.
+
+    Example:
+        >>> effective_rank(LoraFactors(torch.eye(2, 5), torch.eye(4, 2)))
+        2.0
+    """
+    f = factors.folded()
+    B, A = _unit(f.B), _unit(f.A)  # no number times an update changes how many directions it has
+    product = (B.T @ B).double() @ (A @ A.T).double()  # (r, r), the eigenvalues are in proportion to sigma_k^2
+    fourth = float((product * product.T).sum())
+    return float(product.diagonal().sum()) ** 2 / fourth if fourth > 0 else 0.0
+
+
+def _square(matrix: Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+
+
+def _unit(matrix: Tensor) -> Tensor:
+    """The matrix over a power of two, so that its largest element is near 1; exact.
+
+    Products of it neither overflow nor vanish in float32 however large or small the matrix is.
+    """
+    most = float(matrix.abs().amax()) if matrix.numel() else 0.0
+    return matrix / math.ldexp(1.0, math.frexp(most)[1] - 1) if most else matrix
