@@ -17,7 +17,7 @@ from torch import Tensor
 from samerge.linalg.stack import TILE, images
 from samerge.linalg.triplets import Triplets
 
-#: Neighbours whose singular values differ by less than this share belong to one block.
+#: Singular values that are less than the first of their block by no more than this share belong to it.
 NEAR = 1e-4
 
 
@@ -64,16 +64,19 @@ def canonical(stack: Triplets, weights: Tensor, near: float = NEAR) -> Triplets:
 
 
 def blocks(stack: Triplets, near: float = NEAR) -> list[Tensor]:
-    """The columns of each block of two or more near-equal singular values of one adapter, (b,) long each."""
-    S, owners = stack.S, stack.owners
-    linked = S[:-1] - S[1:] <= near * S[:-1]
-    if owners is not None:
-        linked &= owners[:-1] == owners[1:]
-    ends = torch.cat([(~linked).nonzero().flatten() + 1, torch.tensor([len(S)], device=S.device)]).tolist()
-    starts = [0, *ends[:-1]]
-    return [
-        torch.arange(start, end, device=S.device) for start, end in zip(starts, ends, strict=True) if end - start > 1
-    ]
+    """The columns of each block of two or more near-equal singular values of one adapter, (b,) long each.
+
+    A block ends where a value is less than its first by more than `near`: no chain of small steps makes it long.
+    """
+    S = stack.S.tolist()
+    owners = [0] * len(S) if stack.owners is None else stack.owners.tolist()
+    found, start = [], 0
+    for k in range(1, len(S) + 1):
+        if k == len(S) or owners[k] != owners[start] or S[start] - S[k] > near * S[start]:
+            if k - start > 1:
+                found.append(torch.arange(start, k, device=stack.S.device))
+            start = k
+    return found
 
 
 def _together(found: list[Tensor]) -> list[list[Tensor]]:

@@ -36,6 +36,23 @@ def stacked(parts: Mapping[int, Triplets]) -> Triplets:
     )
 
 
+def apart(stack: Triplets) -> dict[int, Triplets]:
+    """What `stacked` brought together, by number of the adapter; views of the stack.
+
+    Args:
+        stack: each adapter's components lie together, and its U and V are orthonormal.
+
+    Example:
+        >>> part = Triplets(torch.eye(3, 2), torch.ones(2, dtype=torch.float64), torch.eye(4, 2), True)
+        >>> [(n, own.rank, own.orthonormal) for n, own in apart(stacked({0: part, 5: part})).items()]
+        [(0, 2, True), (5, 2, True)]
+    """
+    assert stack.owners is not None
+    numbers, counts = torch.unique_consecutive(stack.owners, return_counts=True)
+    split = (torch.split(of, counts.tolist(), dim=-1) for of in (stack.U, stack.S, stack.V))
+    return {n: Triplets(U, S, V, True) for n, U, S, V in zip(numbers.tolist(), *split, strict=True)}
+
+
 def images(stack: Triplets, loads: Tensor, groups: Sequence[Tensor]) -> Iterator[tuple[slice, int, Tensor]]:
     """Rows of T V[:, group] for T = U diag(loads) V^T, tile by tile; neither T nor a Gram matrix is ever whole.
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.triplets import Triplets, from_factors, zero
+from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Share
 from samerge.methods.problem import Part, Problem, Site, iterate
 from samerge.methods.rows import Layer, merged_with_shares
@@ -53,6 +54,7 @@ def aligned_ties(align: Align) -> Callable[[Problem, Any], Begun]:
     """TIES on the representations that `align` gives."""
 
     def begin(problem: Problem, options: Any) -> Begun:
+        check_memory(problem, held=3)
         found: dict[str, tuple[Layer, Aligned]] = {}
         for site in iterate(problem, "aligning"):
             parts = problem.parts(site, hold=True)

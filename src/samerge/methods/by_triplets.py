@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from samerge.linalg.triplets import Triplets, zero
+from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Share
 from samerge.methods.problem import Part, Problem, Site
 
@@ -23,6 +24,7 @@ def by_triplets(combine: Combine) -> Callable[[Problem, Any], Begun]:
     """The method that runs `combine` on every layer; zero updates take no part in it."""
 
     def begin(problem: Problem, options: Any) -> Begun:
+        check_memory(problem)
         count = sum(weight != 0 for weight in problem.weights)
 
         def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:

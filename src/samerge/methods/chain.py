@@ -24,6 +24,7 @@ from torch import Tensor
 from samerge.linalg.canonical import canonical
 from samerge.linalg.decorrelation import decorrelated
 from samerge.linalg.sign_conflicts import conflict_among, sample_rows
+from samerge.linalg.stack import apart
 from samerge.linalg.stack import stacked as side_by_side
 from samerge.linalg.triplets import Triplets, zero
 from samerge.methods.method import MergedLayer, Share
@@ -87,8 +88,8 @@ def settled(parts: Mapping[int, Part], weights: tuple[float, ...]) -> dict[int, 
         return dict(parts)
     stack = stacked(parts, weights)
     found = canonical(stack.triplets, stack.weights)
-    own = {n: found.select((stack.owners == n).nonzero().flatten()) for n in parts}
-    return {n: part.with_triplets(replace(own[n], orthonormal=True, owners=None)) for n, part in parts.items()}
+    own = apart(found)
+    return {n: part.with_triplets(own[n]) if n in own else part for n, part in parts.items()}
 
 
 def count_of(options: ChainOptions, problem: Problem, total: int) -> int:

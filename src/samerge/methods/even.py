@@ -17,12 +17,14 @@ from torch import Tensor
 from samerge.linalg.agreement import agreement
 from samerge.linalg.canonical import blocks
 from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of, settled
+from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Method
 from samerge.methods.problem import Part, Problem, Site
 
 
 def begin(problem: Problem, options: ChainOptions) -> Begun:
     """The chain, ranked by size."""
+    check_memory(problem)
 
     def ranked(site: Site, stack: Stack) -> Tensor:
         return by_size(stack)[: count_of(options, problem, len(stack.sigma))]

@@ -26,8 +26,8 @@ from samerge.linalg.triplets import singular, zero
 from samerge.methods.method import Begun, MergedLayer, Share
 from samerge.methods.problem import Part, Problem, Site, iterate
 
-#: Entries of one expert's tile.
-TILE_ELEMENTS = 1 << 18
+#: Entries of one adapter's tile, and of the tiles of all adapters together.
+TILE_ELEMENTS, TOGETHER_ELEMENTS = 1 << 18, 1 << 22
 
 #: A merged layer of at most this many entries is held while it is truncated (128 MB), a larger one computed anew in
 #: each pass. The single experts' updates are never held.
@@ -58,7 +58,8 @@ class Layer:
     @property
     def step(self) -> int:
         """Rows of a tile."""
-        return max(1, TILE_ELEMENTS // max(1, self.shape[1]))
+        entries = min(TILE_ELEMENTS, TOGETHER_ELEMENTS // max(1, len(self.parts)))
+        return max(1, entries // max(1, self.shape[1]))
 
     def starts(self) -> range:
         """The first rows of its tiles."""

@@ -31,6 +31,7 @@ from samerge.linalg.agreement import agreement
 from samerge.linalg.factors import LoraFactors
 from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of, settled, stacked
 from samerge.methods.gamma import NO_GAMMAS, Gammas, gammas, near, work
+from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, Method
 from samerge.methods.problem import Problem, Site, iterate
 from samerge.options.connectivity import HELP, connectivity
@@ -51,6 +52,7 @@ class SaliencyOptions(ChainOptions):
 
 def begin(problem: Problem, options: SaliencyOptions) -> Begun:
     """Score all components, and choose."""
+    check_memory(problem, held=2)
     ranks = _prepared(problem)
     left = {module: {n: torch.arange(rank) for n, rank in own.items()} for module, own in ranks.items()}
     best: dict[str, Tensor] = {}

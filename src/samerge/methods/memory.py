@@ -1,0 +1,57 @@
+"""Whether a merge of singular triplets fits into memory, told before it begins."""
+
+from __future__ import annotations
+
+from samerge.errors import AdapterError
+from samerge.methods.problem import Problem
+from samerge.parallel.memory import free_bytes
+
+
+def check_memory(problem: Problem, held: int = 0) -> None:
+    """Refuse a merge by singular triplets that cannot fit.
+
+    Args:
+        problem: the problem; nothing of it is read.
+        held: numbers that are held of all layers at once, for each row, column and component.
+
+    Raises:
+        AdapterError: there is less memory than it needs.
+    """
+    free = free_bytes(problem.device)
+    if free is None or not problem.own:
+        return
+    ranks = [[one.rank for n, one in site.experts.items() if problem.weights[n] != 0] for site in problem.own]
+    needs = [layer_bytes(site.shape, sum(own)) for site, own in zip(problem.own, ranks, strict=True)]
+    at = needs.index(max(needs))
+    site = problem.own[at]
+    total = needs[at] + sum(4 * held * sum(s.shape) * sum(own) for s, own in zip(problem.own, ranks, strict=True))
+    if total > free:
+        raise AdapterError(
+            f"merging {len(ranks[at])} adapters: their {sum(ranks[at])} components in layer {site.module} "
+            f"({site.shape[0]} x {site.shape[1]}) need about {_told(needs[at])} of memory"
+            f"{f', with what is held of all layers {_told(total)}' if held else ''}, but only {_told(free)} are free "
+            f"on {problem.device}. Merge fewer adapters at a time (merges can be merged), compress them to a smaller "
+            f"rank before (samerge compress), or use a machine with more memory"
+        )
+
+
+def layer_bytes(shape: tuple[int, int], components: int) -> int:
+    """Bytes that one layer takes: factors, triplets, their stack, its Gram matrices and what is made of them.
+
+    Factors, triplets and stack in float32, a side in float64; a Gram matrix, its eigenvectors and the room that LAPACK
+    asks for them, as large as the lesser of the number of components and the layer's width.
+
+    Args:
+        shape: (d_out, d_in).
+        components: of all adapters, R.
+
+    Example:
+        >>> layer_bytes((2048, 2048), 4096) >> 20
+        512
+    """
+    side = max(shape)
+    return 12 * sum(shape) * components + 16 * side * components + 48 * min(components, side) ** 2
+
+
+def _told(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(1, size >> 20)} MiB"
