@@ -153,11 +153,11 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(script: str, size: int, out: Path, *arguments: str) -> None:
-    file = out / f"worker-{size}.py"
+def launch(script: str, sizes: str, out: Path, *arguments: str) -> None:
+    file = out / "worker.py"
     file.write_text(script)
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"] if size > 1 else []
-    command = [sys.executable, *start, str(file), *arguments, str(out)]
+    forked = Path(__file__).with_name("forked.py")
+    command = [sys.executable, str(forked), sizes, str(file), *arguments, str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
 
@@ -166,8 +166,7 @@ def launch(script: str, size: int, out: Path, *arguments: str) -> None:
 def runs(experts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What 1, 2 and 4 processes said of every way."""
     out = tmp_path_factory.mktemp("runs")
-    for size in (1, 2, 4):
-        launch(WORKER, size, out, str(experts), json.dumps(WAYS))
+    launch(WORKER, "1,2,4", out, str(experts), json.dumps(WAYS))
     return out
 
 
@@ -200,7 +199,7 @@ def test_every_process_holds_its_part_of_the_factors(way: str, runs: Path) -> No
 
 
 def test_what_fails_in_one_process_fails_in_all(experts: Path, tmp_path: Path) -> None:
-    launch(FAILING, 2, tmp_path, str(experts))
+    launch(FAILING, "2", tmp_path, str(experts))
     first, second = (json.loads((tmp_path / f"failing-{rank}.json").read_text()) for rank in range(2))
     assert isinstance(first["well"][0], float)
     for one in (second["well"], first["again"], second["again"]):
