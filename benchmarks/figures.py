@@ -99,7 +99,7 @@ def diagnostics(folder: Path) -> Records:
     _, trained = examples(folder)
     shape = dataclasses.replace(SHAPES["llama-8b"], name="llama-8b-1", layers=1)
     drawn = {str(i): write_adapter(shape, folder, i, Path("none")) for i in range(8)}
-    of, seconds = finish.diagnosed_layer, [0.0]
+    of, seconds = finish.Finisher._recorded, [0.0]
 
     def timed(*arguments: Any) -> dict[str, Any]:
         start = time.process_time()
@@ -108,7 +108,7 @@ def diagnostics(folder: Path) -> Records:
         return found
 
     records = []
-    finish.diagnosed_layer = timed
+    finish.Finisher._recorded = timed
     try:
         for name, adapters in (("MiniLM", trained), ("a block of Llama 8B's shape", drawn)):
             for rank in (16, 16 * len(adapters)):
@@ -116,11 +116,11 @@ def diagnostics(folder: Path) -> Records:
                 for _ in range(5):
                     seconds.append(0.0)
                     merged = samerge.merge(None, adapters, method="svd", rank=rank, progress=False)
-                layers = len(merged.report.record["layers"])
+                layers = len(merged.report.record.layers)
                 records.append({"model": name, "layers": layers, "adapters": len(adapters), "rank": rank})
                 records[-1]["seconds"] = round(min(seconds), 4)
     finally:
-        finish.diagnosed_layer = of
+        finish.Finisher._recorded = of
     return records
 
 

@@ -96,7 +96,7 @@ def measure(folder: Path, scores: Scores, **options: Any) -> dict[str, Any]:
     return {
         **options,
         **scores.of(merged),
-        "energy_kept": round(sum(row["energy"] for row in rows) / len(rows), 4),
+        "energy_kept": round(sum(row.energy_kept or 0.0 for row in rows) / len(rows), 4),
         "seconds": round(time.perf_counter() - start, 1),
     }
 

@@ -42,9 +42,9 @@ def measure(name: str, cache: Path) -> list[dict[str, Any]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             merged = samerge.merge(one.base(), one.adapters(), progress=False, **options)
-        found = merged.report.record["diagnostics"]
-        figures = {key: round(found[key], 4) for key in ("sign_conflict", "sign_conflict_after", "signs_left")}
-        records.append({"suite": name, "merge": merge, **figures, "sampled": found["sampled"]})
+        found = merged.report.whole
+        figures = {key: round(getattr(found, key), 4) for key in ("sign_conflict", "sign_conflict_after", "signs_left")}
+        records.append({"suite": name, "merge": merge, **figures, "sampled": list(found.sampled)})
         print(json.dumps(records[-1]), flush=True)
     return records
 

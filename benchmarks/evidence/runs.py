@@ -22,7 +22,7 @@ from suites.base import SPLITS, Evaluator, Split, Suite, Update, single
 import samerge
 from evidence.scores import pack, unpack
 from evidence.table import Budget, Family
-from samerge.report.merge_record import versions
+from samerge.report.origin import versions
 
 
 @dataclass(frozen=True)
