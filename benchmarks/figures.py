@@ -1,7 +1,7 @@
 """The figures of the docs that need no trained suite: each is measured here, kept, and written into its page.
 
     python benchmarks/figures.py                 # all of them, some minutes
-    python benchmarks/figures.py kernel tune     # some
+    python benchmarks/figures.py kernel          # some
     python benchmarks/figures.py --render        # only write the tables of the docs anew
 
 The adapters are the four of examples/, and random ones of a real shape. Seconds are the processor's, of one thread, the
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import math
 import sys
@@ -50,43 +49,6 @@ def least(work: Callable[[], Any], runs: int) -> float:
         work()
         seconds.append(time.process_time() - start)
     return min(seconds)
-
-
-def tune(folder: Path) -> Records:
-    """A trial of a search, without its score: where it merges anew, and where nothing but the scaling is another."""
-    import samerge
-
-    base, adapters = examples(folder)
-
-    def trials(method: str, searched: str, count: int) -> float:
-        """The least from the end of one score to the beginning of the next; the first trial opens the files."""
-        at: list[float] = []
-
-        def score(_: Any) -> float:
-            at.append(time.process_time())
-            return float(len(at))
-
-        search = {searched: (0.5, 1.5)}
-        samerge.tune(base, adapters, score, method=method, search=search, trials=count, progress=False, scaling=1.0)
-        assert len(at) == count, f"{count - len(at)} trials of {method} failed or were not run"
-        return min(after - before for before, after in itertools.pairwise(at))
-
-    task = next(iter(adapters))
-    return [
-        {
-            "method": method,
-            "merge_seconds": round(trials(method, f"weights.{task}", 4), 3),
-            "scaling_seconds": round(trials(method, "scaling", 12), 4),
-        }
-        for method in ("saliency", "elementwise", "linear", "tsv")
-    ]
-
-
-def tune_table(records: Records) -> str:
-    cells = [
-        [f"`{item['method']}`", f"{item['merge_seconds']:.1f}", f"{item['scaling_seconds']:.3f}"] for item in records
-    ]
-    return tables.rows(["method", "a new merge", "another scaling only"], cells)
 
 
 def diagnostics(folder: Path) -> Records:
@@ -238,7 +200,6 @@ FIGURES: dict[str, tuple[str, Callable[[Path], Records], Callable[[Records], str
     "decomposition": ("compress.md", decomposition, decomposition_table),
     "diagnostics": ("diagnostics.md", diagnostics, diagnostics_table),
     "kernel": ("speed.md", kernel, kernel_table),
-    "tune": ("tune.md", tune, tune_table),
 }
 
 

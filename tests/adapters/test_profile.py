@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
+from samerge.merging.tuning.candidates import Candidates
 from tiny import Beast, chain, chain_factors, write_adapter
 
 import samerge
 from samerge.adapters.servable import module_type, siblings, target_modules
-from samerge.merging.tuning.candidates import Candidates
 
 
 @pytest.mark.parametrize(

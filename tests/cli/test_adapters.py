@@ -5,7 +5,7 @@ import math
 import pytest
 
 from samerge import OptionError
-from samerge.cli.named_adapter import AdapterSpec, default_name, parse_adapter, unique
+from samerge.cli.named_adapter import AdapterSpec, default_name, given_weights, parse_adapter, unique
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,9 @@ from samerge.cli.named_adapter import AdapterSpec, default_name, parse_adapter, 
         # a name holds no slash, so this is a path with an = in it
         ("./runs/lr=1e-4/final:2", "final", "./runs/lr=1e-4/final", 2.0),
         ("x=./runs/lr=1e-4/final", "x", "./runs/lr=1e-4/final", 1.0),
-        ("..\\runs\\lr=1", "lr=1", "..\\runs\\lr=1", 1.0),
+        # a revision and a folder of a repository
+        ("ada/math@v2", "math", "ada/math@v2", 1.0),
+        ("ada/loras/math@refs/pr/1:0.5", "math", "ada/loras/math@refs/pr/1", 0.5),
     ],
 )
 def test_parse(text: str, name: str, source: str, weight: float) -> None:
@@ -85,3 +87,36 @@ def test_unique() -> None:
         unique([a, b])
     with pytest.raises(OptionError, match="no adapter given"):
         unique([])
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("./math:0,8", "./math:0.8"),
+        ("m=ada/math:1,5", "m=ada/math:1.5"),
+        ("./math=0.8", "./math:0.8"),
+        ("math=0.8", "math:0.8"),
+        ("ada/math=0,8", "ada/math:0.8"),
+    ],
+)
+def test_weights_written_in_another_way_are_answered_with_the_right_one(text: str, right: str) -> None:
+    with pytest.raises(OptionError) as told:
+        parse_adapter(text, is_folder=lambda path: False)
+    assert right.partition("=")[2] in str(told.value) if "=" in right else right in str(told.value)
+
+
+def test_weights() -> None:
+    two = [AdapterSpec("a", "x/a"), AdapterSpec("b", "x/b")]
+    assert given_weights(None, [AdapterSpec("a", "x/a", 0.5)]) == {"a": 0.5}
+    assert given_weights("0.5,-1", two) == {"a": 0.5, "b": -1.0}
+    assert given_weights("b=0.5", two) == {"a": 1.0, "b": 0.5}
+    assert given_weights("nan", two) == "nan"
+    for text, message in (
+        ("1,2,3", "3 weights for 2 adapters"),
+        ("0.5,much", "'much' is no number"),
+        ("c=1", "no adapter is called 'c'"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            given_weights(text, two)
+    with pytest.raises(OptionError, match="give one or the other"):
+        given_weights("1", [AdapterSpec("a", "x/a", 0.5)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,14 +15,22 @@ from typer.testing import CliRunner
 import samerge
 import samerge.cli
 from samerge.cli.exit_codes import Terminated, guarded
+from samerge.cli.shell_words import in_shell_words
 from samerge.errors import AdapterError, OutputExistsError
+from samerge.full.full_options import FullOptions
+from samerge.methods.registry import find
+from samerge.options.common import CommonOptions
+from samerge.options.option import table
 
 from .conftest import shell
 
 HEAVY = ("torch", "transformers", "peft", "numpy", "huggingface_hub")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["merge", "--help"], ["run", "-h"], ["inspect", "-h"], ["--version"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["merge", "--help"], ["run", "-h"], ["inspect", "-h"], ["--version"], ["full", "-h"], ["methods"]],
+)
 def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     code = (
         "import sys\nfrom samerge.cli import app\n"
@@ -120,22 +129,86 @@ def test_unexpected_says_where_to_turn() -> None:
     assert "report it with the traceback above" in last
 
 
-def test_methods_can_be_called_before_and_after_its_package_is_imported(tmp_path: Path) -> None:
-    code = (
-        "import samerge; a = list(samerge.available_methods()); import samerge.merging.merge_adapters; "
-        "assert a == list(samerge.available_methods()) != []"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_methods(invoke) -> None:
-    import json
-
     rows = json.loads(invoke("methods", "--json").stdout)
     assert [row["name"] for row in rows] == list(samerge.available_methods())
-    assert rows[0]["needs_base"] is True
-    assert "density" in rows[0]["options"]
     shown = invoke("methods").stdout
     assert all(name in shown for name in samerge.available_methods())
-    assert "--density" in shown
+
+
+@pytest.mark.parametrize("name", list(samerge.available_methods()))
+def test_one_method_with_all_options_that_it_alone_has(invoke, name) -> None:
+    rows = table(find(name).options)
+    told = json.loads(invoke("methods", name, "--json").stdout)
+    assert [row["name"] for row in told["options"]] == [row.name for row in rows]
+    shown = invoke("methods", name)
+    assert shown.exit_code == 0
+    assert all(f"--{row.name.replace('_', '-')}" in shown.stdout for row in rows)
+    assert f"`{name}`: " in shown.stdout
+
+
+def test_another_name_of_a_method(invoke) -> None:
+    told = json.loads(invoke("methods", "ties_svd", "--json").stdout)
+    assert (told["name"], {row["name"]: row["default"] for row in told["options"]}["trim"]) == ("ties", "layer")
+    assert "did you mean 'dare_ties'" in invoke("methods", "dare_tie").stderr
+
+
+def shell_options(command: str) -> dict[str, str | None]:
+    parameters = typer.main.get_command(samerge.cli.app).commands[command].params
+    return {str(parameter.name): getattr(parameter, "help", None) for parameter in parameters}
+
+
+@pytest.mark.parametrize("command", ["merge", "compare", "tune"])
+def test_the_shell_has_every_common_option_with_the_help_of_the_table(command: str) -> None:
+    shown = shell_options(command)
+    for row in table(CommonOptions):
+        assert str(shown[row.name]).startswith(row.help)
+
+
+def test_full_has_every_option_of_its_table() -> None:
+    assert {row.name for row in table(FullOptions)} <= shell_options("full").keys()
+
+
+@pytest.mark.parametrize("command", ["merge", "compare", "tune", "full", "extract", "compress", "inspect", "check"])
+def test_one_grammar(command: str) -> None:
+    parameters = typer.main.get_command(samerge.cli.app).commands[command].params
+    flags = {flag for parameter in parameters for flag in parameter.opts}
+    assert {"--adapter", "-a"} <= flags
+    assert {"--base", "-b"} <= flags or command == "inspect"
+    assert "--token" in flags
+    assert ("-q" in flags) == (command not in ("inspect", "check"))
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("merge --method dar", {"dare", "dare-ties"}),
+        ("merge --dtype b", {"bfloat16"}),
+        ("merge --balance g", {"global"}),
+    ],
+)
+def test_completion(words: str, offered: set[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "samerge"],
+        cwd=tmp_path,
+        env={**os.environ, "_SAMERGE_COMPLETE": "complete_bash", "COMP_WORDS": f"samerge {words}", "COMP_CWORD": "3"},
+        capture_output=True,
+        text=True,
+    )
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("rank='much' must be a whole number", "--rank much must be a whole number"),
+        ("density=2.0 must lie in (0, 1]", "--density 2.0 must lie in (0, 1]"),
+        ("unless dtype= says otherwise; dora='exact:<rank>' keeps more", None),
+        ("give base: a folder or a hub id", "give --base: a folder or a hub id"),
+        ("as in tsv:rank=8, './rank=8' or x.rank=8", "as in tsv:rank=8, './rank=8' or x.rank=8"),
+        ("give rank=, the largest; rank=8.", "give --rank, the largest; --rank 8."),
+    ],
+)
+def test_messages_in_the_words_of_the_shell(message: str, told: str | None) -> None:
+    expected = told or "unless --dtype says otherwise; --dora exact:<rank> keeps more"
+    assert in_shell_words(message, ["rank", "density", "dtype", "dora", "base"]) == expected

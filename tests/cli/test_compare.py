@@ -6,7 +6,19 @@ import pytest
 
 
 def test_compare(invoke, tiny_base, loras, tmp_path) -> None:
-    words = ("compare", tiny_base, loras / "math", loras / "code", "-m", "linear", "-m", "tsv:scaling=0.7")
+    words = (
+        "compare",
+        "-b",
+        tiny_base,
+        "-a",
+        loras / "math",
+        "-a",
+        loras / "code",
+        "-m",
+        "linear",
+        "-m",
+        "tsv:scaling=0.7",
+    )
     result = invoke(*words, "--picture", "ways.svg", "--save", "linear", "--output", "kept")
     assert result.exit_code == 0, result.stderr
     for word in ("linear", "tsv:scaling=0.7", "interference", "seconds"):
@@ -16,21 +28,21 @@ def test_compare(invoke, tiny_base, loras, tmp_path) -> None:
 
 
 def test_the_help_shows_the_example_as_it_is_typed(invoke) -> None:
-    assert "math=ada/math-lora code=./code-lora \\" in invoke("compare", "--help").stdout
+    assert "--adapter math=ada/math-lora --adapter code=./code-lora \\" in invoke("compare", "--help").stdout
 
 
 def test_compare_json_and_save_all(invoke, loras, tmp_path) -> None:
-    words = ("compare", "-", f"{loras / 'math'}:0.5", loras / "code", "-m", "linear", "-m", "tsv:scaling=0.7", "--json")
+    words = ("compare", f"{loras / 'math'}:0.5", loras / "code", "-m", "linear", "-m", "tsv:scaling=0.7", "--json")
     told = json.loads(invoke(*words, "--save-all", "--out", "all").stdout)
     assert [way["name"] for way in told["ways"]] == ["linear", "tsv:scaling=0.7"]
-    assert set(told["ways"][0]["experts"]) == {"math", "code"}
+    assert set(told["ways"][0]["cosines"]) == {"math", "code"}
     assert sorted(folder.name for folder in (tmp_path / "all").iterdir()) == ["linear", "tsv_scaling=0.7"]
     record = json.loads((tmp_path / "all" / "linear" / "samerge.json").read_text())
     assert [item["weight"] for item in record["inputs"]] == [0.5, 1.0]
 
 
 def test_a_way_that_fails_is_told_at_the_end(invoke, loras, tmp_path) -> None:
-    words = ("compare", "-", loras / "math", loras / "code", "-m", "linear", "-m", "saliency")
+    words = ("compare", loras / "math", loras / "code", "-m", "linear", "-m", "saliency")
     result = invoke(*words, "--save-all", "--output", "all")
     assert result.exit_code == 2
     assert "failed: saliency" in result.stderr
@@ -39,10 +51,10 @@ def test_a_way_that_fails_is_told_at_the_end(invoke, loras, tmp_path) -> None:
 
 
 def test_a_warning_says_which_ways_it_is_of(invoke, loras) -> None:
-    words = ("compare", "-", loras / "math", loras / "code", "-m", "linear", "-m", "dare:rank=1", "--json")
+    words = ("compare", loras / "math", loras / "code", "-m", "linear", "-m", "dare:rank=1", "--json")
     (told,) = json.loads(invoke(*words).stdout)["warnings"]
-    assert told.startswith("dare:rank=1: truncation to svd_rank lost over 20% of the energy")
-    words = ("compare", "-", f"{loras / 'math'}:0", loras / "code", "-m", "linear", "-m", "tsv", "--json")
+    assert told.startswith("dare:rank=1: truncation to the rank lost over 20% of the energy")
+    words = ("compare", f"{loras / 'math'}:0", loras / "code", "-m", "linear", "-m", "tsv", "--json")
     (told,) = json.loads(invoke(*words).stdout)["warnings"]
     assert told == "weight 0 leaves these adapters out: math"
 
@@ -51,13 +63,13 @@ def test_a_warning_says_which_ways_it_is_of(invoke, loras) -> None:
     ("more", "said"),
     [
         (("--save", "ties", "--output", "x"), "none of the ways"),
-        (("--save", "linear"), "need --output"),
+        (("--save", "linear"), "need --out"),
         (("--output", "x"), "needs --save"),
         (("--picture", "x.docx"), "ending"),
     ],
 )
 def test_refused_before_any_work(invoke, loras, more, said, tmp_path) -> None:
-    result = invoke("compare", "-", loras / "math", loras / "code", "-m", "linear", *more)
+    result = invoke("compare", loras / "math", loras / "code", "-m", "linear", *more)
     assert result.exit_code == 2
     assert said in result.stderr
     assert not list(tmp_path.iterdir())

@@ -34,7 +34,7 @@ def test_compress_is_the_function(invoke, loras, tmp_path) -> None:
     assert result.exit_code == 0, result.output
     assert "model.layers.*.self_attn.q_proj" in result.stdout
     assert 'PeftModel.from_pretrained(base, "small")' in result.stdout
-    assert "warning: truncation to rank lost over 20%" in result.stderr
+    assert "warning: truncation to the rank lost over 20%" in result.stderr
     assert "saved in small" in result.stderr
     expected = samerge.compress_adapter(loras / "math", 2, energy=0.99, dtype="float16")
     same_files(tmp_path / "small", expected.save(tmp_path / "python"))
@@ -51,7 +51,7 @@ def test_compress_without_out_only_tells(invoke, loras, tmp_path) -> None:
 
 
 def test_extract_is_the_function(invoke, tiny_base, expert, tmp_path) -> None:
-    result = invoke("extract", "--base", tiny_base, "--expert", expert, "--rank", 3, "--out", "lora")
+    result = invoke("extract", "--base", tiny_base, "--model", expert, "--rank", 3, "--out", "lora")
     assert result.exit_code == 0, result.output
     assert "warning: changed, but not in the adapter" in result.stderr
     assert "model.norm.weight (by 0." in result.stderr
@@ -82,7 +82,7 @@ def test_no_size_is_bad_input(invoke, tiny_base, loras, expert, command) -> None
     models = (loras / "math",) if command == "compress" else ("--base", tiny_base, "--expert", expert)
     result = invoke(command, *models, "--out", "x")
     assert result.exit_code == 2
-    assert "needs a size: give rank=" in result.stderr
+    assert "needs a size: give --rank" in result.stderr
 
 
 def test_elementwise_and_adaptive_density(invoke, tiny_base, loras, tmp_path) -> None:

@@ -32,13 +32,13 @@ def experts(tiny_base, tmp_path_factory):
 
 def test_full_equals_the_api(invoke, tiny_base, experts, tmp_path) -> None:
     result = invoke(
-        *("full", "--base", tiny_base, "--expert", f"m={experts / 'math'}", "-e", f"{experts / 'code'}:-0.5"),
+        *("full", "--base", tiny_base, "--model", f"m={experts / 'math'}", "-e", f"{experts / 'code'}:-0.5"),
         *("--out", "merged", "--density", "0.3", "--iterations", 2, "--agreement", "task", "--connectivity", "flow"),
         *("--no-residual", "--outside", "base", "--mismatched", "base", "--scaling", "0.7", "--dtype", "bfloat16"),
-        *("--device", "cpu", "--work-dir", "work", "--recipe", "paper", "--max-shard-size", "1MB"),
+        *("--device", "cpu", "--work-dir", "work", "--method", "paper", "--max-shard-size", "1MB"),
     )
     assert result.exit_code == 0, result.output
-    assert "2 experts merged in" in result.stdout
+    assert "2 models merged in" in result.stdout
     assert 'AutoModel.from_pretrained("merged")' in result.stdout
     expected = samerge.merge_full(
         tiny_base,
@@ -52,7 +52,7 @@ def test_full_equals_the_api(invoke, tiny_base, experts, tmp_path) -> None:
         mismatched="base",
         scaling=0.7,
         dtype="bfloat16",
-        recipe="paper",
+        method="paper",
         device="cpu",
         progress=False,
     )
@@ -70,7 +70,7 @@ def test_full_equals_the_api(invoke, tiny_base, experts, tmp_path) -> None:
 
 
 def test_as_lora(invoke, tiny_base, experts) -> None:
-    result = invoke("full", "-b", tiny_base, "-e", experts / "math", "-e", experts / "code", "--as-lora", 4, "-o", "a")
+    result = invoke("full", "-b", tiny_base, "-e", experts / "math", "-a", experts / "code", "--as-lora", 4, "-o", "a")
     assert result.exit_code == 0, result.output
     assert 'PeftModel.from_pretrained(base, "a")' in result.stdout
     assert "leaves out what the merge changed outside" in result.stderr
@@ -99,14 +99,14 @@ def test_json_is_all_of_stdout(tiny_base, experts, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--density", "2"], "density=2.0 must lie in"),
-        (["--outside", "up"], "outside='up' is not known"),
-        (["--energy", "2"], "energy=2.0 must lie in"),
-        (["--max-shard-size", "big"], "max_shard_size='big' is no size"),
-        (["--private"], "--private is for a new repository"),
+        (["--density", "2"], "--density 2 must lie in"),
+        (["--outside", "up"], "--outside up is not known"),
+        (["--energy", "2"], "--energy 2 must lie in"),
+        (["--max-shard-size", "big"], "--max-shard-size big is no size"),
+        (["--private"], "--private is for a repository"),
         (["--push-to-hub", "a/b/c"], "A repository id is"),
-        (["--expert", "=x"], "--expert '=x': the name is empty"),
-        (["--expert", "math=x"], "two experts are called 'math'"),
+        (["--expert", "=x"], "--model '=x': the name is empty"),
+        (["--expert", "math=x"], "two models are called 'math'"),
     ],
 )
 def test_bad_input_is_2(invoke, tiny_base, experts, words, told) -> None:

@@ -12,7 +12,7 @@ from .conftest import shell
 @pytest.fixture
 def merged(invoke, tiny_base, loras):
     words = ("merge", "-b", tiny_base, "-a", loras / "math", "-a", f"{loras / 'far'}:0.5", "-o", "merged", "--json")
-    assert invoke(*words, "--method", "saliency").exit_code == 0
+    assert invoke(*words, "--method", "paper", "--density", 0.5).exit_code == 0
     return "merged"
 
 
@@ -20,7 +20,7 @@ def test_inspect_shows_from_whom_where_and_what_was_lost(invoke, merged) -> None
     result = invoke("inspect", merged)
     assert result.exit_code == 0
     for words in (
-        *("tiny-llama (llama)", "method:  saliency", "rank 4, 4 modules", "Where they came from"),
+        *("tiny-llama (llama)", "method:  paper", "rank 4, 4 modules", "Where they came from"),
         *("By type of layer", "model.layers.*.mlp.down_proj", "Layers that lost most", "model.layers.0.mlp.down_proj"),
     ):
         assert words in result.stdout
@@ -44,12 +44,12 @@ def test_inspect_json(invoke, merged) -> None:
 
 def test_inspect_shows_and_draws_sign_conflicts(invoke, tiny_base, loras, tmp_path) -> None:
     words = ("merge", "-b", tiny_base, "-a", loras / "math", "-a", loras / "code", "-o")
-    for folder, method in (("pruned", "saliency"), ("whole", "linear")):
+    for folder, method in (("pruned", "paper"), ("whole", "linear")):
         assert invoke(*words, folder, "--method", method).exit_code == 0
         result = invoke("inspect", folder, "--picture", f"{folder}.png")
         assert result.exit_code == 0, result.stderr
         assert "sign conflicts among the adapters" in result.stdout
-        assert ("after pruning" in result.stdout) == (method == "saliency")
+        assert ("after pruning" in result.stdout) == (method == "paper")
         assert (tmp_path / f"{folder}.png").read_bytes().startswith(b"\x89PNG")
     assert invoke("merge", "-b", tiny_base, "-a", loras / "math", "-o", "one").exit_code == 0
     refused = invoke("inspect", "one", "--picture", "one.png")
@@ -58,10 +58,10 @@ def test_inspect_shows_and_draws_sign_conflicts(invoke, tiny_base, loras, tmp_pa
 
 
 def test_inspect_of_what_is_not_ours(invoke, loras, tmp_path) -> None:
-    for folder in (loras / "math", "nowhere"):
+    for folder, said in ((loras / "math", "there is no samerge.json"), ("./nowhere", "there is no such folder")):
         result = invoke("inspect", folder)
         assert result.exit_code == 2
-        assert "there is no samerge.json" in result.stderr
+        assert said in result.stderr
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "samerge.json").write_text("{")
     assert invoke("inspect", "broken").exit_code == 2
@@ -71,6 +71,14 @@ def test_inspect_in_a_pipe(invoke, merged, tmp_path) -> None:
     done = shell("inspect", merged, cwd=tmp_path)
     assert done.returncode == 0
     assert all(len(line) <= 200 for line in done.stdout.splitlines() if line.startswith("│"))
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_no_name_is_cut(invoke, merged, loras, monkeypatch, width) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = invoke("inspect", merged, loras / "code").stdout + invoke("inspect", loras / "math", loras / "far").stdout
+    assert "…" not in shown
+    assert "down_proj" in "".join(shown.split())
 
 
 def layer(lost: float = 0.0, **shares: tuple[float, float]) -> dict:

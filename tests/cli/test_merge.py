@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from alike import same_files
 
 import samerge
-from samerge.cli import request as request_module
 from samerge.errors import HubError
 from samerge.report.report import read_report
 
@@ -18,10 +18,9 @@ from .conftest import shell
 def test_merge_equals_the_api(invoke, tiny_base, loras, tmp_path) -> None:
     result = invoke(
         *("merge", "--base", tiny_base, "--adapter", f"m={loras / 'math'}", "--adapter", f"{loras / 'code'}:-0.5"),
-        *("--out", "merged", "--density", "0.5", "--iterations", 3, "--basis", "native", "--agreement", "signed"),
-        *("--connectivity", "flow", "--no-residual", "--scaling", "0.7", "--dtype", "bfloat16", "--svd-rank", 3),
-        *("--scope", "global", "--device", "cpu", "--method", "saliency", "--recipe", "paper", "--refresh", 2),
-        *("--precision", "float64"),
+        *("--out", "merged", "--density", "0.5", "--iterations=3", "--basis", "native", "--connectivity", "flow"),
+        *("--no-residual", "--scaling", "0.7", "--dtype", "bfloat16", "--svd-rank", "3.0", "--device", "cpu"),
+        *("--method", "paper", "--balance", "none"),
     )
     assert result.exit_code == 0, result.output
     assert "2 adapters merged" in result.stdout
@@ -32,21 +31,17 @@ def test_merge_equals_the_api(invoke, tiny_base, loras, tmp_path) -> None:
             tiny_base,
             {"m": loras / "math", "code": loras / "code"},
             weights=[1.0, -0.5],
+            method="paper",
             density=0.5,
             iterations=3,
             basis="native",
-            agreement="signed",
             connectivity="flow",
             residual=False,
             scaling=0.7,
+            balance="none",
             dtype="bfloat16",
             svd_rank=3,
-            scope="global",
-            refresh=2,
-            precision="float64",
             device="cpu",
-            method="saliency",
-            recipe="paper",
             progress=False,
         )
     same_files(tmp_path / "merged", expected.save(tmp_path / "python"))
@@ -130,23 +125,41 @@ def test_overwrite(invoke, tiny_base, loras) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--density", "3"], "density=3.0 must lie in (0, 1]"),
-        (["--density", "0.5", "--rank", "3"], "give one"),
-        (["--basis", "fourier"], "basis='fourier'"),
-        (["--method", "magic"], "method='magic' is not known"),
-        (["--method", "linear", "--basis", "svd"], "has no option 'basis'"),
-        (["--scaling", "loud"], "scaling='loud'"),
-        (["--dtype", "int3"], "dtype='int3'"),
-        (["--recipe", "cake"], "recipe='cake'"),
+        (["--density", "3"], "--density 3 must lie in (0, 1]"),
+        (["--density", "0.5", "--rank", "3"], "--rank 3 and --density 0.5 together"),
+        (["--rank", "much"], "--rank much must be a whole number"),
+        (["--densty", "0.3"], "there is no option --densty; did you mean --density?"),
+        (["--adaptor", "x"], "there is no option --adaptor; did you mean --adapter?"),
+        (["--trim", "layer"], "there is no option --trim; it is one of core-ties, ctm,"),
+        (["--density"], "--density needs a value: (0,1]"),
+        (["--iterations", "2", "--iterations=3"], "--iterations is given twice"),
+        (["--residual", "--no-residual"], "is given twice"),
+        (["./talk"], "'./talk' stands alone; an adapter is given with --adapter ./talk"),
+        (["--method", "magic"], "--method magic is not known"),
+        (["--method", "dare_tie"], "did you mean 'dare_ties'?"),
+        (
+            ["--method", "linear", "--basis", "svd"],
+            "there is no option --basis; it is one of paper. Method linear has none",
+        ),
+        (["--connectivity", "loose"], "--connectivity loose is not known"),
+        (["--scaling", "loud"], "--scaling loud is not known"),
+        (["--scaling", "auto:loud"], "must be 'auto:<c>'"),
+        (["--dtype", "int3"], "--dtype int3"),
+        (["--device", "gpu"], "--device gpu cannot be computed on here"),
+        (["--balance", "yes"], "--balance yes is not known"),
+        (["--weights", "best"], "--weights best is not known"),
         (["--adapter", "a="], "the source is empty"),
         (["--adapter", "math=nowhere/at/all"], "two adapters are called 'math'"),
         (["--adapter", "./nowhere"], "there is no such folder"),
+        (["--adapter", "./nowhere:0,5"], "./nowhere:0.5"),
         (["--private"], "give --push-to-hub"),
+        (["--create-pr"], "give --push-to-hub"),
         (["--push-to-hub", "a/b/c"], "A repository id is"),
+        (["--push-to-hub", "a/b", "--create-pr", "--revision", "x"], "leave one of them out"),
     ],
 )
 def test_bad_input(invoke, tiny_base, loras, tmp_path, words, message) -> None:
-    result = invoke("merge", "-b", tiny_base, "-a", loras / "math", "-o", "out", "--method", "saliency", *words)
+    result = invoke("merge", "-b", tiny_base, "-a", loras / "math", "-o", "out", *words)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     assert result.stderr.startswith("error: ")
@@ -156,12 +169,17 @@ def test_bad_input(invoke, tiny_base, loras, tmp_path, words, message) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["merge"], ["merge", "--adapter", "x", "--rank", "much"], ["merge", "--nonsense"], ["nonsense"]]
+    "words",
+    [["compare"], ["compare", "--nonsense"], ["tune", "--trials", "many"], ["nonsense"]],
 )
 def test_bad_usage(invoke, words) -> None:
     result = invoke(*words)
     assert result.exit_code == 2
     assert "Usage: " in result.stderr
+
+
+def test_no_adapter(invoke) -> None:
+    assert "no adapter given; name at least one with --adapter" in invoke("merge", "--out", "x").stderr
 
 
 def test_no_place_for_the_result(invoke, loras) -> None:
@@ -185,8 +203,20 @@ def test_traceback_of_bad_input_on_request(invoke, loras, monkeypatch) -> None:
     assert "Traceback" in result.stderr
 
 
+@pytest.fixture
+def pushed(monkeypatch) -> list:
+    calls = []
+
+    def push(self, repo_id, **options):
+        calls.append((repo_id, options))
+        return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr("samerge.merging.merged_adapter.MergedAdapter.push_to_hub", push)
+    return calls
+
+
 def test_a_push_that_fails_does_not_lose_the_merge(invoke, tiny_base, loras, monkeypatch, tmp_path) -> None:
-    def push(self, repo_id, *, private=None):
+    def push(self, repo_id, **options):
         raise HubError("pushing to ada/merged: 403")
 
     monkeypatch.setattr("samerge.merging.merged_adapter.MergedAdapter.push_to_hub", push)
@@ -199,47 +229,59 @@ def test_a_push_that_fails_does_not_lose_the_merge(invoke, tiny_base, loras, mon
     assert (kept / "adapter_model.safetensors").is_file()
 
 
-def test_push(invoke, tiny_base, loras, monkeypatch) -> None:
-    pushed = []
-
-    def push(self, repo_id, *, private=None):
-        pushed.append((repo_id, private, self.report.record["output"]["rank"]))
-        return f"https://huggingface.co/{repo_id}"
-
-    monkeypatch.setattr("samerge.merging.merged_adapter.MergedAdapter.push_to_hub", push)
+def test_push(invoke, tiny_base, loras, pushed) -> None:
     words = ("merge", "-b", tiny_base, "-a", loras / "math", "--push-to-hub", "ada/merged")
-    result = invoke(*words, "--json")
-    assert json.loads(result.stdout)["url"] == "https://huggingface.co/ada/merged"
-    result = invoke(*words, "--private", "--out", "out")
+    assert json.loads(invoke(*words, "--json").stdout)["url"] == "https://huggingface.co/ada/merged"
+    result = invoke(*words, "--private", "--revision", "v2", "--commit-message", "mine", "--out", "out")
     assert "Pushed to: https://huggingface.co/ada/merged" in result.stdout
-    assert pushed == [("ada/merged", None, 4), ("ada/merged", True, 4)]
+    assert invoke(*words, "--create-pr").exit_code == 0
+    plain = {"private": None, "revision": None, "create_pr": False}
+    assert pushed == [
+        ("ada/merged", plain),
+        ("ada/merged", {"private": True, "revision": "v2", "create_pr": False, "commit_message": "mine"}),
+        ("ada/merged", {**plain, "create_pr": True}),
+    ]
 
 
-def test_the_options_are_those_of_merge() -> None:
-    import inspect
+def test_every_command_that_makes_an_adapter_can_push_it(invoke, tiny_base, loras, pushed) -> None:
+    assert invoke("compress", loras / "math", "--rank", 2, "--push-to-hub", "ada/small", "-q").exit_code == 0
+    assert [repository for repository, _ in pushed] == ["ada/small"]
 
-    from samerge.cli.merge import merge as command
 
-    taken = inspect.signature(samerge.merge).parameters
-    api = [name for name in taken if name not in ("base", "adapters", "weights", "progress")]
-    assert list(request_module.OPTIONS) == api
-    one_by_one = {"method_options": "method_option"}
-    assert {one_by_one.get(name, name) for name in api} <= set(inspect.signature(command).parameters)
+def test_token(invoke, loras, monkeypatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "another")
+    words = ("merge", "-a", loras / "math", "--method", "linear", "-o", "out", "--token", "hf_secret")
+    result = invoke(*words)
+    assert result.exit_code == 0
+    assert os.environ["HF_TOKEN"] == "hf_secret"
+    assert "hf_secret" not in result.output
 
 
 def test_options_of_a_method_alone(invoke, loras) -> None:
     words = ("merge", "-a", loras / "math", "-a", loras / "code", "--method", "wudi", "--out", "out", "--json")
-    result = invoke(*words, "--method-option", "mu=0.5", "--method-option", "cutoff=1e-3")
-    assert json.loads(result.stdout)["options"]["method_options"] == {"cutoff": 1e-3, "mu": 0.5}
-    for wrong in ("mu", "=1", "mu=", "lambda=1", "mu=much"):
-        result = invoke(*words, "--overwrite", "--method-option", wrong)
-        assert (result.exit_code, result.stdout) == (2, "")
+    options = json.loads(invoke(*words, "--mu", "0.5", "--cutoff=1e-3").stdout)["options"]
+    assert (options["cutoff"], options["mu"]) == (1e-3, 0.5)
 
 
-def test_weights_by_norms(invoke, loras) -> None:
+def test_weights(invoke, loras) -> None:
     words = ("merge", "-a", loras / "math", "-a", loras / "code", "--method", "linear", "--out", "out", "--json")
     result = invoke(*words, "--weights", "nan", "--scaling", "lines:0.5:0.5")
     assert sum(row["weight"] for row in json.loads(result.stdout)["experts"]) == pytest.approx(2)
+    result = invoke(*words, "--weights", "0.5,-1", "--overwrite")
+    assert [row["weight"] for row in json.loads(result.stdout)["experts"]] == [0.5, -1.0]
     result = invoke("merge", "-a", f"{loras / 'math'}:0.5", "--method", "linear", "--out", "two", "--weights", "nan")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "together: give one or the other" in result.stderr
+
+
+def test_a_merge_of_which_nothing_is_named(invoke, tiny_base, loras) -> None:
+    words = ("merge", "-a", loras / "math", "-a", loras / "code", "-o", "out", "--overwrite")
+    assert invoke(*words, "-b", tiny_base).exit_code == 0
+    assert read_report("out").record["method"] == "saliency"
+    without = invoke(*words)
+    assert without.exit_code == 0, without.output
+    assert read_report("out").record["method"] == "even"
+    assert "no base was given" in without.stderr
+    refused = invoke(*words, "--method", "saliency")
+    assert refused.exit_code == 2
+    assert "give --base" in refused.stderr

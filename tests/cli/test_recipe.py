@@ -7,6 +7,8 @@ import pytest
 from samerge import OptionError
 from samerge.cli.named_adapter import AdapterSpec
 from samerge.cli.recipe import parse_recipe
+from samerge.cli.target import Target
+from samerge.merging.plan import plan
 from samerge.report.report import read_report
 
 RECIPE = """
@@ -17,7 +19,8 @@ adapters:
   - model: ./code-lora
     weight: 0.8
   - ada/prose
-svd-rank: 8
+method: paper
+svd-rank: 8.0
 scaling: auto
 density: 1e-1
 residual: false
@@ -33,8 +36,36 @@ def test_parse() -> None:
         AdapterSpec("code-lora", "./code-lora", 0.8),
         AdapterSpec("prose", "ada/prose"),
     )
-    assert request.options == {"svd_rank": 8, "scaling": "auto", "density": 0.1, "residual": False}
-    assert (request.out, request.overwrite, request.push_to_hub, request.private) == ("merged/", False, None, False)
+    assert request.weights == {"math": 1.0, "code-lora": 0.8, "prose": 1.0}
+    planned = plan(request.method, request.options).record()
+    expected = {"rank": 8, "scaling": "auto", "density": 0.1, "residual": False}
+    assert {name: planned[name] for name in expected} == expected
+    assert request.target == Target(out="merged/")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("rank: 16.0", "rank", 16),
+        ("rank: '16'", "rank", 16),
+        ("svd_rank: none\nrank: 4", "rank", 4),
+        ("rank: none", "rank", None),
+        ("rank: null", "rank", None),
+        ("scaling: 1e-1", "scaling", 0.1),
+        ("balance: none", "balance", "none"),
+        ("method: paper\nresidual: no", "residual", False),
+    ],
+)
+def test_values_mean_what_they_mean_elsewhere(text: str, name: str, value: object) -> None:
+    request = parse_recipe(f"adapters: [a]\nout: o\n{text}", "r.yaml")
+    assert plan(request.method, request.options).record()[name] == value
+
+
+def test_where_it_goes() -> None:
+    text = "adapters: [a]\npush_to_hub: a/b\ncreate-pr: yes\ncommit_message: mine\nweights: [0.5]"
+    request = parse_recipe(text, "r.yaml")
+    assert request.target == Target(push_to_hub="a/b", create_pr=True, commit_message="mine")
+    assert request.weights == [0.5]
 
 
 def test_adapters_as_a_mapping() -> None:
@@ -43,7 +74,9 @@ def test_adapters_as_a_mapping() -> None:
 
 
 def test_changes_win() -> None:
-    assert parse_recipe(RECIPE, "r.yaml", {"out": "elsewhere", "overwrite": True}).out == "elsewhere"
+    assert parse_recipe(RECIPE, "r.yaml", {"out": "elsewhere", "overwrite": True}).target == Target(
+        out="elsewhere", overwrite=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,13 +95,14 @@ def test_changes_win() -> None:
         ("adapters: [{name: a}]\nout: o", "it needs a source"),
         ("adapters: [{source: a, model: b}]\nout: o", "and one of the two"),
         ("adapters: [3]\nout: o", "its source is 3"),
-        ("adapters: [{source: a, weight: much}]\nout: o", "its weight is 'much'"),
-        ("adapters: [{source: a, weight: yes}]\nout: o", "its weight is True"),
+        ("adapters: [{source: a, weight: much}]\nout: o", "weight='much' must be a finite number"),
+        ("adapters: [{source: a, weight: yes}]\nout: o", "weight=True must be a finite number"),
         ("adapters: [a]\nout: 3", "out is 3; it must be text"),
-        ("adapters: [a]\nweights: 2", "weights is 2; it must be nan or auto"),
-        ("adapters: [a]\nout: o\noverwrite: 1", "overwrite is 1; it must be true or false"),
-        ("adapters: [a]", "nowhere to put"),
-        ("adapters: [a]\nout: o\nprivate: true", "give --push-to-hub"),
+        ("adapters: [{source: a, weight: 2}]\nweights: nan", "give one or the other"),
+        ("adapters: [a]\nout: o\noverwrite: 3", "overwrite=3 must be true or false"),
+        ("adapters: [a]\nout: o\nmethod: tis", "did you mean 'ties'"),
+        ("adapters: [a]\nout: o\nrank: much", "reading the recipe r.yaml: rank='much' must be a whole number"),
+        ("adapters: [a]\nout: o\nmethod: linear\ndensity: 0.3", "the key 'density' is not known"),
         ("adapters: [a]\nout: !!python/object:os.system x", "it is not valid YAML"),
         ("adapters: [a]\nout: o\n? [b]\n: c", "cannot be a key"),
     ],
@@ -97,6 +131,9 @@ def test_run(invoke, tiny_base, loras, tmp_path) -> None:
 def test_run_of_a_missing_or_wrong_file(invoke, tmp_path) -> None:
     result = invoke("run", "none.yaml")
     assert result.exit_code == 2
-    assert "reading the recipe none.yaml" in result.stderr
+    assert result.stderr == "error: reading the recipe none.yaml: No such file or directory\n"
+    for text, said in (("", "nowhere to put the merged adapter"), ("out: o\nprivate: true", "give --push-to-hub")):
+        (tmp_path / "r.yaml").write_text(f"adapters: [a]\n{text}")
+        assert said in invoke("run", "r.yaml").stderr
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
     assert invoke("run", "bad.yaml").exit_code == 2

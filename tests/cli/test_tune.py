@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from samerge.cli.searching import fixed_options, search_space
+from samerge.cli.tune import search_space
 from samerge.errors import OptionError, TuningError
 from samerge.merging.tuning.command import by_command, printed
 from samerge.report.report import read_report
@@ -37,8 +37,8 @@ PYTHON = shlex.quote(sys.executable)
 def words(tiny_base: Path, loras: Path, tmp_path: Path) -> list:
     """What every call begins with; the program is in the current folder."""
     (tmp_path / "my eval.py").write_text(EVAL)
-    adapters = [f"math={loras / 'math'}", str(loras / "code")]
-    return ["tune", tiny_base, *adapters, "--command", f"{PYTHON} 'my eval.py' {{adapter}}", "--method", "linear"]
+    adapters = ["-a", f"math={loras / 'math'}", "-a", str(loras / "code")]
+    return ["tune", "-b", tiny_base, *adapters, "--command", f"{PYTHON} 'my eval.py' {{adapter}}", "--method", "linear"]
 
 
 def test_best_adapter_of_a_command(invoke, words) -> None:
@@ -73,7 +73,9 @@ def test_table_and_quiet(invoke, words) -> None:
     ("more", "said"),
     [
         (("--picture", "scores.doc"), "the file's ending says what to draw"),
-        (("talk=math:0.5", "--option", "weights=auto"), "give one or the other"),
+        (("-a", "talk=math:0.5", "--weights", "nan"), "give one or the other"),
+        (("--densty", "0.5"), "there is no option --densty"),
+        (("--rank", "much"), "--rank much must be"),
     ],
 )
 def test_refused_before_any_trial(invoke, words, more, said) -> None:
@@ -84,7 +86,7 @@ def test_refused_before_any_trial(invoke, words, more, said) -> None:
 
 
 def test_without_a_base(invoke, words) -> None:
-    result = invoke("tune", "-", *words[2:], "--trials", 2, "-o", "out")
+    result = invoke("tune", *words[3:], "--trials", 2, "-o", "out")
     assert result.exit_code == 0, result.output
     assert read_report("out").record["base"]["name"] is None
 
@@ -94,7 +96,7 @@ def test_python_function(invoke, words, tmp_path: Path, monkeypatch) -> None:
         "def count(merged):\n    return sum(f.rank for f in merged.factors.values())\n"
     )
     start = [word for word in words if "eval.py" not in str(word) and word != "--command"]
-    options = ("-s", "svd_rank=1,3,5", "--trials", 8, "--minimize", "--option", "dtype=bfloat16")
+    options = ("-s", "svd_rank=1,5", "--trials", 8, "--minimize", "--dtype", "bfloat16")
     monkeypatch.setattr(sys, "path", list(sys.path))
     result = invoke(*start, "--score-callable", "evaluation_here:count", *options, "-o", "out", "--json")
     assert result.exit_code == 0, result.output
@@ -121,7 +123,7 @@ def test_study_goes_on_and_is_refused_to_others(invoke, words) -> None:
     assert len(read_report("two").record["tuning"]["trials"]) == 5
     other = invoke(*words, "--study", "study.jsonl", "-s", "scaling=0.1:3", "-o", "three")
     assert other.exit_code == 2
-    assert "search.scaling.high was 2.0 and is 3.0" in other.stderr
+    assert "belongs to another search, with another search" in other.stderr
     assert "or remove this one" in other.stderr.replace("\n", " ")
     assert not Path("three").exists()
     taken = invoke(*words, *study, "-o", "two")
@@ -138,7 +140,8 @@ def test_failed_trials_show_the_end_of_stderr(invoke, words) -> None:
     assert not Path("out").exists()
     Path("my eval.py").write_text(EVAL)
     assert invoke(*words, "--trials", 2, "-o", "out").exit_code == 0  # the study of failures is no hindrance
-    assert [trial["state"] for trial in read_report("out").record["tuning"]["trials"]] == ["complete"] * 2
+    states = [trial["state"] for trial in read_report("out").record["tuning"]["trials"]]
+    assert states == ["failed"] * 2 + ["complete"] * 2
 
 
 @pytest.mark.parametrize(
@@ -147,9 +150,9 @@ def test_failed_trials_show_the_end_of_stderr(invoke, words) -> None:
         (["--score-callable", "a:b"], "one of the two"),
         (["--search", "scaling"], "must be NAME=LOW:HIGH"),
         (["--search", "scaling=2:1"], "low < high"),
-        (["--option", "skaling=2"], "has no option 'skaling'"),
-        (["--option", "weights=1"], "behind the adapters"),
-        (["--option", "method=svd"], "give --method"),
+        (["--search", "skaling=2:3"], "did you mean 'scaling'"),
+        (["--weights", "1"], "1 weights for 2 adapters"),
+        (["--mu", "1"], "there is no option --mu; it is one of wudi"),
     ],
 )
 def test_bad_input(invoke, words, change, message) -> None:
@@ -160,7 +163,7 @@ def test_bad_input(invoke, words, change, message) -> None:
 
 
 def test_nowhere_to_put_it(invoke, words) -> None:
-    assert "give --output FOLDER" in invoke(*words).stderr
+    assert "give --out FOLDER" in invoke(*words).stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -207,27 +210,18 @@ def test_last_line() -> None:
 
 
 def test_texts() -> None:
-    assert search_space(["svd-rank=2:8", "weights.my-lora=0:1", "residual=true,false"]) == {
-        "svd_rank": (2, 8),
-        "weights.my-lora": (0, 1),
-        "residual": [True, False],
-    }
-    assert fixed_options(["weights=auto"], ["a"]) == {"weights": "auto"}
-    assert fixed_options(["rank=8", "mu=0.1", "weights=nan"], ["a"]) == {
-        "rank": 8,
-        "weights": "nan",
-        "method_options": {"mu": 0.1},
+    assert search_space(["svd-rank=2:8", "weights.my-lora=0:1", "residual=true,false", "scaling=auto:1.3,0.5"]) == {
+        "svd_rank": ("2", "8"),
+        "weights.my-lora": ("0", "1"),
+        "residual": ["true", "false"],
+        "scaling": ["auto:1.3", "0.5"],
     }
 
 
-def test_none_of_balance_and_selection_is_a_choice(invoke, words) -> None:
-    """Not given is another thing: the recipe even would have balance="norm"."""
-    even = (*words[:-2], "--search", "scaling=0.1:2", "--trials", 1, "-o", "out", "--overwrite")
-    for chosen in ("none", "global"):
-        assert invoke(*even, "--option", f"balance={chosen}").exit_code == 0
-        assert read_report("out").record["options"]["balance"] == chosen
-    assert search_space(["balance=none,norm", "selection=none,norm", "svd_rank=none,8"]) == {
-        "balance": ["none", "norm"],
-        "selection": ["none", "norm"],
-        "svd_rank": [None, 8],
-    }
+def test_options_are_fixed_as_for_merge(invoke, words) -> None:
+    more = ("--trials", 1, "-o", "out", "--overwrite")
+    ties = [word if word != "linear" else "ties" for word in words]
+    assert invoke(*ties, *more, "--density", 0.4, "--balance", "global", "--weights", "1,0.5").exit_code == 0
+    record = read_report("out").record
+    assert (record["options"]["density"], record["options"]["balance"]) == (0.4, "global")
+    assert [item["weight"] for item in record["inputs"]] == [1.0, 0.5]

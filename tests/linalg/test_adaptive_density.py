@@ -12,7 +12,7 @@ from tiny import write_adapter, write_base
 
 import samerge
 from samerge.linalg.adaptive_density import adaptive_densities, evenness
-from samerge.options.values import density_mean
+from samerge.options.kinds import mean_of
 
 SOME = st.lists(st.tuples(st.floats(0.01, 1.0), st.integers(0, 1000)), min_size=1, max_size=8)
 
@@ -109,9 +109,9 @@ def test_what_lies_outside_the_graph_takes_part_only_if_it_is_pruned(bert):
         assert share.energy_kept == 1.0
 
 
-@pytest.mark.parametrize(("density", "mean"), [("adaptive", 0.1), ("adaptive:0.2", 0.2), (0.3, 0.3), (None, None)])
+@pytest.mark.parametrize(("density", "mean"), [("adaptive", 0.1), ("adaptive:0.2", 0.2), (0.3, 0.3)])
 def test_the_mean_of_a_density(density, mean):
-    assert density_mean(density) == mean
+    assert mean_of(density) == mean
 
 
 @pytest.mark.parametrize(

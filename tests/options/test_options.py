@@ -1,159 +1,162 @@
-"""The options: their defaults, the recipes, and the words of every refusal."""
+"""The option table: what each kind takes, what it makes of it, and the words of every refusal."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
-from samerge.options.merge_options import DEFAULTS, RECIPES, MergeOptions, resolve
 
 from samerge.errors import OptionError, SamergeError
+from samerge.full.full_options import METHODS, FullOptions, resolve
 from samerge.graph import FlowGraph, Weight
+from samerge.methods.registry import available_methods, find
+from samerge.options.common import CommonOptions
+from samerge.options.connectivity import connectivity
+from samerge.options.kinds import density, flag, mean_of, real, share, whole, word
+from samerge.options.option import filled, meant, option, table, unknown
+from samerge.options.scaling import auto_factor, auto_only, scaling
 
-
-def options(recipe=None, defaults=None, **given) -> MergeOptions:
-    return resolve("saliency", recipe, given, {"scaling": "auto"} if defaults is None else defaults)
-
-
-def test_defaults():
-    o = options()
-    assert (o.method, o.recipe, o.rank, o.density, o.iterations) == ("saliency", None, None, None, 10)
-    assert (o.basis, o.scaling, o.agreement, o.scope) == ("svd", "auto", "absolute", "layer")
-    assert (o.connectivity, o.residual, o.prune_outside) == ("flow", True, True)
-    assert (o.svd_rank, o.dtype, o.device) == (None, None, None)
-
-
-def test_the_papers_recipe():
-    o = options("paper")
-    assert (o.basis, o.density, o.iterations, o.scaling) == ("native", 0.1, 10, 1.0)
-    assert (o.agreement, o.scope, o.connectivity, o.residual, o.prune_outside) == (
-        "absolute",
-        "layer",
-        "flow",
-        False,
-        False,
-    )
-
-
-def test_an_explicit_value_wins_over_the_recipe_and_the_recipe_over_the_method():
-    o = options("paper", basis="svd", density=0.5, scaling=0.3, residual=True, iterations=None)
-    assert (o.basis, o.density, o.scaling, o.residual, o.iterations) == ("svd", 0.5, 0.3, True, 10)
-    assert options("paper", rank=4).density is None
-    assert options(defaults={"scaling": 1.0}).scaling == 1.0
-
-
-def test_nothing_global_changes():
-    before = (dict(DEFAULTS), {name: dict(recipe) for name, recipe in RECIPES.items()})
-    options("paper", density=0.5)
-    assert before == (dict(DEFAULTS), {name: dict(recipe) for name, recipe in RECIPES.items()})
-
-
-@pytest.mark.parametrize("density", [0, 0.0, -0.1, 1.5, math.nan, math.inf, "0.5", True])
-def test_density_out_of_range(density):
-    with pytest.raises(OptionError, match=r"density=.* must lie in \(0, 1\]"):
-        options(density=density)
-
-
-@pytest.mark.parametrize("name", ["rank", "iterations", "svd_rank"])
-@pytest.mark.parametrize("value", [0, -3, 1.5, 2.0, "4", True, math.nan])
-def test_whole_numbers(name, value):
-    with pytest.raises(OptionError, match=f"{name}=.* must be a whole number of at least 1"):
-        options(**{name: value})
-
-
-@pytest.mark.parametrize("scaling", [math.nan, math.inf, True, [1.0]])
-def test_scaling_must_be_finite(scaling):
-    with pytest.raises(OptionError, match=r"scaling=.* must be a finite number"):
-        options(scaling=scaling)
+GRAPH = FlowGraph([Weight("x", "y", "w")], ["x"], ["y"])
 
 
 @pytest.mark.parametrize(
-    ("name", "choices"),
+    ("kind", "given", "value"),
     [
-        ("basis", "svd, native"),
-        ("agreement", "absolute, signed"),
-        ("scope", "layer, global"),
-        ("connectivity", "flow, local, a samerge.graph.FlowGraph"),
-        ("scaling", "auto, a number"),
+        (whole(), 4, 4),
+        (whole(), 4.0, 4),
+        (whole(), "4", 4),
+        (whole(), "4.0", 4),
+        (whole(), np.int64(4), 4),
+        (whole(), torch.tensor(4), 4),
+        (whole(0), 0, 0),
+        (real(), "1e-1", 0.1),
+        (real(), np.float32(0.5), 0.5),
+        (real(0, 1, below=True), 0, 0.0),
+        (share(), "1", 1.0),
+        (density(), 0.5, 0.5),
+        (density(), np.float32(0.5), 0.5),
+        (density(), "adaptive:0.2", "adaptive:0.2"),
+        (word("a", "b"), "b", "b"),
+        (word("a", pattern="take:.+"), "take:x", "take:x"),
+        (flag(), "no", False),
+        (flag(), "TRUE", True),
+        (flag(), True, True),
+        (connectivity(), "local", "local"),
+        (connectivity(), GRAPH, GRAPH),
+        (scaling(), "0.5", 0.5),
+        (scaling(), 1, 1.0),
+        (scaling(), "auto", "auto"),
+        (scaling(), "auto:1.6", "auto:1.6"),
+        (scaling(), "lines:0.2:0.8", "lines:0.2:0.8"),
+        (auto_only(), "auto", "auto"),
+        (auto_only(), "2", 2.0),
     ],
 )
-def test_choices_are_listed(name, choices):
-    with pytest.raises(OptionError, match=f"{name}='wrong' is not known; choose one of {choices}"):
-        options(**{name: "wrong"})
+def test_what_a_kind_takes(kind, given, value) -> None:
+    found = kind.read("x", given)
+    assert found == value
+    assert type(found) is type(value)
 
 
-def test_the_recipe_is_looked_up():
-    with pytest.raises(OptionError, match="recipe='ours' is not known; choose one of paper"):
-        options("ours")
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        *[
+            (whole(), value, r"x=.* must be a whole number of at least 1")
+            for value in (0, -3, 1.5, "a", True, math.nan)
+        ],
+        *[(whole(), value, r"x=.* must be a whole number") for value in (math.inf, [1], torch.ones(2), None)],
+        *[(real(), value, r"x=.* must be a finite number") for value in (math.nan, math.inf, True, [1.0], "much")],
+        (real(0.1, 0.5), 0.6, r"must be in \[0.1, 0.5\]"),
+        (real(0, 1, below=True), 1, r"must be in \[0, 1\)"),
+        (real(2), 1, "must be 2 or more"),
+        *[(share(), value, r"x=.* must lie in \(0, 1\]") for value in (0, 0.0, -0.1, 1.5, math.nan, math.inf, True)],
+        (density(), "some", "or be 'adaptive' or 'adaptive:<mean>'"),
+        (density(), "adaptive:2", r"must lie in \(0, 1\] after 'adaptive:'"),
+        (word("a", "b"), "c", "x='c' is not known; choose one of a, b"),
+        (word("a", pattern="take:.+", told="take:NAME"), "take:", "choose one of a, take:NAME"),
+        (flag(), "perhaps", "must be true or false"),
+        (connectivity(), "loose", "choose flow, local, or give a samerge.FlowGraph"),
+        *[(scaling(), value, "finite number") for value in (math.nan, math.inf, True, [1.0])],
+        (scaling(), "loud", "x='loud' is not known; give a number, 'auto'"),
+        (scaling(), "auto:-1", "positive number"),
+        (scaling(), "lines:1", "two numbers"),
+        (auto_only(), "auto:2", "finite number"),
+    ],
+)
+def test_what_a_kind_refuses(kind, given, words) -> None:
+    with pytest.raises(OptionError, match=words):
+        kind.read("x", given)
 
 
-def test_rank_and_density_together():
-    with pytest.raises(OptionError, match=r"rank=4 and density=0\.5 together: both set how many components are kept"):
-        options(rank=4, density=0.5)
+def test_every_choice_of_a_kind_is_one() -> None:
+    kinds = [CommonOptions, FullOptions, *(find(name).options for name in available_methods())]
+    for row in (row for kind in kinds for row in table(kind)):
+        for choice in row.kind.choices:
+            row.kind.read(row.name, choice)
 
 
-def test_global_scope_needs_a_density():
-    with pytest.raises(OptionError, match=r"scope='global' .* needs density="):
-        options(scope="global")
-    assert options(scope="global", density=0.2).scope == "global"
+@pytest.mark.parametrize("name", list(available_methods()))
+def test_every_option_of_a_method_has_help_and_a_default_of_its_kind(name: str) -> None:
+    for row in table(find(name).options):
+        assert row.help.endswith(".")
+        assert row.read(row.default) == row.default
+        assert row.default is not None or row.told, f"{name}: --help cannot tell the default of {row.name}"
 
 
-def test_numbers_of_numpy_are_numbers():
-    o = options(rank=np.int64(4), scaling=np.float32(0.5), iterations=np.int32(2))
-    assert (o.rank, o.scaling, o.iterations) == (4, 0.5, 2)
-    assert options(density=np.float32(0.5)).density == 0.5
+def test_common_options_say_what_becomes_of_none() -> None:
+    assert all(row.told and row.help.endswith(".") for row in table(CommonOptions))
 
 
-def test_an_integer_dtype_is_refused():
-    with pytest.raises(OptionError, match=r"dtype=torch.int8 cannot hold an adapter; choose one of float32"):
-        options(dtype=torch.int8)
+def test_none_is_the_default_unless_it_is_a_value() -> None:
+    given = filled(CommonOptions, {"rank": "none", "balance": "none", "scaling": None})
+    assert (given.rank, given.balance, given.scaling) == (None, "none", None)
 
 
-def test_the_record_is_plain():
-    graph = FlowGraph([Weight("x", "y", "w")], ["x"], ["y"])
-    record = options(connectivity=graph, dtype=torch.bfloat16, density=0.5).record()
+def test_near_misses() -> None:
+    assert "did you mean 'density'?" in str(unknown("densty", ["density", "rank"], "it"))
+    assert meant("zzz", ["density"]) == ""
+
+
+def test_dtypes() -> None:
+    assert filled(CommonOptions, {"dtype": torch.bfloat16}).dtype == "bfloat16"
+    with pytest.raises(OptionError, match=r"dtype=torch.int8 is not one to write in; choose one of float32"):
+        filled(CommonOptions, {"dtype": torch.int8})
+
+
+def test_the_record_is_plain() -> None:
+    record = filled(FullOptions, {"connectivity": GRAPH, "dtype": torch.bfloat16, "density": 0.5}).record()
     assert record["connectivity"] == "custom graph"
-    assert record["dtype"] == "bfloat16"
-    assert record["density"] == 0.5
+    assert (record["dtype"], record["density"]) == ("bfloat16", 0.5)
+    assert list(record) == [item.name for item in fields(FullOptions)]
     assert all(value is None or isinstance(value, (str, int, float, bool)) for value in record.values())
 
 
-def test_option_errors_are_value_errors():
+def test_full_checkpoints_as_published() -> None:
+    plain, paper = resolve("elementwise", {}), resolve("paper", {})
+    assert (plain.scaling, plain.residual, plain.outside) == ("auto", True, "average")
+    assert (paper.scaling, paper.residual, paper.outside) == (1.0, False, "sum")
+    assert resolve("paper", {"scaling": 0.3, "residual": "yes", "outside": None}).scaling == 0.3
+    assert METHODS["elementwise"] == {}
+    with pytest.raises(OptionError, match="did you mean 'paper'"):
+        resolve("papers", {})
+    with pytest.raises(OptionError, match="did you mean 'outside'"):
+        resolve("paper", {"outsid": "sum"})
+
+
+def test_the_mean_of_a_density_and_the_factor_of_auto() -> None:
+    assert (mean_of(0.5), mean_of("adaptive"), mean_of("adaptive:0.2")) == (0.5, 0.1, 0.2)
+    assert (auto_factor("auto:1.5"), auto_factor("auto"), auto_factor(0.5)) == (1.5, 0.0, None)
+
+
+def test_an_option_is_a_field_with_its_kind() -> None:
+    item = option(whole(), 3, "How many.", told="three")
+    assert item.default == 3
+
+
+def test_option_errors_are_value_errors() -> None:
     assert issubclass(OptionError, ValueError)
     assert issubclass(OptionError, SamergeError)
-
-
-def test_residual_edges_are_for_the_graph_that_is_built_here():
-    with pytest.raises(OptionError, match="residual=True is for connectivity='flow'"):
-        resolve("saliency", None, {"residual": True, "connectivity": "local"}, {"scaling": 1.0})
-    assert resolve("saliency", "paper", {"connectivity": "local"}, {}).residual is False  # a recipe's is no request
-
-
-@pytest.mark.parametrize(
-    ("name", "choices"),
-    [
-        ("balance", "none, norm, global"),
-        ("spectrum", "kept, flat"),
-        ("selection", "none, saliency, sensitivity, agreement, norm, random, random:<seed>"),
-    ],
-)
-def test_the_links_have_choices(name, choices):
-    with pytest.raises(OptionError, match=f"{name}='wrong' is not known; choose one of {choices}"):
-        options(**{name: "wrong"})
-
-
-def test_the_even_recipe():
-    o = resolve("tsv", "even", {}, {"scaling": 1.0, "density": 1.0})
-    assert (o.balance, o.aggregation, o.spectrum, o.scaling, o.fit, o.selection) == (
-        *("norm", "tsv", "flat", "unit", True, "none"),
-    )
-    assert resolve("tsv", "even", {"spectrum": "kept"}, {"scaling": 1.0}).spectrum == "kept"
-    plain = options()
-    assert (plain.balance, plain.spectrum, plain.fit) == ("none", "kept", False)
-
-
-@pytest.mark.parametrize("scaling", ["auto", "auto:1.6", "lines:0.2:0.8", "interference", "interference:layer", 0.3])
-def test_scalings(scaling):
-    assert options(scaling=scaling).scaling == scaling

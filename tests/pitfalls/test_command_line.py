@@ -16,7 +16,7 @@ CASES = {
         bert,
         {"target_modules": ["query"], "task_type": "SEQ_CLS"},
         ["--modules-to-save", "average"],
-        "modules_to_save='average'",
+        "--modules-to-save average",
     ),
 }
 

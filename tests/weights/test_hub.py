@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from samerge.adapters.writer import write_adapter
 from samerge.errors import AdapterError, BaseModelError, HubError, OptionError
 from samerge.report.card import model_card
-from samerge.weights.hub import push_folder, resolve_adapter, resolve_base
+from samerge.weights.hub import push_folder, resolve_adapter, resolve_base, resolve_record
 
 # huggingface_hub's own, on its way through LFS
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -239,6 +239,26 @@ class TestResolveAdapter:
         assert (older / "adapter_model.safetensors").read_bytes() == b"weights"
         with pytest.raises(HubError, match=r"'ada/m'.*check the revision"):
             resolve_adapter("ada/m", revision="v9", endpoint=hub.endpoint)
+
+    def test_revision_and_folder_in_one_text(self, hub):
+        first = add_repo(hub, "ada/m", {**ADAPTER, **{f"sub/math/{name}": data for name, data in ADAPTER.items()}})
+        hub.repos["ada/m"].commit({"adapter_model.safetensors": b"newer"})
+        older = resolve_adapter(f"ada/m@{first}", endpoint=hub.endpoint)
+        assert (older / "adapter_model.safetensors").read_bytes() == b"weights"
+        inner = resolve_adapter("ada/m/sub/math@main", endpoint=hub.endpoint)
+        assert bytes_of(inner, ADAPTER) == ADAPTER
+        with pytest.raises(HubError, match=r"'ada/m@v9'.*check the revision"):
+            resolve_adapter("ada/m@v9", endpoint=hub.endpoint)
+
+    def test_the_record_alone(self, hub, monkeypatch):
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        add_repo(hub, "ada/m", {**ADAPTER, "samerge.json": b'{"warnings": []}', "sub/adapter_config.json": b"{}"})
+        folder = resolve_record("ada/m")
+        assert [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*"))] == ["samerge.json"]
+        with pytest.raises(AdapterError, match=r"has no samerge\.json, so samerge did not merge it"):
+            resolve_record("ada/m/sub@main")
+        with pytest.raises(AdapterError, match="no such folder"):
+            resolve_record("./absent")
 
     def test_a_pickle_is_named_and_left(self, hub):
         add_repo(hub, "ada/m", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from samerge.adapters.atomic import atomic_folder
 from samerge.errors import AdapterError
-from samerge.weights.hub import CONFIG_NAME, WEIGHTS_NAME
+from samerge.weights.hub import CONFIG_NAME, RECORD_NAME, WEIGHTS_NAME
 from samerge.weights.untrusted import Origin, sha256
 
-RECORD_NAME = "samerge.json"
 CARD_NAME = "README.md"
 
 

@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from samerge.cli.console import percent, show_json, stderr, stdout, two
-from samerge.cli.named_adapter import parse_adapter, unique
+from samerge.cli.console import percent, show_json, stderr, stdout
+from samerge.cli.named_adapter import AdapterSpec
 from samerge.errors import OptionError
+from samerge.report.facts import Column, Facts, number
 from samerge.report.picture import check_picture
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from samerge.merging.between_adapters import Conflicts
 
 #: Pairs in the table, those that work against each other most.
 _MOST_PAIRS = 12
 
 
-def compared(folders: Sequence[str], worst: int, picture: str | None, as_json: bool) -> None:
+def compared(specs: Sequence[AdapterSpec], worst: int, picture: str | None, as_json: bool) -> None:
     """Read the adapters, compare each with each, and show it.
 
     Raises:
-        OptionError: a name twice, or a weight where none is used.
+        OptionError: a weight where none is used.
     """
-    specs = unique([parse_adapter(text, option="") for text in folders])
     for spec in specs:
         if spec.weight != 1:
             raise OptionError(f"comparing adapters knows no weights: {spec.name} has {spec.weight:g}; leave it out")
@@ -49,51 +47,47 @@ def compared(folders: Sequence[str], worst: int, picture: str | None, as_json: b
     console.print(reading(found), markup=False)
 
 
-def _cosines(found: Conflicts) -> Table:
-    from rich.table import Table
-
-    table = Table(title="Cosine between the adapters' updates", title_justify="left")
-    table.add_column("adapter")
-    table.add_column("norm", justify="right")
-    for name in found.names:
-        table.add_column(name, justify="right")
-    for name, norm, row in zip(found.names, found.norms, found.cosine, strict=True):
-        table.add_row(name, f"{norm:.3g}", *(two(value) for value in row))
-    return table
+def _cosines(found: Conflicts) -> Facts:
+    columns = [Column("adapter", name=True), Column("norm"), *(Column(name) for name in found.names)]
+    rows = [
+        [name, f"{norm:.3g}", *(number(value) for value in row)]
+        for name, norm, row in zip(found.names, found.norms, found.cosine, strict=True)
+    ]
+    note = "1 is the same direction, 0 nothing in common, -1 the opposite."
+    return Facts("Cosine between the adapters' updates", columns, rows, note)
 
 
-def _pairs(found: Conflicts) -> Table:
+def _pairs(found: Conflicts) -> Facts:
     """One row for each two adapters, those that work against each other most first."""
-    from rich.table import Table
-
     looked, all_ = found.sampled
-    caption = f"Chance: rows {percent(found.chance)}, signs 50%. Signs on {looked:,} of {all_:,} elements."
-    more = f" {len(found.pairs()) - _MOST_PAIRS} more pairs with --json." if len(found.pairs()) > _MOST_PAIRS else ""
-    table = Table(title="Each with each", title_justify="left", caption=caption + more, caption_justify="left")
-    for column in ("adapters", "cosine", "sign conflicts", "inputs in common", "outputs in common", "norms"):
-        table.add_column(column, justify="left" if column == "adapters" else "right")
+    left = len(found.pairs()) - _MOST_PAIRS
+    columns = (
+        Column("adapters", name=True),
+        Column("cosine"),
+        Column("sign conflicts", f"elements with opposite signs, on {looked:,} of {all_:,}; by chance 50%."),
+        Column("inputs in common", f"overlap of the inputs that both react to; by chance {percent(found.chance)}."),
+        Column("outputs in common", "the same of what they write to."),
+        Column("norms", "the first adapter's norm to the second's."),
+    )
     values = {pair: found.cosine[pair[0]][pair[1]] for pair in found.pairs()}
     order = sorted(values, key=lambda pair: (values[pair] is None, values[pair] or 0.0, pair))
+    rows = []
     for i, j in order[:_MOST_PAIRS]:
         ratio = found.norms[i] / found.norms[j] if found.norms[j] else None
-        table.add_row(
-            f"{found.names[i]}, {found.names[j]}",
-            two(found.cosine[i][j]),
-            percent(found.sign_conflict[i][j]),
-            percent(found.rows[i][j]),
-            percent(found.columns[i][j]),
-            "-" if ratio is None else f"{ratio:.2g} : 1",
+        rows.append(
+            [
+                f"{found.names[i]}, {found.names[j]}",
+                number(found.cosine[i][j]),
+                percent(found.sign_conflict[i][j]),
+                percent(found.rows[i][j]),
+                percent(found.columns[i][j]),
+                "-" if ratio is None else f"{ratio:.2g} : 1",
+            ]
         )
-    return table
+    return Facts("Each with each", columns, rows, f"{left} more pairs with --json." if left > 0 else "")
 
 
-def _worst(found: Conflicts, count: int) -> Table:
-    from rich.table import Table
-
-    table = Table(title="Layers most in conflict", title_justify="left")
-    for column in ("layer", "adapters"):
-        table.add_column(column, overflow="fold")
-    table.add_column("cosine", justify="right")
-    for row in found.worst(count):
-        table.add_row(row["module"], ", ".join(row["adapters"]), two(row["cosine"]))
-    return table
+def _worst(found: Conflicts, count: int) -> Facts:
+    columns = (Column("layer", name=True), Column("adapters", name=True), Column("cosine"))
+    rows = [[row["module"], ", ".join(row["adapters"]), number(row["cosine"])] for row in found.worst(count)]
+    return Facts("Layers most in conflict", columns, rows)

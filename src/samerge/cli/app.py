@@ -15,7 +15,9 @@ from samerge.cli.full import full
 from samerge.cli.inspect import inspect
 from samerge.cli.merge import merge
 from samerge.cli.methods import methods
+from samerge.cli.own_options import SETTINGS
 from samerge.cli.run import run_recipe
+from samerge.cli.spread import spread
 from samerge.cli.tune import tune
 from samerge.cli.verify import verify
 
@@ -64,17 +66,20 @@ def _main(
     """The options that stand before a command."""
 
 
-app.command("merge")(guarded(merge))
-app.command("tune")(guarded(tune))
-app.command("full")(guarded(full))
-app.command("run")(guarded(run_recipe))
-app.command("compare")(guarded(compare))
-app.command("inspect")(guarded(inspect))
-app.command("check")(guarded(check))
-app.command("verify")(guarded(verify))
-app.command("compress")(guarded(compress))
-app.command("extract")(guarded(extract))
-app.command("methods")(guarded(methods))
+for _name, _command, _settings in (
+    ("merge", merge, SETTINGS),
+    ("tune", tune, SETTINGS),
+    ("full", full, {}),
+    ("run", run_recipe, {}),
+    ("compare", compare, {}),
+    ("inspect", inspect, {}),
+    ("check", check, {}),
+    ("verify", verify, {}),
+    ("compress", compress, {}),
+    ("extract", extract, {}),
+    ("methods", methods, {}),
+):
+    app.command(_name, context_settings=_settings)(guarded(spread(_command)))
 
 
 def run() -> None:

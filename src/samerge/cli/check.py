@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from samerge.cli.console import show_json, stdout
 from samerge.cli.exit_codes import BAD_INPUT
-from samerge.cli.shared_options import Json
+from samerge.cli.shared_options import Adapters, Base, Json, Positional, Token
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -17,25 +17,24 @@ if TYPE_CHECKING:
 
 
 def check(
-    adapters: Annotated[
-        list[str], typer.Argument(metavar="ADAPTER", help="Folders or hub ids; [name=]source as for merge.")
-    ],
-    base: Annotated[
-        str | None,
-        typer.Option("--base", "-b", metavar="BASE", help="Check against this base model, too: a folder or hub id."),
-    ] = None,
+    one: Positional = None,
+    adapter: Adapters = None,
+    base: Base = None,
+    token: Token = None,
     as_json: Json = False,
 ) -> None:
     """Say for each adapter what it contains, whether it can be merged, and whether common servers can serve it.
 
-    Nothing is merged. The exit code is 0 only if every adapter can be merged as it is, and 2 otherwise.
+    Nothing is merged. With --base also whether it fits this model. The exit code is 0 only if every adapter can be
+    merged as it is, and 2 otherwise.
     """
-    from samerge.cli.named_adapter import parse_adapter
+    from samerge.cli.named_adapter import given_adapters
+
+    specs = given_adapters(one, adapter)
     from samerge.merging.checking import check_adapter
     from samerge.merging.inputs import open_base
 
     opened = open_base(base, required=False)
-    specs = [parse_adapter(text) for text in adapters]
     reports = [check_adapter(spec.source, opened, spec.name) for spec in specs]
     if as_json:
         show_json([report.to_dict() for report in reports])

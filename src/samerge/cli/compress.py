@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
-import typer
-
-from samerge.cli.shared_options import Json, Overwrite, Quiet
-from samerge.cli.shrunk import check_target, deliver
-
-if TYPE_CHECKING:
-    from samerge.merging.merged_adapter import MergedAdapter
+from samerge.cli.named_adapter import given_adapters
+from samerge.cli.shared_options import Adapters, Base, Manner, Positional
+from samerge.cli.shrunk import Energy, Rank, deliver, size
+from samerge.cli.spread import FromTable
+from samerge.cli.target import Target
+from samerge.errors import OptionError
+from samerge.options.common import CommonOptions
 
 
 def compress(
-    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="A folder or hub id.")],
-    rank: Annotated[
-        int | None, typer.Option("--rank", "-r", metavar="N", help="No layer gets a larger rank than this.")
-    ] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option(
-            "--energy",
-            "-e",
-            metavar="(0,1]",
-            help="Every layer gets the smallest rank that keeps this share of its squared norm; with --rank, not more "
-            "than that.",
-        ),
-    ] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to make.")] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            "--base", "-b", metavar="BASE", help="The base model; only for adapters with trained biases or DoRA."
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(metavar="NAME", help="float32, bfloat16 or float16. Default: the adapter's own.")
-    ] = None,
-    modules_to_save: Annotated[
-        str | None,
-        typer.Option(metavar="drop", help="Leave fully trained modules and token rows out; they are kept by default."),
-    ] = None,
-    dora: Annotated[str | None, typer.Option(metavar="exact[:RANK]", help="Convert a DoRA adapter on the way.")] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    *,
+    one: Positional = None,
+    adapter: Adapters = None,
+    base: Base = None,
+    rank: Rank = None,
+    energy: Energy = None,
+    options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype", "modules_to_save", "dora"))],
+    target: Target,
+    manner: Manner,
 ) -> None:
     """Bring an adapter to a smaller rank, exactly through its factors: the best approximation in every layer.
 
@@ -55,21 +32,16 @@ def compress(
 
         samerge compress ./math-lora --energy 0.95 --out math-small/
 
-    Without --out it only says what would be lost.
+    Without --out it only says what would be lost. The base is read only for trained biases and DoRA; what is trained
+    beside the factors is kept unless --modules-to-save drop.
     """
-    check_target(out, overwrite)
+    specs = given_adapters(one, adapter)
+    if len(specs) > 1 or specs[0].weight != 1:
+        raise OptionError("compress takes one adapter, without a weight; samerge merge takes several")
+    target.check()
     from samerge.merging.conversion.compressing import compress_adapter
 
-    def make() -> MergedAdapter:
-        return compress_adapter(
-            adapter,
-            rank,
-            energy=energy,
-            base=base,
-            dtype=dtype,
-            modules_to_save=modules_to_save,
-            dora=dora,
-            progress=not quiet,
-        )
-
-    deliver(make, out, overwrite, as_json, quiet)
+    made = lambda: compress_adapter(  # noqa: E731
+        specs[0].source, base=base, progress=not manner.quiet, **size(rank, energy), **options
+    )
+    deliver(made, target, manner)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from samerge.cli.shell_words import in_shell_words, option_names
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Columns of tables where stdout is not a terminal, so that module names in logs and pipes are not cut to 80.
+#: Columns of tables where stdout is not a terminal, unless COLUMNS says how many.
 PIPE_WIDTH = 120
 
 
@@ -21,7 +24,7 @@ def stdout() -> Console:
     from samerge.report.sinks import console
 
     found = console(highlight=False)
-    return found if found.is_terminal else console(highlight=False, width=max(PIPE_WIDTH, found.width))
+    return found if found.is_terminal or "COLUMNS" in os.environ else console(highlight=False, width=PIPE_WIDTH)
 
 
 def stderr() -> Console:
@@ -29,11 +32,6 @@ def stderr() -> Console:
     from samerge.report.sinks import console
 
     return console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def two(value: float | None) -> str:
-    """Two decimals; a dash for what does not exist."""
-    return "-" if value is None else f"{round(value, 2) + 0.0:.2f}"  # no minus before zero
 
 
 def percent(value: float | None) -> str:
@@ -54,7 +52,7 @@ def show_warnings(warnings: Iterable[str]) -> None:
 
     console = stderr()
     for warning in warnings:
-        console.print(Text.assemble(("warning: ", "bold yellow"), warning))
+        console.print(Text.assemble(("warning: ", "bold yellow"), in_shell_words(warning, option_names())))
 
 
 def _plain(value: Any) -> Any:

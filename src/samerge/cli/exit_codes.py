@@ -16,6 +16,7 @@ from typing import Any, ParamSpec
 import typer
 
 from samerge.cli.console import stderr
+from samerge.cli.shell_words import in_shell_words, option_names
 from samerge.errors import SamergeError
 
 UNEXPECTED = 1
@@ -69,7 +70,9 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
                 command(*args, **kwargs)
         except SamergeError as error:
             _show_traceback(error, wanted=False)
-            _say("error", str(error))
+            # a recipe file has the library's own words, and a way of `compare` likewise
+            names = {str(name) for name in kwargs} | (option_names() if "method" in kwargs else set())
+            _say("error", in_shell_words(str(error), names))
             raise typer.Exit(BAD_INPUT) from None
         except Terminated as ended:
             _say("ended", f"by {ended}; nothing was written unless said above")

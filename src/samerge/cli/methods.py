@@ -1,43 +1,85 @@
-"""`samerge methods`: the registry."""
+"""`samerge methods`: the registry, and what one method is."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from samerge.cli.console import show_json, stdout
 from samerge.cli.shared_options import Json
+from samerge.cli.spread import default_of, methods_offered
 
 
-def methods(as_json: Json = False) -> None:
-    """List the merge methods, whether they read the base model, and their own options."""
-    from samerge.methods import REGISTRY
-    from samerge.methods.parameters import defaults
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", autocompletion=methods_offered, help="What it does, and its own options."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the merge methods; of one, its formula and the options that it alone has.
 
+    samerge methods ties
+    """
+    from samerge.report.facts import Column, Facts
+
+    if name is not None:
+        _one(name, as_json)
+        return
+    from samerge.methods.registry import summaries
+
+    found = summaries()
+    if as_json:
+        show_json([{"name": each, "summary": summary} for each, summary in found.items()])
+        return
+    columns = (Column("method", name=True), Column("what it does", name=True))
+    note = "The first is the default. Of one, more: samerge methods NAME"
+    stdout().print(Facts("", columns, list(found.items()), note))
+
+
+def _one(name: str, as_json: bool) -> None:
+    """The formula of a method, which stands over its file, and its options."""
+    from inspect import cleandoc
+
+    from samerge.methods.registry import found
+    from samerge.options.option import table
+    from samerge.report.facts import Column, Facts
+
+    method, implied = found(name)
     rows: list[dict[str, Any]] = [
-        {
-            "name": name,
-            "summary": entry.summary,
-            "needs_base": entry.needs_base,
-            "options": sorted(entry.uses),
-            "method_options": {} if entry.parameters is None else defaults(entry.parameters),
-        }
-        for name, entry in REGISTRY.items()
+        {"name": row.name, "values": row.kind.metavar, "default": implied.get(row.name, row.default), "help": row.help}
+        for row in table(method.options)
     ]
     if as_json:
-        show_json(rows)
+        parts = {"name": method.name, "summary": method.summary, "base": method.base, "exact": method.exact}
+        show_json({**parts, "scaling": method.scaling, "balance": method.balance, "options": rows})
         return
-    from rich.table import Table
+    console = stdout()
+    console.print(cleandoc(_docstring(method.name) or method.summary), markup=False, soft_wrap=True)
+    reads = {"needed": "read", "wanted": "read where there is one", "unused": "not read"}[method.base]
+    console.print(
+        f"\nBase: {reads}. Scaling: {method.scaling}. Balance: {method.balance}. Rank: "
+        f"{'exact unless --rank says less' if method.exact else 'the largest of any adapter'}.",
+        markup=False,
+        soft_wrap=True,
+    )
+    columns = (Column("option", name=True), Column("values", name=True), Column("default", name=True))
+    cells = [
+        [f"--{row.name.replace('_', '-')}", row.kind.metavar, str(implied.get(row.name, default_of(row))), row.help]
+        for row in table(method.options)
+    ]
+    if cells:
+        console.print(Facts("Options of its own", (*columns, Column("what it is", name=True)), cells))
+    else:
+        console.print("It has no options of its own.", markup=False)
 
-    table = Table(show_lines=True)
-    for column in ("method", "what it does", "reads the base", "options of its own"):
-        table.add_column(column, no_wrap=column == "method")
-    for row in rows:
-        names = ", ".join(
-            [
-                *(f"--{option.replace('_', '-')}" for option in row["options"]),
-                *(f"--method-option {name}={default}" for name, default in row["method_options"].items()),
-            ]
-        )
-        table.add_row(row["name"], row["summary"], "yes" if row["needs_base"] else "no", names)
-    stdout().print(table)
-    stdout().print("Without a method: --recipe even, which is tsv of adapters of one norm, its spectrum made flat.")
+
+def _docstring(name: str) -> str | None:
+    """What stands over the file of one of samerge's own methods."""
+    from importlib import import_module
+
+    try:
+        return import_module(f"samerge.methods.{name.replace('-', '_')}").__doc__
+    except ModuleNotFoundError:
+        return None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from samerge.cli.named_adapter import AdapterSpec, default_name
-from samerge.cli.request import OPTIONS, Request
-from samerge.cli.shared_options import number_or_word
+from samerge.cli.request import Request
+from samerge.cli.target import Target
 from samerge.errors import OptionError
+from samerge.options.kinds import check_number, flag
+from samerge.options.option import meant
 
-_KEYS = ("base", "adapters", "out", "overwrite", "push_to_hub", "private", "weights", *OPTIONS)
+_TARGET = tuple(item.name for item in fields(Target))
+_FLAGS = ("overwrite", "private", "create_pr")
+_KEYS = ("base", "adapters", "method", "weights", *_TARGET)
 _ADAPTER_KEYS = ("name", "source", "model", "weight")
-_FLAGS = ("overwrite", "private", "residual")
-_NUMBERS = ("density", "scaling")
 
 
 def read_recipe(file: str | Path, changes: Mapping[str, Any] | None = None) -> Request:
@@ -23,7 +25,8 @@ def read_recipe(file: str | Path, changes: Mapping[str, Any] | None = None) -> R
 
     Args:
         file: the recipe. Keys: `base`, `adapters` (a list of sources or of `name`, `source`, `weight`; or a mapping of
-            name to source), `out`, `overwrite`, `push_to_hub`, `private`, and the options of `samerge.merge`.
+            name to source), `method`, `weights`, `out`, `overwrite`, `push_to_hub` and what belongs to it, and the
+            options of `samerge.merge`.
         changes: values that win over the recipe's.
 
     Raises:
@@ -32,7 +35,8 @@ def read_recipe(file: str | Path, changes: Mapping[str, Any] | None = None) -> R
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"reading the recipe {file}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise OptionError(f"reading the recipe {file}: {why}") from error
     return parse_recipe(text, str(file), changes)
 
 
@@ -42,33 +46,42 @@ def parse_recipe(text: str, origin: str, changes: Mapping[str, Any] | None = Non
     table = _load(text, doing)
     if not isinstance(table, Mapping):
         raise OptionError(f"{doing}: it holds no mapping of keys to values; it needs base, adapters and out")
-    values = {str(key).replace("-", "_"): value for key, value in table.items()}
-    _known(values, _KEYS, doing)
+    values = {str(key).replace("-", "_"): value for key, value in table.items() if value is not None}
     values |= changes or {}
-    for key in _FLAGS:
-        if not isinstance(values.get(key, False), bool):
-            raise OptionError(f"{doing}: {key} is {values[key]!r}; it must be true or false")
-    if not isinstance(values.get("weights", ""), str | None):
-        raise OptionError(
-            f"{doing}: weights is {values['weights']!r}; it must be nan or auto. Numbers stand with the adapters: a "
-            f"source and a weight each"
-        )
-    for key in ("base", "out", "push_to_hub"):
-        if not isinstance(values.get(key, ""), str | None):
+    adapters = _adapters(values.get("adapters"), doing)
+    for key in set(values) & set(_FLAGS):
+        values[key] = _read(flag().read, key, values[key], doing)
+    for key in {"base", "method", *_TARGET} - set(_FLAGS):
+        if not isinstance(values.get(key, ""), str):
             raise OptionError(f"{doing}: {key} is {values[key]!r}; it must be text")
-    for key in _NUMBERS:  # YAML 1.1 reads 1e-1 as text
-        if isinstance(values.get(key), str):
-            values[key] = number_or_word(values[key])
+    options = {key: value for key, value in values.items() if key not in _KEYS}
+    _check_options(options, values.get("method"), doing)
+    weights = values.get("weights")
+    if weights is not None and any(adapter.weight != 1 for adapter in adapters):
+        raise OptionError(f"{doing}: weights is {weights!r}, and adapters have a weight each; give one or the other")
     return Request(
         base=values.get("base"),
-        adapters=_adapters(values.get("adapters"), doing),
-        options={key: values[key] for key in OPTIONS if values.get(key) is not None},
-        out=values.get("out"),
-        overwrite=values.get("overwrite", False),
-        push_to_hub=values.get("push_to_hub"),
-        private=values.get("private", False),
-        weights=values.get("weights"),
+        adapters=adapters,
+        method=values.get("method"),
+        weights={adapter.name: adapter.weight for adapter in adapters} if weights is None else weights,
+        options=options,
+        target=Target(**{key: values[key] for key in _TARGET if key in values}),
     )
+
+
+def _check_options(options: Mapping[str, Any], method: str | None, doing: str) -> None:
+    """Refuse keys and values that the merge would refuse, in the recipe's words."""
+    from samerge.merging.plan import DEFAULT_METHOD, plan
+    from samerge.methods.registry import find
+    from samerge.options.common import CommonOptions
+    from samerge.options.option import table
+
+    try:
+        own = [row.name for kind in (find(method or DEFAULT_METHOD).options, CommonOptions) for row in table(kind)]
+        _known(options, [*own, "svd_rank"], doing, [*_KEYS, *own])
+        plan(method, options)
+    except OptionError as error:
+        raise error if str(error).startswith(doing) else OptionError(f"{doing}: {error}") from error
 
 
 def _adapters(value: Any, doing: str) -> tuple[AdapterSpec, ...]:
@@ -85,25 +98,29 @@ def _adapters(value: Any, doing: str) -> tuple[AdapterSpec, ...]:
 
 
 def _adapter(item: Mapping[Any, Any], doing: str) -> AdapterSpec:
-    _known(item, _ADAPTER_KEYS, doing)
+    _known(item, _ADAPTER_KEYS, doing, _ADAPTER_KEYS)
     if ("source" in item) == ("model" in item):
         raise OptionError(f"{doing}: it has {sorted(item)}; it needs a source (or model, the same), and one of the two")
     source = item.get("source", item.get("model"))
     if not isinstance(source, str) or not source:
         raise OptionError(f"{doing}: its source is {source!r}; it must be a folder or a hub id")
-    weight = item.get("weight", 1.0)
-    weight = number_or_word(weight) if isinstance(weight, str) else weight
-    if isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise OptionError(f"{doing}: its weight is {weight!r}; it must be a number")
-    return AdapterSpec(str(item.get("name", default_name(source))), source, float(weight))
+    weight = _read(check_number, "weight", item.get("weight", 1.0), doing)
+    return AdapterSpec(str(item.get("name", default_name(source))), source, weight)
 
 
-def _known(given: Collection[Any], known: Collection[str], doing: str) -> None:
+def _read(read: Any, key: str, value: Any, doing: str) -> Any:
+    try:
+        return read(key, value)
+    except OptionError as error:
+        raise OptionError(f"{doing}: {error}") from error
+
+
+def _known(given: Collection[Any], known: Collection[str], doing: str, near: Collection[str]) -> None:
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise OptionError(f"{doing}: the key {key!r} is not known{hint} (it may have {', '.join(known)})")
+            raise OptionError(
+                f"{doing}: the key {key!r} is not known;{meant(str(key), near)} It may have {', '.join(near)}"
+            )
 
 
 def _load(text: str, doing: str) -> Any:

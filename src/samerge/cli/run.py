@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated
 
 import typer
 
 from samerge.cli.recipe import read_recipe
 from samerge.cli.request import carry_out
-from samerge.cli.shared_options import Json, Overwrite, Private, PushToHub, Quiet
+from samerge.cli.shared_options import Manner
+from samerge.cli.target import Target
 
 
 def run_recipe(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The recipe, in YAML.")],
-    out: Annotated[str | None, typer.Option("--out", "-o", metavar="FOLDER", help="Instead of the recipe's.")] = None,
-    overwrite: Overwrite = False,
-    push_to_hub: PushToHub = None,
-    private: Private = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
+    *, file: Annotated[str, typer.Argument(metavar="FILE", help="The recipe, in YAML.")], target: Target, manner: Manner
 ) -> None:
     """Merge as a YAML file says. Its keys are the words of `samerge merge`; paths are taken from the current folder.
 
@@ -33,12 +29,8 @@ def run_recipe(
     rank: 16
     out: merged/
     ```
+
+    What is given here wins over the file.
     """
-    changes = {
-        "out": out,
-        "overwrite": overwrite or None,
-        "push_to_hub": push_to_hub,
-        "private": private or None,
-    }
-    given = {name: value for name, value in changes.items() if value is not None}
-    carry_out(read_recipe(file, given), as_json=as_json, quiet=quiet)
+    given = {item.name: getattr(target, item.name) for item in fields(target) if getattr(target, item.name)}
+    carry_out(read_recipe(file, given), manner)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from samerge.errors import OptionError
-from samerge.graph import FlowGraph
 from samerge.options.common import dtype, text
 from samerge.options.connectivity import HELP, connectivity
 from samerge.options.kinds import density, flag, whole, word
 from samerge.options.option import Options, filled, meant, option, table, unknown
 from samerge.options.scaling import auto_only
+
+if TYPE_CHECKING:
+    from samerge.graph import FlowGraph
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ def _name_of(given: Any) -> str:
     if isinstance(given, nn.Module):
         path = str(getattr(getattr(given, "config", None), "name_or_path", "") or "")
         return PurePath(path).name or type(given).__name__
-    return PurePath(str(given)).name or str(given)
+    text = str(given) if isinstance(given, Path) or Path(given).exists() else str(given).partition("@")[0]
+    return PurePath(text).name or str(given)
 
 
 def weights_of(

@@ -115,6 +115,8 @@ def _named_once(given: Mapping[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in given.items():
         own = _SYNONYMS.get(name, name)
+        if own != name and value == "none":
+            continue  # as if it were not given
         if own in result:
             raise OptionError(f"{own} and {name} are the same option ({own} is the rank of the result); give one")
         result[own] = value

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from samerge.adapters import CONFIG_NAME, read_adapter
-from samerge.adapters.writer import RECORD_NAME
 from samerge.errors import AdapterError, HubError, SamergeError
 from samerge.weights.fields import NUMBER, OBJECT, TEXT, check_fields, list_of, table_of
-from samerge.weights.hub import resolve_adapter
+from samerge.weights.hub import RECORD_NAME, resolve_adapter
 from samerge.weights.untrusted import MOST_RECORD_BYTES, Origin, read_json, sha256
 
 #: What two runs of one merge may differ by, as a share of the largest entry of a layer: sums in another order.

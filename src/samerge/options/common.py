@@ -22,7 +22,7 @@ def dtype() -> Kind:
             raise OptionError(f"{name}={value!r} is not one to write in; choose one of {', '.join(_DTYPES)}")
         return found
 
-    return Kind(read, "torch.dtype | str", "NAME")
+    return Kind(read, "torch.dtype | str", "NAME", _DTYPES)
 
 
 def text(metavar: str) -> Kind:
@@ -41,7 +41,7 @@ class CommonOptions(Options):
         scaling(),
         None,
         "The strength of the merged update, one more factor beside the weights: a number; auto, 1.3 (or C) times the "
-        "adapters' mean norm in each layer; or lines:A:B, from A in the first layer to B in the last.",
+        "adapters' mean norm in each layer; or lines:FROM:TO, from the first layer to the last.",
         told="the method's own, mostly 1.0",
     )
     balance: str | None = option(

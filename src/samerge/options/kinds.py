@@ -23,13 +23,13 @@ class Kind:
         read: from an option's name and what the caller gave (a value, or text that stands for one) the value.
         annotation: its type in Python, as text.
         metavar: what `--help` shows in its place.
-        none: whether "none" is a value of its own.
+        choices: words that it may be, for completion in a shell.
     """
 
     read: Callable[[str, Any], Any]
     annotation: str
     metavar: str
-    none: bool = False
+    choices: tuple[str, ...] = ()
 
 
 def whole(least: int = 1) -> Kind:
@@ -67,7 +67,7 @@ def word(*choices: str, pattern: str = "", told: str = "") -> Kind:
 
     listed = [*choices, *filter(None, [told])]
     literal = f"Literal[{', '.join(repr(choice) for choice in choices)}]" if choices and not pattern else "str"
-    return Kind(read, literal, "|".join(listed), "none" in choices)
+    return Kind(read, literal, "|".join(listed), choices)
 
 
 def flag() -> Kind:
@@ -80,7 +80,7 @@ def flag() -> Kind:
             raise OptionError(f"{name}={value!r} must be true or false")
         return found
 
-    return Kind(read, "bool", "true|false")
+    return Kind(read, "bool", "true|false", ("true", "false"))
 
 
 def density() -> Kind:

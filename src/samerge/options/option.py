@@ -43,7 +43,7 @@ class Option:
         Raises:
             OptionError: it is not of the option's kind.
         """
-        if value is None or (self.default is None and value == "none" and not self.kind.none):
+        if value is None or (self.default is None and value == "none" and "none" not in self.kind.choices):
             return self.default
         return self.kind.read(self.name, value)
 

@@ -11,9 +11,8 @@ from samerge.errors import AdapterError
 from samerge.report.decoding import decoded
 from samerge.report.old_record import renewed
 from samerge.report.record import FORMAT, Record
+from samerge.weights.hub import RECORD_NAME
 from samerge.weights.untrusted import MOST_RECORD_BYTES, Origin, read_json
-
-RECORD_NAME = "samerge.json"
 
 
 def read_record(folder: str | Path) -> Record:

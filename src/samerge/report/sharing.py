@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from samerge.report.reading import RECORD_NAME, read_record
+from samerge.report.reading import read_record
 from samerge.report.record import Record
-from samerge.weights.hub import CONFIG_NAME
+from samerge.weights.hub import CONFIG_NAME, RECORD_NAME
 from samerge.weights.untrusted import Origin, sha256
 
 

@@ -13,6 +13,7 @@ from samerge.errors import AdapterError, BaseModelError, HubError, OptionError, 
 
 #: What an adapter in PEFT's format consists of.
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+RECORD_NAME = "samerge.json"
 _PICKLED_WEIGHTS_NAME = "adapter_model.bin"
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*")
 _LOGIN = "log in with `hf auth login`, or pass a token"
@@ -92,7 +93,7 @@ def resolve_adapter(
     A folder that exists wins over a repository of the same name.
 
     Args:
-        source: a folder, or `user/name` on the Hub.
+        source: a folder, or `user/name` on the Hub; `user/name/folder@revision` where these are not given apart.
         revision: branch, tag or commit, for a repository. Default: the main branch.
         subfolder: where in the folder or the repository the adapter lies. Default: at the top.
         token: an access token, for private and gated repositories. Default: the one of `hf auth login`.
@@ -118,6 +119,8 @@ def resolve_adapter(
         if not folder.is_dir():
             raise AdapterError(f"{doing}: it has no folder {subfolder!r}; check the subfolder")
         return folder
+    source, inner, told = _parts(str(source))
+    subfolder, revision = subfolder or inner, revision or told
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     root = _download(
         str(source),
@@ -166,7 +169,7 @@ def resolve_base(
     more.
 
     Args:
-        source: a folder, or `user/name` on the Hub.
+        source: a folder, or `user/name` or `user/name@revision` on the Hub.
         revision: branch, tag or commit, for a repository. Default: the main branch.
         token: an access token, for private and gated repositories. Default: the one of `hf auth login`.
         endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
@@ -189,6 +192,9 @@ def resolve_base(
     local = _local_folder(source, doing, BaseModelError)
     if local is not None:
         return local
+    source, inner, told = _parts(str(source))
+    if inner:
+        raise BaseModelError(f"{doing}: there is no such folder; a base is a folder, or user/name on the Hub")
     folder = _download(
         str(source),
         doing,
@@ -199,7 +205,7 @@ def resolve_base(
         # The patterns' * crosses folders: no copies in other formats (onnx/, original/), no second set of weights
         # under the names of the model's makers, no adapters.
         ignore_patterns=["*/*", "consolidated*", "adapter_*"],
-        revision=revision,
+        revision=revision or told,
         token=token,
         endpoint=endpoint,
         cache_dir=cache_dir,
@@ -213,6 +219,44 @@ def resolve_base(
     return folder
 
 
+def resolve_record(source: str | Path) -> Path:
+    """The local folder with the record of a merge, `samerge.json`: a folder as it is, or that of a repository.
+
+    Args:
+        source: a folder, or `user/name`, `user/name/folder@revision` on the Hub; only the record is downloaded.
+
+    Raises:
+        AdapterError: there is no such folder.
+        HubError: the Hub refuses or cannot be reached, and the cache does not have it.
+    """
+    doing = f"reading the record of {str(source)!r}"
+    local = _local_folder(source, doing, AdapterError)
+    if local is not None:
+        return local
+    name, inner, revision = _parts(str(source))
+    root = _download(
+        name, doing, allow_patterns=[f"{inner}/{RECORD_NAME}" if inner else RECORD_NAME], revision=revision
+    )
+    if not (root / inner / RECORD_NAME).is_file():
+        raise AdapterError(
+            f"{doing} from the Hub: the repository has no {RECORD_NAME}, so samerge did not merge it; samerge check "
+            f"{source} says what the adapter is"
+        )
+    return root / inner
+
+
+def _parts(source: str) -> tuple[str, str, str | None]:
+    """Repository, folder in it and revision of `user/name/folder@revision`.
+
+    Example:
+        >>> _parts("ada/loras/math@v2"), _parts("ada/math")
+        (('ada/loras', 'math', 'v2'), ('ada/math', '', None))
+    """
+    path, _, revision = source.partition("@")
+    parts = path.split("/")
+    return "/".join(parts[:2]), "/".join(parts[2:]), revision or None
+
+
 def _local_folder(source: str | Path, doing: str, error: type[SamergeError]) -> Path | None:
     """The folder that `source` names, or None if it can only be a repository id."""
     text = str(source)
@@ -224,8 +268,12 @@ def _local_folder(source: str | Path, doing: str, error: type[SamergeError]) -> 
     if "://" in text:
         raise error(f"{doing}: it is an address; give the repository id alone, such as 'user/name'")
     looks_like_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
-    if not text or looks_like_path or text.endswith("/") or text.count("/") > 1:
-        raise error(f"{doing}: there is no such folder; check the path, or give a repository id such as 'user/name'")
+    deep = text.count("/") > 1 and "@" not in text
+    if not text or looks_like_path or text.endswith("/") or deep:
+        raise error(
+            f"{doing}: there is no such folder; check the path, or give a repository id such as 'user/name', "
+            f"'user/name@revision' or 'user/name/folder@revision'"
+        )
     return None
 
 
@@ -236,10 +284,10 @@ def _download(
     allow_patterns: list[str],
     ignore_patterns: list[str] | None = None,
     revision: str | None,
-    token: str | None,
-    endpoint: str | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
+    token: str | None = None,
+    endpoint: str | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
 ) -> Path:
     from huggingface_hub import snapshot_download
 

@@ -45,13 +45,8 @@ def by_command(command: str) -> Callable[[MergedAdapter], float]:
     def score(merged: MergedAdapter) -> float:
         with tempfile.TemporaryDirectory(prefix="samerge-tune-") as folder:
             saved = merged.save(Path(folder) / "adapter")
-            done = subprocess.run(
-                [word.replace(PLACEHOLDER, str(saved)) for word in words],
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                check=False,
-            )
+            line = [word.replace(PLACEHOLDER, str(saved)) for word in words]
+            done = subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             tail = " | ".join(done.stderr.strip().splitlines()[-_TAIL:]) or "nothing on stderr"
             raise TuningError(f"the command ended with exit code {done.returncode}: {tail}")
@@ -70,14 +65,11 @@ def printed(text: str) -> float:
         >>> printed("loading\\n0.75\\n"), printed('{"score": 0.5, "loss": 1.0}')
         (0.75, 0.5)
     """
-    lines = [line for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise TuningError("the command printed nothing; its last line must be a number, or JSON with a score")
+    last = text.strip().rpartition("\n")[2]
     try:
-        value: Any = json.loads(lines[-1])
+        value: Any = json.loads(last)
         return float(value["score"] if isinstance(value, dict) else value)
     except (ValueError, TypeError, KeyError) as error:
         raise TuningError(
-            f"the last line of the command is {lines[-1].strip()[:80]!r}; it must be a number, or JSON such as "
-            f'{{"score": 0.75}}'
+            f'the last line of the command is {last[:80]!r}; it must be a number, or JSON such as {{"score": 0.75}}'
         ) from error

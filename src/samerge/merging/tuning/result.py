@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from samerge.errors import TuningError
 from samerge.merging.merged_adapter import MergedAdapter
+from samerge.merging.tuning.space import Space
+from samerge.report.report import Report
 
 
 @dataclass(frozen=True)
@@ -50,24 +54,11 @@ class TuneResult:
     default_score: float | None
     merged: MergedAdapter = field(repr=False)
     trials: tuple[TuneTrial, ...] = field(repr=False)
-    direction: Literal["maximize", "minimize"]
+    direction: str
     search: Mapping[str, Any] = field(repr=False)
 
-    @property
-    def improvement(self) -> float | None:
-        """How much better than the untuned merge, 0 or more; None where that failed."""
-        return None if self.default_score is None else abs(self.score - self.default_score)
-
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write the best candidate in PEFT's format; its `samerge.json` tells of the search under "tuning".
-
-        Args:
-            path: the folder to make.
-            overwrite: replace an adapter that is there already.
-
-        Raises:
-            OutputExistsError: the folder is taken.
-        """
+        """Write the best candidate as `MergedAdapter.save` does; its record tells of the search under "tuning"."""
         return self.merged.save(path, overwrite=overwrite)
 
     def picture(self, path: str | Path) -> Path:
@@ -84,31 +75,57 @@ class TuneResult:
         return draw(self, Path(path))
 
 
-def best_of(trials: tuple[TuneTrial, ...], direction: str) -> TuneTrial | None:
-    """The trial with the best score, the first of equals; None where all failed."""
-    sign = 1 if direction == "maximize" else -1
-    complete = [trial for trial in trials if trial.score is not None]
-    return max(complete, key=lambda trial: (sign * (trial.score or 0.0), -trial.number), default=None)
+def finished(study: Any) -> tuple[TuneTrial, ...]:
+    """The trials of an optuna study that ended by themselves; interrupted ones are left out."""
+    found = []
+    for trial in study.get_trials(deepcopy=False):
+        error = trial.user_attrs.get("error")
+        seconds = trial.duration.total_seconds() if trial.duration else 0.0
+        if trial.state.name == "COMPLETE":
+            found.append(TuneTrial(trial.number, "complete", float(trial.value), dict(trial.params), seconds))
+        elif error is not None and trial.state.is_finished():
+            found.append(TuneTrial(trial.number, "failed", None, dict(trial.params), seconds, error))
+    return tuple(found)
 
 
-def tuning_record(
-    trials: tuple[TuneTrial, ...], best: TuneTrial, default: float | None, direction: str, search: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What `samerge.json` says of the search. Messages of failed trials stay out: they may name folders."""
-    return {
-        "score": best.score,
-        "default_score": default,
-        "direction": direction,
-        "search": dict(search),
-        "best": best.number,
-        "trials": [{key: v for key, v in asdict(trial).items() if key != "error"} for trial in trials],
-    }
+def result_of(
+    trials: Sequence[TuneTrial], direction: str, space: Space, merged: Callable[[Mapping[str, Any]], MergedAdapter]
+) -> TuneResult:
+    """The best of the trials, the first of equals.
 
+    Args:
+        trials: all of them.
+        direction: "maximize" or "minimize".
+        space: what was searched.
+        merged: merges with the best options.
 
-def caution(best: TuneTrial, default: float | None, trials: int) -> str:
-    """The warning that goes with every tuned adapter."""
+    Raises:
+        TuningError: all failed.
+    """
+    complete = [(trial.score, trial) for trial in trials if trial.score is not None]
+    if not complete:
+        counted = Counter(trial.error for trial in trials).most_common(3)
+        listed = "; ".join(f"{count} times: {error}" for error, count in counted)
+        raise TuningError(f"tuning: all {len(trials)} trials failed, {listed}. Put that right and call again")
+    score, best = (max if direction == "maximize" else min)(complete, key=lambda pair: pair[0])
+    default = next((score for score, trial in complete if not trial.options), None)
+    options, search = space.options(best.options), space.record()
+    made = merged(options)
     untuned = "" if default is None else f", {default:.6g} untuned"
-    return (
-        f"the options are the best of {trials} trials by their score on the tuning data ({best.score:.6g}{untuned}); "
+    caution = (
+        f"the options are the best of {len(trials)} trials by their score on the tuning data ({score:.6g}{untuned}); "
         f"a score that was searched for is too good, so check the adapter on data that took no part"
     )
+    # messages of failed trials stay out of the record: they may name folders
+    listed_trials = [{key: value for key, value in asdict(trial).items() if key != "error"} for trial in trials]
+    tuning = {
+        "score": score,
+        "default_score": default,
+        "direction": direction,
+        "search": search,
+        "best": best.number,
+        "trials": listed_trials,
+    }
+    record = replace(made.report.record, tuning=tuning, warnings=(*made.report.warnings, caution))
+    made = replace(made, report=Report(record))
+    return TuneResult(options, score, default, made, tuple(trials), direction, search)

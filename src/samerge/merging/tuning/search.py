@@ -2,81 +2,80 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import math
-import time
+import os
 import traceback
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import warnings as python_warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from torch import nn
+from typing_extensions import Unpack
 
 from samerge.errors import OptionError, SamergeError, TuningError
 from samerge.merging.inputs import AdapterLike, open_base
 from samerge.merging.merged_adapter import MergedAdapter
-from samerge.merging.tuning.candidates import Candidates
-from samerge.merging.tuning.identity import identity, name_of
+from samerge.merging.plan import Weights
+from samerge.merging.same_inputs import SameInputs
 from samerge.merging.tuning.on_model import check_model, on_model
-from samerge.merging.tuning.result import TuneResult, TuneTrial, best_of, caution, tuning_record
-from samerge.merging.tuning.space import Space, space_of
-from samerge.merging.tuning.study import ask, finished, open_study, optuna, silent
-from samerge.options.values import choice, number, whole
+from samerge.merging.tuning.result import TuneResult, TuneTrial, finished, result_of
+from samerge.merging.tuning.space import Space, planned, space_of
+from samerge.methods.keywords import MergeKeywords
+from samerge.options.kinds import check_number, check_whole
 from samerge.parallel.progress import Progress
-from samerge.report.report import Report
 
-logger = logging.getLogger(__name__)
+Score = Callable[[Any], Any]
 
 
 def tune(
     base: str | Path | nn.Module | None,
     adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike],
-    score: Callable[[Any], Any],
+    score: Score,
     *,
     method: str | None = None,
+    weights: Weights = None,
     trials: int = 30,
     search: Mapping[str, Any] | None = None,
     model: nn.Module | None = None,
-    seed: int = 0,
+    search_seed: int = 0,
     storage: str | Path | None = None,
     timeout: float | None = None,
     direction: Literal["maximize", "minimize"] = "maximize",
-    score_name: str | None = None,
     on_trial: Callable[[TuneTrial], None] | None = None,
     progress: bool = True,
-    **options: Any,
+    **options: Unpack[MergeKeywords],
 ) -> TuneResult:
     """Search the options of a merge by a score on labelled data.
 
     The untuned merge is the first trial, so what is found is never worse than it on this data. Base and adapters are
-    opened once. Trials that differ in a numeric scaling only share one merge. A trial that fails is recorded with its
-    message, and the search goes on.
+    opened once. A trial that fails is recorded with its message, and the search goes on.
 
     Args:
         base: as for `merge`.
         adapters: as for `merge`.
         score: called with the `MergedAdapter` of a candidate; or, with `model`, with the model, on which the candidate
             is the active adapter. Returns a finite number; anything else is a failed trial.
-        method: as for `merge`, the recipe "even" where nothing is named; where methods are searched, that of the
-            untuned merge.
-        trials: how many in all, the untuned one and those that `storage` holds already among them.
-        search: what is searched, by option: bounds (low, high), or (low, high, "log"), or a list of values. Any option
-            of `merge`, any of the method's own, "weights" for the weight of every adapter, "weights.<name>" for one.
-            Bounds that lie a factor of 10 or more apart are searched on a log scale, weights never. By default scaling
-            (0.1, 2.0), density (0.05, 1.0) where the named method has it and no `rank` is given, weights (0.0, 2.0).
+        method: as for `merge`; where methods are searched, that of the untuned merge.
+        weights: as for `merge`; where weights are searched, those of the untuned merge.
+        trials: how many in all, the untuned one and those that `storage` holds already among them; failed ones of an
+            earlier call do not count.
+        search: what is searched, by option: a pair of bounds, or a list of values. Any option of `merge`, "method",
+            "weights" for the weight of every adapter, "weights.<name>" for one. Bounds that lie a factor of 10 or more
+            apart are searched on a log scale, weights never. By default scaling (0.1, 2.0), density (0.05, 1.0) where
+            the method has it and no `rank` is given, weights (0.0, 2.0).
         model: a live `PeftModel` of the base; it is as before after every trial. Its own mode (train or eval) holds.
-        seed: of the search; the same seed and scores give the same trials, interrupted or not.
-        storage: a file to go on from: a journal (append-only), or SQLite by its ending (.db, .sqlite). One process at a
-            time.
+        search_seed: of the optimiser; the same seed and scores give the same trials.
+        storage: a study to go on from, in optuna's own storage: a journal file (append-only), or an URL such as
+            "sqlite:///study.db". One process at a time.
         timeout: seconds after which no further trial is begun.
         direction: whether the score is to be large or small.
-        score_name: what to call the score in the study; the function's name by default.
         on_trial: called after every trial.
         progress: show a progress bar when on a terminal.
-        **options: other options of `merge`, the same in all trials to whose links they mean something; where one is
-            searched, too, it is the untuned value.
+        **options: other options of `merge`, the same in all trials whose method has them; where one is searched, too,
+            it is the untuned value.
 
     Returns:
         `.best`, the options; `.merged`, their merge; `.score`, `.default_score`, `.trials`, `.save(folder)`,
@@ -94,95 +93,120 @@ def tune(
         result.save("merged/")
         ```
     """
-    whole("trials", trials)
-    whole("seed", seed, least=0)
-    choice("direction", direction, ("maximize", "minimize"))
-    if timeout is not None and number("timeout", timeout) <= 0:
+    trials, search_seed = check_whole("trials", trials), check_whole("search_seed", search_seed, least=0)
+    if direction not in ("maximize", "minimize"):
+        raise OptionError(f"direction={direction!r} is not known; choose one of maximize, minimize")
+    if timeout is not None and check_number("timeout", timeout) <= 0:
         raise OptionError(f"timeout={timeout} must be above 0 seconds")
-    optuna()
+    package = _optuna()
     if model is not None:
         check_model(model)
-    candidates = Candidates(base, adapters)
-    space = space_of(search, {**options, "method": method}, candidates.names)
-    open_base(candidates.base, required=space.needs_base)
-    named = score_name or name_of(score)
-    what = identity(candidates, space, direction, named if model is None else f"{named} on a model")
-    scored = score if model is None else on_model(model, score)
-    with silent():
-        study = open_study(storage, direction, what)
-        _search(study, candidates, space, scored, trials, seed, timeout, direction, on_trial, Progress(progress))
-        done = finished(study)
-    return _result(candidates, space, done, direction)
+        score = on_model(model, score)
+    inputs = SameInputs(base, adapters)
+    space = space_of(search, {**options, "method": method, "weights": weights}, inputs.names)
+    untuned = planned(space.options({}))
+    if untuned.named and untuned.method.base == "needed" and "method" not in space.search:
+        open_base(inputs.base, required=True)
+    bars = Progress(progress)
+    with _silent(package):
+        study = _open(package, storage, direction, {"search": space.record(), **_identity(inputs, space)})
+    before = finished(study)
+    complete = [trial for trial in before if trial.score is not None]
 
+    def run(values: Callable[[Any], Mapping[str, Any]], count: int) -> None:
+        def objective(trial: Any) -> float:
+            try:
+                return _score(inputs, space.options(values(trial)), score)
+            except Exception as error:
+                trial.set_user_attr("error", _told(error))
+                raise
 
-def _search(
-    study: Any,
-    candidates: Candidates,
-    space: Space,
-    score: Callable[[MergedAdapter], Any],
-    trials: int,
-    seed: int,
-    timeout: float | None,
-    direction: str,
-    on_trial: Callable[[TuneTrial], None] | None,
-    bars: Progress,
-) -> None:
-    """Trials until there are enough of them, or the time is over."""
-    start = time.monotonic()
-    done = finished(study)
-    with bars.task("tuning", trials) as advance:
-        advance(len(done))
-        while len(done) < trials and (not done or timeout is None or time.monotonic() - start < timeout):
-            best = best_of(done, direction)
-            bars.note(f"trial {len(done)}" + ("" if best is None else f", best score {best.score:.6g}"))
-            _trial(study, candidates, space, score, seed, done)
-            done = finished(study)
+        def after(_: Any, __: Any) -> None:
             advance(1)
+            done = finished(study)
+            best = max if direction == "maximize" else min
+            scores = [trial.score for trial in done if trial.score is not None]
+            bars.note(f"best score {best(scores):.6g}" if scores else "")
             if on_trial is not None:
                 on_trial(done[-1])
 
+        study.optimize(objective, n_trials=count, timeout=timeout, catch=(Exception,), callbacks=[after])
 
-def _trial(
-    study: Any,
-    candidates: Candidates,
-    space: Space,
-    score: Callable[[MergedAdapter], Any],
-    seed: int,
-    done: tuple[TuneTrial, ...],
-) -> None:
-    """One trial: the untuned merge first, then what the optimiser suggests. An interrupted one counts for nothing.
+    study.sampler = package.samplers.TPESampler(seed=search_seed + len(before))
+    with bars.task("tuning", trials) as advance, _silent(package), python_warnings.catch_warnings():
+        python_warnings.simplefilter("ignore")  # optuna's of every failed trial; the merge's own come with the result
+        advance(len(complete))
+        first = 0 if any(not trial.options for trial in complete) else 1  # the untuned merge
+        rest = trials - len(complete) - first
+        if first:
+            run(lambda trial: {}, 1)
+        if rest > 0:
+            run(space.suggest, rest)
+    return result_of(finished(study), direction, space, lambda best: inputs.merged(planned(best), Progress(False)))
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise OptionError("tuning needs optuna: pip install 'samerge[tune]'") from error
+    return optuna
+
+
+@contextmanager
+def _silent(package: Any) -> Iterator[None]:
+    """Keep optuna's own notes off the screen."""
+    verbosity = package.logging.get_verbosity()
+    package.logging.set_verbosity(package.logging.ERROR)
+    try:
+        yield
+    finally:
+        package.logging.set_verbosity(verbosity)
+
+
+def _identity(inputs: SameInputs, space: Space) -> dict[str, Any]:
+    return {
+        "adapters": {adapter.name: str(adapter.source) for adapter in inputs.adapters},
+        "options": {name: str(value) for name, value in space.fixed.items()},
+    }
+
+
+def _open(package: Any, storage: str | Path | None, direction: str, identity: Mapping[str, Any]) -> Any:
+    """A new study, or the one that is kept.
 
     Raises:
-        TuningError: another process uses the study.
+        OptionError: there is something else, or the study of another search.
     """
-    states = optuna().trial.TrialState
-    start = time.perf_counter()
-    trial = ask(study, seed, len(done))
-    value, error = None, None
+    kept: Any = storage
     try:
-        values = space.suggest(trial) if done else {}
-        known = next((t.score for t in done if t.score is not None and t.options == values), None)
-        value = known if known is not None else _score(candidates, space.options(values), score)
-    except Exception as raised:
-        logger.info("trial %d failed", trial.number, exc_info=raised)
-        error = _told(raised)
-    except BaseException:
-        study.tell(trial, state=states.FAIL)
-        raise
-    try:
-        if error is not None:
-            trial.set_user_attr("error", error)
-        trial.set_user_attr("seconds", round(time.perf_counter() - start, 4))
-        study.tell(trial, value, state=states.FAIL if error is not None else None)
-    except RuntimeError as raised:  # optuna: the trial is finished; a class of its own in its later versions alone
-        raise TuningError(
-            f"tuning: another process has taken the study over and ended trial {trial.number}; one process at a time. "
-            f"The finished trials are in the study; go on with it once the other one is done, or choose another file"
-        ) from raised
+        if storage is not None and "://" not in str(storage):
+            from optuna.storages import JournalStorage
+            from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+            path = os.path.abspath(Path(storage).expanduser())
+            if os.path.exists(path) and not Path(path).read_bytes().startswith(b'{"op_code"'):
+                raise ValueError("it is no journal of optuna")
+            # A link cannot be made everywhere on Windows; an exclusively opened file can.
+            lock = JournalFileOpenLock(path) if os.name == "nt" else None
+            kept = JournalStorage(JournalFileBackend(path, lock_obj=lock))
+        study = package.create_study(storage=kept, study_name="samerge", direction=direction, load_if_exists=True)
+    except Exception as error:  # a file's, SQLAlchemy's or optuna's own, by storage
+        raise OptionError(f"the study {storage} cannot be opened ({error}); choose another file") from error
+    now = json.loads(json.dumps({**identity, "direction": direction}))
+    if not study.trials:
+        study.set_user_attr("samerge", now)
+    then = study.user_attrs.get("samerge", {})
+    if then != now:
+        other = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        raise OptionError(
+            f"the study {storage} belongs to another search, with another {', another '.join(other)}. Go on with what "
+            f"it was begun with, choose another file, or remove this one"
+        )
+    return study
 
 
-def _score(candidates: Candidates, options: Mapping[str, Any], score: Callable[[MergedAdapter], Any]) -> float:
-    found = score(candidates.merged(options))
+def _score(inputs: SameInputs, options: Mapping[str, Any], score: Callable[[MergedAdapter], Any]) -> float:
+    found = score(inputs.merged(planned(options), Progress(False)))
     try:
         value = float(found)
     except (TypeError, ValueError) as error:
@@ -199,27 +223,3 @@ def _told(error: Exception) -> str:
         return text
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {text} ({PurePath(last.filename).name}, line {last.lineno})"
-
-
-def _result(
-    candidates: Candidates, space: Space, done: tuple[TuneTrial, ...], direction: Literal["maximize", "minimize"]
-) -> TuneResult:
-    best = best_of(done, direction)
-    if best is None or best.score is None:
-        counted = Counter(trial.error for trial in done).most_common(3)
-        listed = "; ".join(f"{count} times: {error}" for error, count in counted)
-        raise TuningError(
-            f"tuning: all {len(done)} trials failed, {listed}. Put that right and call again: a study of failed trials "
-            f"alone is begun anew"
-        )
-    options = space.options(best.options)
-    merged = candidates.exactly(options)
-    default = next((trial.score for trial in done if not trial.options), None)
-    search = space.record()
-    record = {
-        **merged.report.record,
-        "tuning": tuning_record(done, best, default, direction, search),
-        "warnings": [*merged.report.warnings, caution(best, default, len(done))],
-    }
-    merged = replace(merged, report=Report(record))
-    return TuneResult(options, best.score, default, merged, done, direction, search)

@@ -1,0 +1,44 @@
+"""Messages of the library in the shell's words: `rank=8` is `--rank 8` there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+
+#: `name=value`, but not within a path, a way of `compare` or another word.
+_PYTHON = r"(?<![\w'\":./=-])({names})=('[^']*'|\"[^\"]*\"|[^\s,;()'\"]*[^\s,;()'\".:?])?"
+
+
+def in_shell_words(message: str, names: Iterable[str]) -> str:
+    """A message with the options in it as they are written in a shell.
+
+    Args:
+        message: as the library raised it.
+        names: of options, as in Python.
+
+    Example:
+        >>> in_shell_words("svd_rank='x' must be a whole number; give base: a folder", ["svd_rank", "base"])
+        '--svd-rank x must be a whole number; give --base: a folder'
+    """
+    words = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    if not words:
+        return message
+
+    def written(found: re.Match[str]) -> str:
+        value = (found[2] or "").strip("'\"")
+        flag = "--" + found[1].replace("_", "-")
+        if not value:
+            return flag
+        return f"{flag} {value!r}" if " " in value else f"{flag} {value}"
+
+    message = re.sub(_PYTHON.format(names=words), written, message)
+    return re.sub(r"\bgive base\b", "give --base", message)
+
+
+def option_names() -> set[str]:
+    """All options of merges; only where their table is loaded already, as a message that names one came from there."""
+    keywords = sys.modules.get("samerge.methods.keywords")
+    if keywords is None:
+        return set()
+    return {name for kind in (keywords.LiveKeywords, keywords.MergeKeywords) for name in kind.__annotations__}

@@ -1,0 +1,142 @@
+"""Where a result goes: a folder, a repository on the Hub, or both."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from samerge.cli.console import stderr
+from samerge.errors import HubError, OptionError, OutputExistsError
+
+if TYPE_CHECKING:
+    from samerge.full.merged_model import MergedModel
+    from samerge.merging.merged_adapter import MergedAdapter
+
+_HUB = "On the Hub"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a result goes.
+
+    Args:
+        out: folder to write.
+        overwrite: replace what is there already.
+        push_to_hub: repository to push to.
+        private: whether a new repository is private.
+        revision: branch to push to.
+        commit_message: of the push.
+        create_pr: open a pull request instead of committing.
+    """
+
+    out: Annotated[
+        str | None, typer.Option("--out", "--output", "-o", metavar="FOLDER", help="The folder to make.")
+    ] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Push to this repository.", rich_help_panel=_HUB)
+    ] = None
+    private: Annotated[bool, typer.Option("--private", help="A new one is private.", rich_help_panel=_HUB)] = False
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch to push to.", rich_help_panel=_HUB)] = (
+        None
+    )
+    commit_message: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the push.", rich_help_panel=_HUB)] = (
+        None
+    )
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="Open a pull request instead.", rich_help_panel=_HUB)
+    ] = False
+
+    def check(self, what: str | None = None, marker: str | None = None) -> None:
+        """Refuse, before any long work, a folder that may not be written and a repository id that cannot be.
+
+        Args:
+            what: what has to go somewhere, for messages; None where nothing has to.
+            marker: the file that shows that what is in the folder may be replaced; that of an adapter by default.
+
+        Raises:
+            OutputExistsError: the folder is taken, or cannot be made.
+            OptionError: there is nowhere to put it, or the repository id is not valid.
+        """
+        if what and not self.out and not self.push_to_hub:
+            raise OptionError(f"nowhere to put the {what}; give --out FOLDER, --push-to-hub USER/NAME, or both")
+        hub = ("private", "revision", "commit_message", "create_pr")
+        given = [f"--{name.replace('_', '-')}" for name in hub if getattr(self, name)]
+        if given and not self.push_to_hub:
+            raise OptionError(f"{given[0]} is for a repository on the Hub; give --push-to-hub USER/NAME, too")
+        if self.create_pr and self.revision:
+            raise OptionError(
+                f"--create-pr opens a pull request against the main branch and --revision {self.revision} names "
+                f"another; leave one of them out"
+            )
+        if self.out:
+            check_folder(self.out, self.overwrite, marker)
+        if self.push_to_hub:
+            _check_repository(self.push_to_hub)
+
+    def deliver(self, result: MergedAdapter | MergedModel, quiet: bool, **sized: Any) -> str | None:
+        """Save and push; the address of what was pushed. A push that fails loses nothing.
+
+        Args:
+            result: what was made.
+            quiet: say nothing of it.
+            **sized: what saving takes beside, as the size of a model's files.
+        """
+        if self.out:
+            result.save(self.out, overwrite=self.overwrite, **sized)
+            if not quiet:
+                stderr().print(f"saved in {self.out}", markup=False)
+        if not self.push_to_hub:
+            return None
+        told: dict[str, Any] = {"commit_message": self.commit_message} if self.commit_message else {}
+        try:
+            return result.push_to_hub(
+                self.push_to_hub,
+                private=True if self.private else None,
+                revision=self.revision,
+                create_pr=self.create_pr,
+                **told,
+                **sized,
+            )
+        except HubError as error:
+            if self.out:
+                raise
+            kept = result.save(Path(tempfile.mkdtemp(prefix="samerge-")) / "merged", **sized)
+            raise HubError(f"{error}. The merge is not lost: it is in {kept}") from error
+
+
+def check_folder(out: str, overwrite: bool, marker: str | None = None) -> None:
+    """Refuse a folder that may not be written.
+
+    Args:
+        out: the folder.
+        overwrite: replace what is there already.
+        marker: the file that shows that what is there may be replaced; that of an adapter by default.
+
+    Raises:
+        OutputExistsError: it is taken, or cannot be made.
+    """
+    from samerge.adapters.atomic import check_free
+    from samerge.weights.hub import CONFIG_NAME
+
+    target = Path(os.path.abspath(Path(out).expanduser()))
+    check_free(target, overwrite, marker or CONFIG_NAME)
+    parent = next(folder for folder in target.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        why = "cannot be written to" if parent.is_dir() else "is a file"
+        raise OutputExistsError(f"writing {out}: {parent} {why}; choose another folder")
+
+
+def _check_repository(repository: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise OptionError(f"--push-to-hub {repository!r}: {error}. A repository id is 'name' or 'user/name'") from error
