@@ -102,6 +102,8 @@ def _of_the_machine(error: Exception) -> str | None:
             f"use a machine with more. Nothing was written unless said above"
         )
     if isinstance(error, OSError):
+        if error.strerror:
+            told = error.strerror + (f": {error.filename}" if error.filename else "")
         way = _WAYS_OUT.get(error.errno or 0, f"set {TRACEBACK_VARIABLE}=1 to see where")
         return f"{told}: {way}. Nothing was written unless said above"
     return None

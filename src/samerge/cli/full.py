@@ -52,6 +52,9 @@ def full(
         ),
     ] = None,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of a file of weights.")] = "5GB",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Copy the base's own code (*.py) into the output, too.")
+    ] = False,
     work_dir: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Keep the survivor masks there instead of in memory.")
     ] = None,
@@ -78,7 +81,7 @@ def full(
     from samerge.full.merge_full import merge_full
     from samerge.full.shards import shard_bytes
 
-    limit = shard_bytes(max_shard_size)
+    saving = {"max_shard_size": shard_bytes(max_shard_size), "trust_remote_code": trust_remote_code}
     values = given_weights(weights, models)
     if isinstance(values, str):
         raise OptionError(f"--weights {values}: a merge of checkpoints takes numbers, one for each")
@@ -96,7 +99,7 @@ def full(
         )
     result = merged.as_lora(rank=rank, energy=kept) if adapter else merged
     show_warnings(result.report.warnings)
-    url = target.deliver(result, manner.quiet, **({} if adapter else {"max_shard_size": limit}))
+    url = target.deliver(result, manner.quiet, **({} if adapter else saving))
     merged.close()
     if manner.as_json:
         told = result.report.record.json()
