@@ -46,7 +46,7 @@ def test_each_way_is_the_merge_alone(zoo, found):
     for way, options in alone.items():
         merged = samerge.merge(beast.base, beast.adapters, progress=False, **options)
         same_merge(found.merged[way], merged)
-        assert merged.report.record["options"] == found.merged[way].report.record["options"]
+        assert merged.report.record.options == found.merged[way].report.record.options
 
 
 def test_dora_adapters_are_converted_once(llama, tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_figures_are_those_of_the_dense_updates(zoo, found):
         assert row["cosine"] == pytest.approx(sum(cosines.values()) / len(cosines), abs=1e-4)
         assert row["least_cosine"] == pytest.approx(min(cosines.values()), abs=1e-4)
         assert row["cosines"][row["least"]] == row["least_cosine"]
-        assert row["rank"] == merged.report.record["output"]["rank"]
+        assert row["rank"] == merged.report.record.output.rank
         assert row["seconds"] > 0
 
 
@@ -146,7 +146,7 @@ def test_ways_of_ones_own(llama):
     ways = {"half": {"method": "linear", "scaling": 0.5}, "other": {"method": "linear", "weights": [1.0, 0.5, 0.0]}}
     found = samerge.compare(None, llama.adapters, ways, options={"dtype": "bfloat16"}, progress=False)
     assert {f.A.dtype for f in found.merged["half"].factors.values()} == {torch.bfloat16}
-    assert found.merged["other"].report.record["inputs"][1]["weight"] == 0.5
+    assert found.merged["other"].report.record.inputs[1].weight == 0.5
 
 
 def test_picture(found, tmp_path):

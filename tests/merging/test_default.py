@@ -21,14 +21,14 @@ OPTIONS = {"method": "saliency", "balance": "norm", "scaling": 1.0, "iterations"
 
 def same(one: samerge.MergedAdapter, other: samerge.MergedAdapter) -> None:
     """The same update, by the same options."""
-    assert one.report.record["method"] == other.report.record["method"]
-    assert one.report.record["options"] == other.report.record["options"]
+    assert one.report.record.method == other.report.record.method
+    assert one.report.record.options == other.report.record.options
     same_merge(one, other)
 
 
 def same_files(folder: Path, merged: samerge.MergedAdapter) -> None:
     record = read_report(folder).record
-    assert (record["method"], record["options"]) == (merged.report.record["method"], merged.report.record["options"])
+    assert (record["method"], record["options"]) == (merged.report.record.method, merged.report.record.options)
     same_updates(load_file(folder / "adapter_model.safetensors"), merged.tensors())
 
 

@@ -49,7 +49,7 @@ def test_weights_of_a_quadratic(llama: Beast) -> None:
     wanted = {"math": 1.5, "code": 0.4, "talk": 1.0}
 
     def loss(merged: samerge.MergedAdapter) -> float:
-        weights = {item["name"]: item["weight"] for item in merged.report.record["inputs"]}
+        weights = {item.name: item.weight for item in merged.report.record.inputs}
         return sum((weights[name] - wanted[name]) ** 2 for name in NAMES)
 
     result = tune(llama, loss, search={"weights": (0.0, 2.0)}, trials=45, direction="minimize")
@@ -62,7 +62,7 @@ def test_untuned_merge_comes_first_and_wins_ties(llama: Beast) -> None:
     first = []
     result = tune(llama, lambda m: first.append(m) or 1.0, trials=4, method="saliency", iterations=2)
     plain = samerge.merge(llama.base, llama.adapters, method="saliency", iterations=2)
-    assert first[0].report.record["options"] == plain.report.record["options"]
+    assert first[0].report.record.options == plain.report.record.options
     for module in plain.factors:
         for other in (first[0], result.merged):
             torch.testing.assert_close(plain.delta(module), other.delta(module), rtol=1e-5, atol=1e-6)

@@ -101,7 +101,7 @@ def test_through_merge(case, method, expected, tmp_path):
     for module, found in deltas.items():
         torch.testing.assert_close(merged.delta(module).double(), expected(found, 2), rtol=1e-5, atol=1e-5)
     merged.save(tmp_path / "out")
-    assert merged.report.record["options"].get("eta") == (0.4 if method == "star" else None)
+    assert merged.report.record.options.get("eta") == (0.4 if method == "star" else None)
 
 
 def test_options_of_the_method_alone(case):
