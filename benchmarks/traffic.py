@@ -30,6 +30,11 @@ def flow_bytes(shape: Shape, experts: int) -> int:
     return sum((sum(size) * experts + 2) * 4 for size in shape.projections().values()) * shape.layers
 
 
+def gamma_bytes(shape: Shape, experts: int, rank: int) -> int:
+    """Bytes of the gammas that one iteration sums, in float64."""
+    return len(shape.projections()) * shape.layers * experts * rank * 8
+
+
 def weights(shape: Shape) -> int:
     """Weights in the graph."""
     return sum(out * into for out, into in shape.projections().values()) * shape.layers
@@ -54,7 +59,7 @@ def check() -> dict[str, tuple[int, int]]:
         counted = measured(base, adapters, 2, iterations=1)[0]
     merged = factor_bytes(shape, 1, rank)  # what the others get in the end
     return {
-        "all_reduce": (int(counted["all_reduce"]), flow_bytes(shape, count)),
+        "all_reduce": (int(counted["all_reduce"]), flow_bytes(shape, count) + gamma_bytes(shape, count, rank)),
         "broadcast": (int(counted["broadcast"]), 2 * factor_bytes(shape, count, rank) + merged),
     }
 
@@ -69,7 +74,7 @@ def table() -> str:
         for processes in (8, 16, 64):
             experts, rank = 64, 16
             operations = weights(shape) * experts * (6 * rank + 4)
-            exchanged = flow_bytes(shape, experts)
+            exchanged = flow_bytes(shape, experts) + gamma_bytes(shape, experts, rank)
             held = factor_bytes(shape, experts, rank) / processes + passing_bytes(shape, experts, rank)
             rows.append(
                 f"| {shape.name} | {experts} | {processes} | {operations / 1e15:.1f} P | "
