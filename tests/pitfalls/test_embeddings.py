@@ -74,7 +74,7 @@ def test_a_resized_vocabulary_is_an_error(bench) -> None:
 def test_a_copy_without_a_base_to_compare_it_with_is_an_error(bench) -> None:
     lab = bench(llama)
     folder = lab.train("a", **EMBEDDINGS)
-    with pytest.raises(samerge.AdapterError, match=r"holds a copy of the base weight.*give base="):
+    with pytest.raises(samerge.AdapterError, match=r"only if it is a copy of the base's.*give base="):
         samerge.merge(None, [folder], method="linear")
 
 
@@ -91,13 +91,26 @@ def test_embeddings_saved_though_they_are_not_targeted(bench) -> None:
         lab.merge(folder)
 
 
-def test_any_other_tensor_is_an_error(bench) -> None:
+def test_any_other_tensor_is_a_copy_or_an_error(bench) -> None:
     lab = bench(llama)
     folder = lab.train("a", target_modules=["q_proj"])
-    file = Path(folder) / "adapter_model.safetensors"
-    save_file({**load_file(file), "base_model.model.model.norm.weight": torch.ones(16)}, file)
-    with pytest.raises(samerge.AdapterError, match=r"also holds base_model.model.model.norm.weight, which"):
+    file, key = Path(folder) / "adapter_model.safetensors", "base_model.model.model.norm.weight"
+    save_file({**load_file(file), key: torch.ones(16)}, file)
+    assert not [name for name in lab.merge(folder).tensors() if "norm" in name]  # the base's own
+    _changed(folder, key, lambda weight: weight * 2)
+    with pytest.raises(samerge.BaseModelError, match=r"'first'.*'model.norm.weight', which differs from"):
         lab.merge(folder)
+    with pytest.raises(samerge.AdapterError, match=r"also holds 'model.norm.weight', which is no LoRA factor"):
+        samerge.merge(None, [folder], method="linear")
+    save_file({**load_file(file), "base_model.model.magic": torch.ones(3)}, file)
+    with pytest.raises(samerge.BaseModelError, match=r"also holds 'magic' \(3,\), which is no LoRA factor"):
+        lab.merge(lab.altered(_without(folder, key)))
+
+
+def _without(folder: str, key: str) -> str:
+    file = Path(folder) / "adapter_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if name != key}, file)
+    return folder
 
 
 def test_untied_by_the_configuration_is_not_tied(bench) -> None:

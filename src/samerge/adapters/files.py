@@ -55,7 +55,7 @@ def read_adapter(folder: str | Path, name: str, source: str | None = None) -> Ad
         config,
         dict(sorted(modules.items())),
         file.sha256(),
-        extras_of(name, config, others, lambda key: partial(file.read, key)),
+        extras_of(config, others, lambda key: partial(file.read, key)),
         _ignored(name, config),
     )
 

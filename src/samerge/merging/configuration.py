@@ -8,15 +8,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from samerge.adapters import Adapter, servable
+from samerge.adapters.extras import HEADS
 from samerge.adapters.layouts import Layout
 from samerge.linalg.factors import LoraFactors
 from samerge.merging.alignment.views import replication
 from samerge.merging.targets import targets_of
 from samerge.methods.problem import Problem
 from samerge.weights import WeightSource
-
-#: Tasks for which PEFT trains the model's head with every adapter.
-_WITH_HEAD = frozenset({"SEQ_CLS", "TOKEN_CLS"})
 
 
 def settings_of(
@@ -33,7 +31,7 @@ def settings_of(
     bases = [expert.config.get("base_model_name_or_path") for expert in experts]
     tasks = {expert.config.get("task_type") for expert in experts}
     task = tasks.pop() if len(tasks) == 1 else None
-    if task in _WITH_HEAD and modules_to_save == "drop":
+    if task in HEADS and modules_to_save == "drop":
         task = None  # PEFT would look for a trained head in the file
     return {
         **servable.settings(

@@ -5,7 +5,10 @@
 | bias of `lora_B` | sum_n w_n s_n bias_n |
 | bias of the base (`bias="all"`, "lora_only") | base + sum_n w_n (bias_n - base) |
 | `modules_to_save`, `trainable_token_indices` | the plain mean of those that have it, one's, or none, by choice |
-| a copy of a base weight | left out when it equals the base, else an error |
+| a copy of a base weight | left out when it equals the base's, or the adapter's own of a tied weight; else an error |
+
+In a model with tied weights an output head is the input embedding, under whatever name: its copies, its trained rows
+and its trained weight are the embedding's.
 
 Biases are updates like any other: `scaling` as a number multiplies them. With "auto" and "unit" they are divided by
 sum |w_n| over the experts that have them: rules that are made for low-rank updates have no meaning for them, and one
@@ -14,7 +17,7 @@ expert keeps its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +25,11 @@ import torch
 from torch import Tensor
 
 from samerge.adapters import Adapter, widest
+from samerge.adapters.extras import saved_modules
 from samerge.adapters.layouts import Layout
 from samerge.adapters.model import Load
 from samerge.errors import AdapterError, BaseModelError, OptionError
-from samerge.merging.alignment.matching import Names
+from samerge.merging.alignment.views import origin
 from samerge.merging.inputs import dtype_of
 from samerge.methods.problem import Site
 from samerge.options.common import CommonOptions
@@ -85,8 +89,10 @@ def check_extras(adapters: Sequence[Adapter], choice: str | None, source: Weight
                 f"merging adapter {adapter.name!r}: it trained biases of the base model "
                 f"(bias={adapter.config.get('bias')!r}), of which only the change can be merged; give base="
             )
+        own = tied(adapter, source)
         for name, load in adapter.extras.copies.items():
-            _check_copy(adapter.name, name, load, source)
+            if name not in own:
+                _check_copy(adapter.name, name, load, source)
 
 
 def merge_extras(
@@ -134,10 +140,10 @@ def merge_extras(
         tensors.update(trained)
     if options.modules_to_save not in (None, "drop"):
         chosen = _chosen([adapter for adapter, _ in active], str(options.modules_to_save))
-        tensors.update(_saved(chosen, chosen_dtype))
-        names = sorted({name for a in chosen if a.extras.saved for name in a.config.get("modules_to_save") or ()})
-        settings["modules_to_save"] = names or None
-        rows, indices = _tokens(chosen, chosen_dtype)
+        saved = _saved(chosen, chosen_dtype, source)
+        tensors.update({_PREFIX + name: tensor for name, tensor in saved.items()})
+        settings["modules_to_save"] = _modules(chosen, saved) or None
+        rows, indices = _tokens(chosen, chosen_dtype, source)
         tensors.update(rows)
         if indices:
             settings["trainable_token_indices"] = indices
@@ -146,33 +152,64 @@ def merge_extras(
         if dropped:
             warnings.append(f"dropped, as modules_to_save='drop' asks: {', '.join(dropped)}")
     if tensors:
-        what = ", ".join(sorted(settings))
+        what = ", ".join(sorted(name for name, value in settings.items() if value))
         warnings.append(
             f"the merged adapter has more than LoRA factors ({what}): PEFT loads it, vLLM will not serve it"
         )
     return MergedExtras(tensors, settings, warnings)
 
 
+def tied(adapter: Adapter, source: WeightSource | None) -> dict[str, Load]:
+    """The copies that an adapter holds of what it trained itself, under the name of a weight that is tied to it.
+
+    `ensure_weight_tying` writes the trained embedding twice, once as the output head.
+    """
+    trained = {_origin(source, name): load for name, load in adapter.extras.saved.items()}
+    if source is None and adapter.config.get("ensure_weight_tying"):
+        loads = list(trained.values())
+        return {name: copy for name, copy in adapter.extras.copies.items() if any(_same(copy, one) for one in loads)}
+    return {
+        name: copy
+        for name, copy in adapter.extras.copies.items()
+        if (one := trained.get(_origin(source, name))) is not None and _same(copy, one)
+    }
+
+
+def _origin(source: WeightSource | None, name: str) -> str:
+    return name if source is None else origin(source, name)
+
+
+def _is_alias(source: WeightSource | None, embedding: str) -> bool:
+    """Whether an embedding goes by the weight of another one: an output head by the input embedding's."""
+    return _origin(source, f"{embedding}.weight").split(".")[-2] != embedding.rpartition(".")[2]
+
+
+def _same(one: Load, other: Load) -> bool:
+    a, b = one(), other()
+    return a.shape == b.shape and torch.equal(a.to(b.device, b.dtype), b)
+
+
 def _check_copy(adapter: str, name: str, load: Load, source: WeightSource | None) -> None:
     if source is None:
         raise AdapterError(
-            f"merging adapter {adapter!r}: its file holds a copy of the base weight {name!r} (save_embedding_layers); "
-            f"it can be left out only if it equals the base's, so give base="
+            f"merging adapter {adapter!r}: its file also holds {name!r}, which is no LoRA factor and not named in its "
+            f"configuration; it can be left out only if it is a copy of the base's (save_embedding_layers), so give "
+            f"base="
         )
-    found = Names(source.shapes).find(name)
     copy = load()
-    if len(found) != 1:
+    if name not in source.shapes:
         raise BaseModelError(
-            f"merging adapter {adapter!r}: its file holds a copy of the base weight {name!r}, which "
-            f"{source.name!r} does not have; is it an adapter of another base model?"
+            f"merging adapter {adapter!r}: its file also holds {name!r} {tuple(copy.shape)}, which is no LoRA factor, "
+            f"not named in its configuration, and no weight of {source.name!r}; leaving it out would change what the "
+            f"adapter does. Is it an adapter of another base model?"
         )
-    if tuple(copy.shape) != tuple(source.shapes[found[0]]):
+    if tuple(copy.shape) != tuple(source.shapes[name]):
         raise BaseModelError(
             f"merging adapter {adapter!r}: its file holds the base weight {name!r} of shape {tuple(copy.shape)}, "
-            f"that of {source.name!r} is {source.shapes[found[0]]}: its vocabulary was resized. "
+            f"that of {source.name!r} is {source.shapes[name]}: its vocabulary was resized. "
             f"Give the resized model as the base"
         )
-    base = source.read(found[0], 0, copy.shape[0])
+    base = source.read(name, 0, copy.shape[0])
     if not torch.equal(base.to(copy.device, copy.dtype), copy):
         raise BaseModelError(
             f"merging adapter {adapter!r}: its file holds the base weight {name!r}, which differs from that of "
@@ -231,18 +268,16 @@ def _base_biases(
     names = sorted({name for adapter, _ in active for name in adapter.extras.biases})
     if not names or source is None:
         return {}
-    known = Names(name for name, shape in source.shapes.items() if len(shape) == 1)
     paths = {module: layout.path(module) for module, layout in layouts.items()}
     merged = {}
     for name in names:
         having = [(adapter, weight) for adapter, weight in active if name in adapter.extras.biases]
-        found = known.find(name)
-        if len(found) != 1:
+        if name not in source.shapes:
             raise BaseModelError(
                 f"merging adapter {having[0][0].name!r}: it trained the bias {name!r}, which the base model "
                 f"{source.name!r} does not have; is it an adapter of another base model?"
             )
-        base = source.read(found[0], 0, source.shapes[found[0]][0]).detach().cpu()
+        base = source.read(name, 0, source.shapes[name][0]).detach().cpu()
         parts = [(weight, adapter.extras.biases[name]().float() - base.float()) for adapter, weight in having]
         module = name.removesuffix(".bias")
         key = f"{paths[module]}.base_layer.bias" if module in paths else name
@@ -256,21 +291,41 @@ def _chosen(active: Sequence[Adapter], choice: str) -> list[Adapter]:
     return [adapter for adapter in active if adapter.name == choice.removeprefix("take:")]
 
 
-def _saved(chosen: Sequence[Adapter], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    names = sorted({name for adapter in chosen for name in adapter.extras.saved})
-    return {
-        _PREFIX + name: _mean(name, {a.name: a.extras.saved[name]() for a in chosen if name in a.extras.saved}, dtype)
-        for name in names
-    }
-
-
-def _tokens(chosen: Sequence[Adapter], dtype: torch.dtype | None) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """The rows of every embedding: for each index the mean over the experts that trained it."""
-    rows: dict[str, dict[int, dict[str, Tensor]]] = {}
+def _saved(chosen: Sequence[Adapter], dtype: torch.dtype | None, source: WeightSource | None) -> dict[str, Tensor]:
+    """The mean of every tensor that is saved whole, over those that have it."""
+    found: dict[str, dict[str, Load]] = {}
     for adapter in chosen:
-        for embedding, tokens in adapter.extras.tokens.items():
+        for name, load in {**adapter.extras.saved, **tied(adapter, source)}.items():
+            found.setdefault(name, {})[adapter.name] = load
+    return {name: _mean(name, {who: load() for who, load in found[name].items()}, dtype) for name in sorted(found)}
+
+
+def _modules(chosen: Sequence[Adapter], saved: Iterable[str]) -> list[str]:
+    """`modules_to_save` for the tensors that are saved whole: in the adapters' own words, or else in full."""
+    words = {word for adapter in chosen for word in saved_modules(adapter.config)}
+    found = set()
+    for name in saved:
+        parts = name.split(".")
+        modules = [".".join(parts[:cut]) for cut in range(1, len(parts))]
+        meant = {word for word in words if any(module.endswith(word) for module in modules)}
+        found |= meant or {modules[-1]}
+    return sorted(found)
+
+
+def _tokens(
+    chosen: Sequence[Adapter], dtype: torch.dtype | None, source: WeightSource | None
+) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """The rows of every embedding: for each index the mean over the adapters that trained it.
+
+    Of weights that are tied to one another the embedding stands for all: PEFT trains them together.
+    """
+    rows: dict[str, dict[int, dict[str, Tensor]]] = {}
+    first: dict[str, str] = {}
+    for adapter in chosen:
+        for embedding, tokens in sorted(adapter.extras.tokens.items(), key=lambda item: _is_alias(source, item[0])):
+            place = first.setdefault(_origin(source, f"{embedding}.weight"), embedding)
             for index, row in zip(tokens.indices, tokens.load(), strict=True):
-                rows.setdefault(embedding, {}).setdefault(index, {})[adapter.name] = row
+                rows.setdefault(place, {}).setdefault(index, {}).setdefault(adapter.name, row)
     tensors = {
         f"{_PREFIX}{embedding}.token_adapter.trainable_tokens_delta": torch.stack(
             [_mean(f"{embedding}[{index}]", table[index], dtype) for index in sorted(table)]

@@ -31,6 +31,10 @@ class RenamedSource:
         self.config: Mapping[str, Any] = {**source.config, **(config or {})}
         self.shapes: Mapping[str, tuple[int, ...]] = {name: source.shapes[names[name]] for name in sorted(names)}
 
+    def origin(self, tensor: str) -> str:
+        """The name, further down, of the one weight that a name here means: the same for all names of tied weights."""
+        return origin(self.source, self._names[tensor])
+
     def dtype(self, tensor: str) -> torch.dtype:
         """The dtype that a tensor is stored in."""
         return self.source.dtype(self._names[tensor])
@@ -59,6 +63,11 @@ def replication(adapters: Sequence[Adapter]) -> list[tuple[int, int]] | None:
                 f"{plain[other]}; they belong to models with different layers, merge only those that agree"
             )
     return plain[first]
+
+
+def origin(source: WeightSource, tensor: str) -> str:
+    """What two names of one weight have in common; a name of no weight of the base is its own."""
+    return source.origin(tensor) if isinstance(source, RenamedSource) and tensor in source.shapes else tensor
 
 
 def with_aliases(source: WeightSource, aliases: Mapping[str, str]) -> WeightSource:
