@@ -42,6 +42,7 @@ def work(pipe: Connection, zoo: Path) -> None:
 
     outcome(0, zoo, Path(tempfile.mkdtemp()))  # everything is imported
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pipe.send("ready")
     with tempfile.TemporaryDirectory() as folder, offline():
         while True:
             number = pipe.recv()
@@ -60,6 +61,7 @@ class Worker:
         self.process = multiprocessing.get_context("spawn").Process(target=work, args=(theirs, zoo), daemon=True)
         self.process.start()
         theirs.close()
+        self.pipe.recv()  # it has imported everything
         self.number, self.since = -1, 0.0
 
     def begin(self, number: int) -> None:

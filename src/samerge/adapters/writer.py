@@ -31,7 +31,7 @@ def write_adapter(
     card: str,
     overwrite: bool = False,
 ) -> Path:
-    """Write an adapter in PEFT's layout, with its record and its card; the same input gives the same bytes.
+    """Write an adapter in PEFT's layout, with its record and its card; the same tensors give the same bytes.
 
     Args:
         folder: where to; parents are created.
