@@ -191,3 +191,16 @@ def test_the_widest_dtype_counts(tmp_path, dtype, other, expected):
     adapter = read_adapter(write_adapter(tmp_path / "a", factors), "math")
     assert adapter.dtype == expected
     assert adapter.modules["layers.0"].load().A.dtype == dtype
+
+
+@pytest.mark.parametrize("power", [-100, -40, 0, 40, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_factors_of_very_unequal_size_are_evened_exactly(tmp_path, power, dtype):
+    generator = torch.Generator().manual_seed(0)
+    A, B = torch.randn(2, 4, generator=generator).to(dtype), torch.randn(5, 2, generator=generator).to(dtype)
+    given = {"layers.0": (A * 2.0**power, B * 2.0**-power)}
+    factors = read_adapter(write_adapter(tmp_path / "a", given), "math").modules["layers.0"].load()
+    assert torch.equal(factors.A.double() / factors.A.abs().max(), A.double() / A.abs().max())
+    assert torch.equal(factors.B.double() @ factors.A.double(), B.double() @ A.double())
+    if abs(power) >= 40:
+        assert 0.01 < float(factors.A.abs().max() / factors.B.abs().max()) < 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,11 @@ from samerge.adapters.model import AdaptedModule, Load
 from samerge.adapters.names import Target
 from samerge.errors import AdapterError
 from samerge.linalg.factors import LoraFactors
+
+#: Dtypes with the range of exponents that moving powers of two needs.
+_WIDE = (torch.bfloat16, torch.float32, torch.float64)
+#: Powers of two that one factor is larger than the product's root from which they are moved.
+_UNEVEN = 30
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,27 @@ def _load(
     factors = layout.factors(A, B, scale, expert)
     for part, tensor in (("lora_A", factors.A), ("lora_B", factors.B)):
         finite(adapter, module, part, tensor)
-    return factors
+    return evened(factors)
+
+
+def evened(factors: LoraFactors) -> LoraFactors:
+    """The same update of factors of like size, where the two are so unequal that a square of one is no number.
+
+    Powers of two are moved from one to the other, which is exact: only what is 2^-100 of the largest entry can be lost.
+
+    Example:
+        >>> even = evened(LoraFactors(torch.full((1, 2), 2.0**-100), torch.full((2, 1), 2.0**100)))
+        >>> even.A.max().item(), even.B.max().item()
+        (1.0, 1.0)
+    """
+    A, B = factors.A, factors.B
+    if A.dtype not in _WIDE or B.dtype not in _WIDE or not A.numel() or not B.numel():
+        return factors
+    sizes = float(A.abs().max()), float(B.abs().max())
+    if 0.0 in sizes:
+        return factors
+    moved = round((math.log2(sizes[1]) - math.log2(sizes[0])) / 2)
+    return factors if abs(moved) < _UNEVEN else LoraFactors(A * 2.0**moved, B * 2.0**-moved, factors.scale)
 
 
 def finite(adapter: str, module: str, part: str, tensor: Tensor) -> Tensor:
