@@ -204,6 +204,8 @@ COMMANDS: tuple[tuple[str, Callable[[Path], list[Any]], tuple[str, ...]], ...] =
     ("default sharded", _merge("sharded", "math", "rich"), ("sharded", "math", "rich")),
     ("check", lambda work: ["check", work / "rich", "--base", work / "base"], ("rich", "base")),
     ("inspect two", lambda work: ["inspect", work / "math", work / "code"], ("math", "code")),
+    ("inspect", lambda work: ["inspect", work / "merged"], ("merged",)),
+    ("inspect json", lambda work: ["inspect", work / "merged", "--json"], ("merged",)),
     (
         "full",
         lambda work: ["full", "--base", work / "base", "--expert", f"e={work / 'expert'}", "--iterations", "1",
