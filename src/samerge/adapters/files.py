@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from samerge.adapters.checks import refuse_config, strange_fields
+from samerge.adapters.companions import companions_of
 from samerge.adapters.config import scaling
 from samerge.adapters.describe import Stored, described
 from samerge.adapters.extras import extras_of
@@ -57,6 +58,7 @@ def read_adapter(folder: str | Path, name: str, source: str | None = None) -> Ad
         file.sha256(),
         extras_of(config, others, lambda key: partial(file.read, key)),
         _ignored(name, config),
+        companions_of(folder),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +82,7 @@ class Adapter:
         sha256: of the weight file, for the record; None for a live adapter.
         extras: what it carries beside its factors.
         notes: what the user should know of how it was read.
+        companions: files of weights that lie beside its own, which no merge can mean.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Adapter:
     sha256: str | None = None
     extras: Extras = field(default_factory=Extras, repr=False)
     notes: tuple[str, ...] = ()
+    companions: tuple[Path, ...] = ()
 
     @property
     def rank(self) -> int:

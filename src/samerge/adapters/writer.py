@@ -6,7 +6,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def write_adapter(
     record: Mapping[str, Any],
     card: str,
     overwrite: bool = False,
+    beside: Iterable[Path] = (),
 ) -> Path:
     """Write an adapter in PEFT's layout, with its record and its card; the same tensors give the same bytes.
 
@@ -41,6 +43,7 @@ def write_adapter(
             written as null.
         card: the text of `README.md`.
         overwrite: replace an adapter folder that is already there. Default: False.
+        beside: files to copy into the folder, as they are.
 
     Returns:
         The folder.
@@ -66,6 +69,8 @@ def write_adapter(
         # safetensors may create its file readable by the owner only; the umask decides, as for the other files
         os.chmod(temporary / WEIGHTS_NAME, 0o666 & (temporary.stat().st_mode & 0o777))
         (temporary / CONFIG_NAME).write_text(settings, encoding="utf-8", newline="\n")
+        for file in beside:
+            shutil.copyfile(file, temporary / file.name)
         write_text(temporary, record, card)
     return target
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,6 +24,7 @@ from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeErro
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.architecture import base_graph
 from samerge.merging.alignment.spelling import together
+from samerge.merging.companions import chosen_companions
 from samerge.merging.conversion.dora import check_dora
 from samerge.merging.inputs import open_base
 from samerge.merging.trained_parts import check_extras
@@ -168,7 +169,7 @@ def _against(adapter: Adapter, source: WeightSource | None, base: object) -> tup
         missing = sorted(assemble.missing_layers(sites, seen))
     except (AdapterError, BaseModelError) as error:
         problems.append(str(error))
-    for refuse in (check_dora, check_extras):
+    for refuse in (check_dora, check_extras, _check_companions):
         try:
             refuse([adapter], None, seen)
         except SamergeError as error:
@@ -188,6 +189,10 @@ def _against(adapter: Adapter, source: WeightSource | None, base: object) -> tup
             problems.append(str(error))
             break
     return problems, notes, missing
+
+
+def _check_companions(adapters: Sequence[Adapter], choice: str | None, source: WeightSource | None) -> None:
+    chosen_companions(adapters, choice)
 
 
 def _ranks(adapter: Adapter | None, file: TensorFile) -> dict[str, int]:

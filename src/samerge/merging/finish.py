@@ -15,6 +15,7 @@ from samerge.adapters.servable import cast, check_finite
 from samerge.linalg.factors import LoraFactors, pad
 from samerge.linalg.triplets import Triplets
 from samerge.merging.alignment import assemble
+from samerge.merging.companions import chosen_companions
 from samerge.merging.configuration import settings_of
 from samerge.merging.findings import notes_of, warnings_of
 from samerge.merging.inputs import dtype_of
@@ -126,6 +127,7 @@ class Finisher:
             **settings_of(problem, self._active(), factors, layouts, rank, planned.common.modules_to_save),
             **beside.settings,
         }
+        companions, told_of = chosen_companions(self._active(), planned.common.companions)
         findings = warnings_of(problem, self._active(), layers)
         for text in findings.alarms:
             python_warnings.warn(text, stacklevel=4)
@@ -147,10 +149,11 @@ class Finisher:
             kernel=self.begun.kernel,
             timings=seconds_of(problem.progress),
             notes=(*self.notes, *notes_of(problem, planned, self.begun)),
-            warnings=(*findings.alarms, *findings.others, *beside.warnings),
+            warnings=(*findings.alarms, *findings.others, *beside.warnings, *told_of),
             **origin(),
         )
-        return MergedAdapter(factors, {m: layouts[m] for m in factors}, settings, Report(record), beside.tensors)
+        kept = {module: layouts[module] for module in factors}
+        return MergedAdapter(factors, kept, settings, Report(record), beside.tensors, companions)
 
     def _active(self) -> list[Adapter]:
         """The adapters of a weight other than 0; all of them where there is none."""

@@ -17,6 +17,7 @@ from samerge.errors import GraphError, OptionError
 from samerge.graph import FlowGraph
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.spelling import Together, together
+from samerge.merging.companions import chosen_companions
 from samerge.merging.conversion.dora import check_dora, converted
 from samerge.merging.finish import Finisher
 from samerge.merging.inputs import AdapterLike, device_of, open_adapters, open_base, weights_of
@@ -71,6 +72,8 @@ def merge(
             device: where to compute: "cpu" by default, a live model's own device otherwise.
             modules_to_save: what becomes of fully trained modules and token rows: "average", the plain mean of the
                 adapters that have them; "take:<adapter>", one adapter's; or "drop". Without it, they are an error.
+            companions: what becomes of files of weights that lie beside adapters (a value head, a projector):
+                "take:<adapter>", one adapter's are copied; or "drop". Without it, they are an error.
             dora: "exact" converts DoRA adapters on the way: the exact update relative to the base, truncated to the
                 adapter's rank, or to another with "exact:<rank>"; the report says what that lost.
 
@@ -150,6 +153,7 @@ def merge_opened(
             checked = one.adapters if any(values) else ()
             check_dora(checked, common.dora, one.source)
             check_extras(checked, common.modules_to_save, one.source)
+            chosen_companions(checked, common.companions)
             taking_part = {adapter.name: adapter for adapter in one.adapters}
             placed = [taking_part.get(expert.name, replace(expert, modules={})) for expert in experts]
             return one, assemble.align(placed, one.source), device

@@ -30,6 +30,7 @@ class MergedAdapter:
         settings: what `adapter_config.json` says.
         report: what the merge did.
         extras: what the adapter carries beside its factors (biases, fully trained modules), by name in the file.
+        companions: files to copy beside it when it is saved.
     """
 
     factors: Mapping[str, LoraFactors] = field(repr=False)
@@ -37,6 +38,7 @@ class MergedAdapter:
     settings: Mapping[str, Any]
     report: Report = field(repr=False)
     extras: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    companions: tuple[Path, ...] = ()
 
     @property
     def config(self) -> LoraConfig:
@@ -78,7 +80,9 @@ class MergedAdapter:
 
         record = self.report.record
         card = model_card(record)
-        return write_adapter(path, self.tensors(), self.settings, record.json(), card, overwrite=overwrite)
+        return write_adapter(
+            path, self.tensors(), self.settings, record.json(), card, overwrite=overwrite, beside=self.companions
+        )
 
     def push_to_hub(
         self,

@@ -19,6 +19,7 @@ class LiveKeywords(TypedDict, total=False):
     device: str | None
     modules_to_save: str | None
     dora: str | None
+    companions: str | None
     #: saliency, paper, elementwise.
     iterations: int | None
     #: saliency, paper, elementwise.

@@ -66,3 +66,10 @@ class CommonOptions(Options):
         "Convert DoRA adapters on the way: the exact update, truncated to the adapter's rank or to RANK.",
         told="an error if there are any",
     )
+    companions: str | None = option(
+        word("drop", pattern="take:.+", told="take:ADAPTER"),
+        None,
+        "What becomes of files of weights that lie beside adapters, such as a value head or a projector: left out, or "
+        "one adapter's copied.",
+        told="an error if there are any",
+    )

@@ -95,7 +95,8 @@ def compress_adapter(
             and for layers of the base that the adapter lacks to be filled in with zeros.
         adapter_name: with a `PeftModel` as the base, put the result on it under this name.
         dtype: of the output; the adapter's own by default. Computed in float64.
-        modules_to_save: "drop" leaves fully trained modules and token rows out; they are kept by default.
+        modules_to_save: "drop" leaves fully trained modules and token rows out; they are kept by default, as are files
+            of weights beside the adapter.
         dora: "exact" or "exact:<rank>" converts a DoRA adapter on the way.
         progress: show progress bars when on a terminal.
 
@@ -118,10 +119,12 @@ def compress_adapter(
     size = Size(rank, energy, "compressing an adapter")
     _check_name(base, adapter_name)
     kept = modules_to_save or "average"
-    planned = alone("compress", size, {"dtype": dtype, "modules_to_save": kept, "dora": dora})
     bars = Progress(progress)
     with bars.task("reading", 1):
         [opened] = open_adapters(base, [adapter])
+        beside = f"take:{opened.name}" if opened.companions else None
+        common = {"dtype": dtype, "modules_to_save": kept, "dora": dora, "companions": beside}
+        planned = alone("compress", size, common)
         live = base if isinstance(base, nn.Module) else None
         spelled = together([opened], open_base(base, required=False), live)
         [opened], source = spelled.adapters, spelled.source
