@@ -44,6 +44,11 @@ def regauged(parts: Sequence[LoraFactors], seed: int = 7) -> list[LoraFactors]:
     return found
 
 
+def held(matrix: Tensor) -> LoraFactors:
+    """A dense matrix as factors."""
+    return LoraFactors(torch.eye(matrix.shape[1], dtype=matrix.dtype), matrix)
+
+
 def triplets(parts: Sequence[LoraFactors]) -> dict[int, Triplets]:
     """Those of the updates that are not zero, by number, as a method is given them."""
     found = {n: singular(part) for n, part in enumerate(parts)}

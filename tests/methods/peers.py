@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from samerge.methods.aligned import held
+from methods.dense import held
 from samerge.methods.rows import Layer
 
 _FOLDER = Path(__file__).parents[1] / "data"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from samerge.linalg.factors import LoraFactors
 from samerge.methods.registry import find
 from samerge.methods.rows import Layer, merged_with_shares
+from samerge.options.option import filled
 
 WEIGHTS = {0: 1.0, 1: -0.5, 2: 2.0}
 NAMES = {0: "zero", 1: "one", 2: "two"}
@@ -58,8 +60,8 @@ def election(values: list[Tensor], method: str = "total", aggregate: str = "mean
     return merged
 
 
-def run(method: str, prepare, made: list[Layer], density: float | None = None, **own: Any) -> list[Tensor]:
-    """Every layer's merge before it is truncated."""
-    given = own if density is None else {"density": density, **own}
-    combine = prepare(made, find(method).options(**given))
+def run(method: str, made: list[Layer], density: float | str | None = None, **own: Any) -> list[Tensor]:
+    """Every layer's merge before it is truncated, by the `prepare` of the method's file."""
+    prepare = import_module(f"samerge.methods.{method.replace('-', '_')}").prepare
+    combine = prepare(made, filled(find(method).options, {"density": density, **own}))
     return [merged_with_shares(layer, combine, [1.0] * 3)[0] for layer in made]

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samerge.methods.isotropic import iso_c
 
-from methods.dense import close, svd, through_core
+from methods.dense import close, combined, held, svd
 from methods.peers import CHANCES, FOUND, RECORD, UPDATES, layer
 from methods.streams import run
 from samerge.methods import dare
-from samerge.methods.aligned import held
-from samerge.methods.dare import prepare_dare
 from samerge.methods.rows import Layer
-from samerge.methods.ties import prepare_ties
-from samerge.methods.tsv import tsv
-from samerge.methods.wudi import wudi
 
 OPTIONS = RECORD["fusion-bench"]["options"]
 EQUAL = [1.0] * 3
@@ -33,7 +27,7 @@ def one_more(size: int) -> float:
 
 @pytest.mark.parametrize("aggregate", ["mean", "sum"])
 def test_ties(aggregate):
-    (ours,) = run("ties", prepare_ties, [layer(EQUAL)], one_more(UPDATES[0].numel()), aggregate=aggregate)
+    (ours,) = run("ties", [layer(EQUAL)], one_more(UPDATES[0].numel()), aggregate=aggregate)
     close(ours, FOUND[f"fusion_bench.ties_{aggregate}"])
 
 
@@ -42,13 +36,13 @@ def test_knots_ties():
     u, s, v = svd(torch.cat(UPDATES, dim=1))
     values = [s[:, None] * block for block in v.T.split(UPDATES[0].shape[1], dim=1)]
     aligned = Layer("w", tuple(values[0].shape), dict.fromkeys(range(3), "x"), dict(enumerate(map(held, values))))
-    (merged,) = run("knots-ties", prepare_ties, [aligned], one_more(values[0].numel()))
+    (merged,) = run("ties", [aligned], one_more(values[0].numel()))
     close(u @ merged, FOUND["fusion_bench.knots_ties"])
 
 
 def test_iso_c():
     """Its mean is over all 20 singular values; here over the 18 that are not 0. M differs by that factor alone."""
-    ours = through_core(lambda cores: iso_c(cores, EQUAL), PARTS)
+    ours = combined("iso-c", PARTS, EQUAL)
     rank = int(torch.linalg.matrix_rank(sum(UPDATES)))
     assert (rank, min(ours.shape)) == (18, 20)
     u, s, v = svd(sum(UPDATES))
@@ -59,12 +53,12 @@ def test_iso_c():
 
 def test_tsv():
     """The same where its share of triplets, 1/N of the smaller side, is each update's rank, as it is here."""
-    close(through_core(lambda cores: tsv(cores, EQUAL)[0], PARTS), FOUND["fusion_bench.tsv"])
+    close(combined("tsv", PARTS, EQUAL), FOUND["fusion_bench.tsv"])
 
 
 def test_dare(monkeypatch):
     monkeypatch.setattr(dare, "uniform", lambda layer, start, tiles, seed: CHANCES[:1])
-    (ours,) = run("dare", prepare_dare, [layer([1.0], UPDATES[:1])], OPTIONS["dare"]["density"])
+    (ours,) = run("dare", [layer([1.0], UPDATES[:1])], OPTIONS["dare"]["density"])
     torch.testing.assert_close(ours, FOUND["fusion_bench.dare"], rtol=1e-6, atol=1e-9)
 
 
@@ -75,7 +69,7 @@ def loss(merged, taus=UPDATES):
 
 def test_wudi():
     """Published are 300 steps of Adam from the sum: they are on the way to our M, and 20 000 are nearer."""
-    ours = through_core(lambda cores: wudi(cores, EQUAL, cutoff=1e-12), PARTS)
+    ours = combined("wudi", PARTS, EQUAL, cutoff=1e-12)
     early, late = (FOUND[f"fusion_bench.wudi_{steps}"] for steps in OPTIONS["wudi"]["steps"])
     start = sum(UPDATES)
     assert loss(ours) <= loss(late) < loss(early) < loss(start)
@@ -106,6 +100,6 @@ def test_wudi_descends_to_the_same_minimum(columns):
     (gradient,) = torch.autograd.grad(loss(M, taus), M)
     assert float(gradient.norm()) < 1e-10 * start
     found = M.detach()
-    ours = through_core(lambda cores: wudi(cores, EQUAL, cutoff=1e-14), [held(tau) for tau in taus])
+    ours = combined("wudi", [held(tau) for tau in taus], EQUAL, cutoff=1e-14)
     assert float((found - ours).norm()) < 1e-6 * float(ours.norm())
     assert (float(loss(ours, taus)) > 1e-3 * float(loss(sum(taus), taus))) == (columns == 8)

@@ -15,11 +15,8 @@ from methods.peers import CHANCES, FOUND, RECORD, UPDATES, layer
 from methods.streams import run
 from samerge.linalg.factors import concatenate
 from samerge.methods import dare, della
-from samerge.methods.breadcrumbs import prepare_breadcrumbs
-from samerge.methods.dare import prepare_dare, prepare_dare_ties
-from samerge.methods.della import prepare_della, probabilities
-from samerge.methods.sign_election import SignParameters, elect
-from samerge.methods.ties import prepare_ties
+from samerge.methods.della import probabilities
+from samerge.methods.sign_election import SignOptions, elect
 
 OPTIONS = RECORD["mergekit"]["options"]
 
@@ -31,10 +28,10 @@ def one_mask(monkeypatch):
         monkeypatch.setattr(module, "uniform", lambda layer, start, tiles, seed: CHANCES[list(layer.parts)])
 
 
-def ours(name, method, prepare, **own):
+def ours(name, method, **own):
     """Our merge with the options that mergekit's `name` had."""
     given = OPTIONS[name]
-    return run(method, prepare, [layer(given["weights"])], given["density"], **own)[0]
+    return run(method, [layer(given["weights"])], given["density"], **own)[0]
 
 
 def single(found, theirs):
@@ -49,7 +46,7 @@ def test_task_arithmetic():
 
 def test_ties_with_equal_weights():
     """The same, trim="layer"."""
-    close(ours("ties", "ties", prepare_ties, trim="layer"), FOUND["mergekit.ties"])
+    close(ours("ties", "ties", trim="layer"), FOUND["mergekit.ties"])
 
 
 def test_ties_with_other_weights():
@@ -58,8 +55,8 @@ def test_ties_with_other_weights():
     With normalize, its default, mergekit divides by the sum of the agreeing weights where PEFT and we divide by their
     number: its merge does not grow with the weights.
     """
-    close(ours("ties_sum", "ties", prepare_ties, trim="layer", aggregate="sum"), FOUND["mergekit.ties_sum"])
-    found = ours("ties_mean", "ties", prepare_ties, trim="layer")
+    close(ours("ties_sum", "ties", trim="layer", aggregate="sum"), FOUND["mergekit.ties_sum"])
+    found = ours("ties_mean", "ties", trim="layer")
     weights = torch.tensor(OPTIONS["ties_mean"]["weights"], dtype=torch.float64)
     count = round(OPTIONS["ties_mean"]["density"] * UPDATES[0].numel())
     values = torch.stack([w * tau for w, tau in zip(weights, UPDATES, strict=True)])
@@ -74,7 +71,7 @@ def test_ties_with_other_weights():
 def test_breadcrumbs():
     """The same: the largest `top` (gamma) dropped, of the rest the largest `density`; by layer, weights afterwards."""
     name = "breadcrumbs"
-    close(ours(name, name, prepare_breadcrumbs, top=OPTIONS[name]["gamma"]), FOUND["mergekit.breadcrumbs"])
+    close(ours(name, name, top=OPTIONS[name]["gamma"]), FOUND["mergekit.breadcrumbs"])
 
 
 def test_dare():
@@ -83,9 +80,9 @@ def test_dare():
     mergekit's `rescale`, its default, brings every adapter back to the L1 norm that it had, which is 1/density times a
     random number near 1.
     """
-    single(ours("dare_linear", "dare", prepare_dare), FOUND["mergekit.dare_linear"] / OPTIONS["dare_linear"]["density"])
+    single(ours("dare_linear", "dare"), FOUND["mergekit.dare_linear"] / OPTIONS["dare_linear"]["density"])
     single(
-        ours("dare_ties", "dare-ties", prepare_dare_ties, aggregate="sum"),
+        ours("dare_ties", "dare-ties", aggregate="sum"),
         FOUND["mergekit.dare_ties"] / OPTIONS["dare_ties"]["density"],
     )
     share = OPTIONS["dare_linear_rescaled"]["density"]
@@ -108,9 +105,9 @@ def test_della():
     assert bool(((FOUND["mergekit.della_kept"] - share).abs() < 5 * deviation).all())
     assert bool((FOUND["mergekit.dare_shares"] == torch.tensor(given["density"])).all())
     name = "della_rescaled"
-    found = ours(name, "della", prepare_della, epsilon=OPTIONS[name]["epsilon"])
+    found = ours(name, "della", epsilon=OPTIONS[name]["epsilon"])
     shares = torch.stack([probabilities(tau, OPTIONS[name]["density"], OPTIONS[name]["epsilon"]) for tau in UPDATES])
     kept = torch.stack(UPDATES) * (shares > CHANCES)
-    close(found, elect(kept / shares, SignParameters()))
+    close(found, elect(kept / shares, SignOptions()))
     norms = torch.stack(UPDATES).abs().sum(dim=(1, 2)) / kept.abs().sum(dim=(1, 2))
-    single(elect(kept * norms[:, None, None], SignParameters()), FOUND["mergekit.della_rescaled"])
+    single(elect(kept * norms[:, None, None], SignOptions()), FOUND["mergekit.della_rescaled"])

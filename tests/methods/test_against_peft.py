@@ -19,9 +19,7 @@ from methods.dense import close
 from methods.streams import dense, layers, run
 from samerge.linalg.factors import LoraFactors
 from samerge.methods.chance import uniform
-from samerge.methods.dare import prepare_dare, prepare_dare_ties
 from samerge.methods.rows import Layer
-from samerge.methods.ties import prepare_magnitude_prune, prepare_ties
 
 WEIGHTS = [1.0, -0.5, 2.0]
 #: 33 of the 66 elements of the layer that all three experts adapt, 21 of 66.
@@ -41,7 +39,7 @@ def case(weights: list[float]) -> tuple[Layer, list[Tensor], Tensor]:
 def test_magnitude_prune(density, weights):
     """The same for all weights: both choose before they weight."""
     layer, deltas, given = case(weights)
-    (ours,) = run("magnitude-prune", prepare_magnitude_prune, [layer], density)
+    (ours,) = run("magnitude-prune", [layer], density)
     close(ours, merge_utils.magnitude_prune(deltas, given, density))
 
 
@@ -54,11 +52,11 @@ def test_how_many_are_kept():
     alone = Layer(layer.module, layer.shape, {0: "zero"}, {0: layer.parts[0]})
     for density, theirs, ours in [(0.17, 11, 11), (0.18, 11, 12), (0.001, 0, 1)]:
         assert int((merge_utils.prune(deltas[0], density, "magnitude") != 0).sum()) == theirs
-        (merged,) = run("magnitude-prune", prepare_magnitude_prune, [alone], density)
+        (merged,) = run("magnitude-prune", [alone], density)
         assert int((merged != 0).sum()) == ours
     with pytest.warns(UserWarning, match="no pruning will be performed"):
         theirs = merge_utils.magnitude_prune(deltas, torch.ones(3, dtype=torch.float64), 1.0)
-    (ours,) = run("magnitude-prune", prepare_magnitude_prune, [layer], 1.0)
+    (ours,) = run("magnitude-prune", [layer], 1.0)
     close(ours, theirs)
 
 
@@ -68,7 +66,7 @@ def test_how_many_are_kept():
 def test_ties_with_equal_weights(density, vote, weight):
     """By layer the same, but where the vote by frequency is a draw: PEFT gives it to plus, here nobody has it."""
     layer, deltas, given = case([weight] * 3)
-    (ours,) = run("ties", prepare_ties, [layer], density, trim="layer", majority_sign_method=vote)
+    (ours,) = run("ties", [layer], density, trim="layer", majority_sign_method=vote)
     theirs = merge_utils.ties(deltas, given, density, vote)
     trimmed = torch.stack([merge_utils.prune(d, density, "magnitude") for d in deltas])
     votes = (trimmed if vote == "total" else trimmed.sign()).sum(dim=0)
@@ -87,7 +85,7 @@ def test_ties_with_other_weights(vote):
     """
     layer, deltas, given = case(WEIGHTS)
     density = DENSITIES[0]
-    (ours,) = run("ties", prepare_ties, [layer], density, trim="layer", majority_sign_method=vote)
+    (ours,) = run("ties", [layer], density, trim="layer", majority_sign_method=vote)
     weighted = [w * delta for w, delta in zip(WEIGHTS, deltas, strict=True)]
     theirs = merge_utils.ties(weighted, torch.ones(3, dtype=torch.float64), density, vote)
     trimmed = torch.stack([merge_utils.prune(d, density, "magnitude") for d in weighted])
@@ -104,9 +102,9 @@ def test_ties_over_the_whole_adapter():
     ]
     flat = [torch.cat([one.parts[n].delta().flatten() for one in shared]) for n in (0, 2)]
     density = 53 / len(flat[0])
-    ours = torch.cat([merged.flatten() for merged in run("ties", prepare_ties, shared, density)])
+    ours = torch.cat([merged.flatten() for merged in run("ties", shared, density)])
     close(ours, merge_utils.ties(flat, torch.ones(2, dtype=torch.float64), density))
-    by_layer = torch.cat([merged.flatten() for merged in run("ties", prepare_ties, shared, density, trim="layer")])
+    by_layer = torch.cat([merged.flatten() for merged in run("ties", shared, density, trim="layer")])
     assert not torch.allclose(ours, by_layer)
 
 
@@ -126,7 +124,7 @@ def masks_of(monkeypatch: pytest.MonkeyPatch, drawn: list[Tensor]) -> None:
 def test_dare_with_one_mask(weights, monkeypatch):
     """The same for all weights."""
     layer, deltas, given = case(weights)
-    (ours,) = run("dare", prepare_dare, [layer], 0.4, seed=5)
+    (ours,) = run("dare", [layer], 0.4, seed=5)
     masks_of(monkeypatch, list(uniform(layer, 0, layer.rows(0), 5)))
     close(ours, merge_utils.dare_linear(deltas, given, 0.4))
 
@@ -136,7 +134,7 @@ def test_dare_with_one_mask(weights, monkeypatch):
 def test_dare_ties_with_one_mask(weights, vote, monkeypatch):
     """As `ties`: the same with equal weights and no draws; otherwise PEFT's function on w tau."""
     layer, deltas, _ = case(weights)
-    (ours,) = run("dare-ties", prepare_dare_ties, [layer], 0.4, seed=5, majority_sign_method=vote)
+    (ours,) = run("dare-ties", [layer], 0.4, seed=5, majority_sign_method=vote)
     chance = uniform(layer, 0, layer.rows(0), 5)
     masks_of(monkeypatch, list(chance))
     weighted = torch.stack([w * delta for w, delta in zip(weights, deltas, strict=True)])
@@ -151,7 +149,7 @@ def test_masks_have_one_law():
     """Each its own random numbers: density, mean and spread of what is kept of 40 000 ones, to 5 deviations."""
     density, count = 0.3, 40_000
     layer = Layer("a", (200, 200), {0: "zero"}, {0: LoraFactors(torch.ones(1, 200), torch.ones(200, 1))})
-    (ours,) = run("dare", prepare_dare, [layer], density)
+    (ours,) = run("dare", [layer], density)
     torch.manual_seed(0)
     theirs = merge_utils.dare_linear([torch.ones(200, 200)], torch.ones(1), density)
     spread = math.sqrt((1 - density) / density)

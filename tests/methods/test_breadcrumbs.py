@@ -6,15 +6,12 @@ import pytest
 
 from methods.dense import close
 from methods.streams import dense, layers, run
-from samerge.methods.breadcrumbs import prepare_breadcrumbs
 
 
 @pytest.mark.parametrize(("density", "top"), [(0.14, 0.01), (0.2, 0.1), (0.5, 0.0), (0.6, 0.4), (1.0, 0.0)])
 def test_breadcrumbs(density, top):
     made = layers()
-    for update, merged in zip(
-        dense(made), run("breadcrumbs", prepare_breadcrumbs, made, density, top=top), strict=True
-    ):
+    for update, merged in zip(dense(made), run("breadcrumbs", made, density, top=top), strict=True):
         expected = 0
         for delta in update.values():
             order = delta.flatten().abs().argsort(descending=True)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samerge.options.merge_options import resolve
 
 import samerge
 from methods.dense import close
 from methods.streams import dense, election, layers, run
 from samerge.linalg.factors import LoraFactors
 from samerge.methods.chance import uniform
-from samerge.methods.dare import prepare_dare, prepare_dare_ties
-from samerge.methods.della import prepare_della, probabilities
+from samerge.methods.della import probabilities
 from samerge.methods.density import densities
 from samerge.methods.rows import Layer
 
@@ -25,8 +23,8 @@ def drawn(layer, seed):
 @pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
 def test_dare(density):
     made = layers()
-    added = run("dare", prepare_dare, made, density, seed=3)
-    elected = run("dare-ties", prepare_dare_ties, made, density, seed=3)
+    added = run("dare", made, density, seed=3)
+    elected = run("dare-ties", made, density, seed=3)
     for layer, update, one, other in zip(made, dense(made), added, elected, strict=True):
         chance = drawn(layer, 3)
         kept = [delta * (chance[n] < density) / density for n, delta in update.items()]
@@ -37,8 +35,8 @@ def test_dare(density):
 def test_adaptive_density():
     """Near the mean over all layers; what is kept is divided by the layer's own density."""
     made = layers()
-    merged = run("dare", prepare_dare, made, "adaptive:0.5")
-    share = densities(made, resolve("dare", None, {"density": "adaptive:0.5"}, {"scaling": 1.0}), 0.1)
+    merged = run("dare", made, "adaptive:0.5")
+    share = densities(made, "adaptive:0.5")
     for n in range(3):
         own = [layer for layer in made if n in layer.parts]
         mean = sum(share(layer, n) * layer.size for layer in own) / sum(layer.size for layer in own)
@@ -58,7 +56,7 @@ def naive_probabilities(row, density, epsilon):
 @pytest.mark.parametrize(("density", "epsilon"), [(0.3, 0.05), (0.5, 0.5 - 1e-9), (0.9, 0.0)])
 def test_della(density, epsilon):
     made = layers()
-    found = run("della", prepare_della, made, density, epsilon=epsilon, seed=1)
+    found = run("della", made, density, epsilon=epsilon, seed=1)
     for layer, update, merged in zip(made, dense(made), found, strict=True):
         chance, kept = drawn(layer, 1), []
         for n, delta in update.items():
@@ -75,7 +73,7 @@ def test_the_mean_over_many_masks_is_the_update():
     total = [torch.zeros(layer.shape, dtype=torch.float64) for layer in made]
     kept = 0
     for seed in range(400):
-        for merged, one in zip(total, run("dare", prepare_dare, made, 0.5, seed=seed), strict=True):
+        for merged, one in zip(total, run("dare", made, 0.5, seed=seed), strict=True):
             merged += one / 400
         kept += int((drawn(made[0], seed)[0] < 0.5).sum())
     for merged, update in zip(total, dense(made), strict=True):
@@ -86,7 +84,7 @@ def test_the_mean_over_many_masks_is_the_update():
 
 def test_seeds():
     before = torch.get_rng_state()
-    one, same, other = (run("dare", prepare_dare, layers(), seed=seed)[0] for seed in (0, 0, 1))
+    one, same, other = (run("dare", layers(), seed=seed)[0] for seed in (0, 0, 1))
     close(one, same)
     assert (one - other).abs().max() > 1e-2
     assert torch.equal(before, torch.get_rng_state())
@@ -108,6 +106,6 @@ def test_what_is_refused(tmp_path):
 
     adapter = write_adapter(tmp_path / "a", chain_factors(chain([6, 5]), 2, seed=0))
     with pytest.raises(samerge.OptionError, match=r"epsilon=0\.4: the probabilities run from density - epsilon"):
-        samerge.merge(None, [adapter], method="della", method_options={"epsilon": 0.4})
+        samerge.merge(None, [adapter], method="della", epsilon=0.4)
     with pytest.raises(samerge.OptionError, match=r"seed=1\.5 must be a whole number"):
-        samerge.merge(None, [adapter], method="dare", method_options={"seed": 1.5})
+        samerge.merge(None, [adapter], method="dare", seed=1.5)

@@ -10,11 +10,13 @@ from alike import same_merge
 from peft import PeftModel
 
 import samerge
-from samerge.methods import REGISTRY
+from samerge.methods.registry import available_methods, find
+
+METHODS = list(available_methods())
 
 
 @pytest.mark.parametrize("species", ["llama", "gpt2"])
-@pytest.mark.parametrize("method", [name for name, entry in REGISTRY.items() if not entry.needs_base])
+@pytest.mark.parametrize("method", METHODS)
 def test_what_is_saved_is_what_was_merged(zoo, species, method, tmp_path):
     """Also for layers that are stored transposed, adapters of different ranks and layers, and layers of one adapter."""
     beast = zoo(species)
@@ -33,20 +35,21 @@ def test_what_is_saved_is_what_was_merged(zoo, species, method, tmp_path):
     merged.report.table()
 
 
-@pytest.mark.parametrize("method", [name for name, entry in REGISTRY.items() if not entry.needs_base])
+@pytest.mark.parametrize("method", METHODS)
 def test_half_precision_and_rank(zoo, method):
     beast = zoo("bert")
-    merged = samerge.merge(None, beast.adapters, method=method, svd_rank=4, dtype="bfloat16", scaling="auto")
+    base = beast.base if find(method).base == "needed" else None
+    merged = samerge.merge(base, beast.adapters, method=method, rank=4, dtype="bfloat16", scaling="auto")
     assert merged.settings["r"] <= 4
     assert all(f.A.dtype == torch.bfloat16 and torch.isfinite(f.A).all() for f in merged.factors.values())
 
 
-@pytest.mark.parametrize("method", [name for name, entry in REGISTRY.items() if not entry.needs_base])
+@pytest.mark.parametrize("method", METHODS)
 def test_inputs_stay_as_they_are(zoo, method):
     """A run repeats itself, and leaves the global random numbers alone."""
     beast = zoo("llama")
     before = torch.get_rng_state()
-    one = samerge.merge(None, beast.adapters, method=method)
-    other = samerge.merge(None, beast.adapters, method=method)
+    base = beast.base if find(method).base == "needed" else None
+    one, other = (samerge.merge(base, beast.adapters, method=method) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
     same_merge(one, other)

@@ -6,12 +6,12 @@ from itertools import product
 
 import pytest
 import torch
-from samerge.methods.lego import centroids, cluster
 from tiny import chain, chain_factors, write_adapter
 
 import samerge
 from methods.dense import close, updates
 from samerge.linalg.factors import LoraFactors, concatenate
+from samerge.methods.lora_lego import centroids, cluster
 
 
 def vectors(units: LoraFactors) -> torch.Tensor:
@@ -77,4 +77,4 @@ def test_through_merge(tmp_path):
         whole.delta("layers.0"), samerge.merge(None, adapters, method="linear").delta("layers.0")
     )
     with pytest.raises(samerge.OptionError, match="restarts=0 must be a whole number of at least 1"):
-        samerge.merge(None, adapters, method="lora-lego", method_options={"restarts": 0})
+        samerge.merge(None, adapters, method="lora-lego", restarts=0)

@@ -11,7 +11,7 @@ from methods.dense import close
 from methods.streams import dense, layers, run, top
 from samerge.linalg.factors import LoraFactors
 from samerge.methods import rows
-from samerge.methods.pcb import clipping_ranks, prepare_pcb
+from samerge.methods.pcb import clipping_ranks
 from samerge.methods.rows import Layer
 
 
@@ -56,7 +56,7 @@ def test_pcb(density, quantile, monkeypatch):
     )
     expected = naive(vectors, density, quantile)
     given = {} if quantile == 1e-4 else {"quantile": quantile}  # which is the default
-    found = run("pcb", prepare_pcb, made, density, **given)
+    found = run("pcb", made, density, **given)
     close(torch.cat([merged.flatten() for merged in found]), expected)
 
 
@@ -66,7 +66,7 @@ def test_a_zero_adapter_has_no_share():
     part = layer.parts[1]
     zero = LoraFactors(part.A, part.B * 0)
     made = [Layer(layer.module, layer.shape, layer.names, {0: layer.parts[0], 1: zero})]
-    (found,) = run("pcb", prepare_pcb, made, 0.3, quantile=0.0)
+    (found,) = run("pcb", made, 0.3, quantile=0.0)
     own = layer.parts[0].delta()
     kept = top(own.abs(), math.ceil(0.3 * own.numel()) - 1)  # the least one that is kept has share 0
     close(found, own * kept)
@@ -83,7 +83,7 @@ def test_what_is_clipped_is_merged():
     """One adapter, all of it kept: its values without its outliers."""
     (layer,) = layers()[:1]
     made = [Layer(layer.module, layer.shape, layer.names, {0: layer.parts[0]})]
-    (found,) = run("pcb", prepare_pcb, made, 1.0, quantile=0.1)
+    (found,) = run("pcb", made, 1.0, quantile=0.1)
     own = layer.parts[0].delta()
     low, high = between(own.abs().flatten(), 6, 55)  # of 63
     least = own.abs().flatten().argmin()  # has the least score, and no share
@@ -96,5 +96,5 @@ def test_equal_values_are_all_kept():
     """There is nothing between the ends, neither of magnitudes nor of scores."""
     part = LoraFactors(torch.ones(1, 5, dtype=torch.float64), torch.full((4, 1), -2.0, dtype=torch.float64))
     made = [Layer("one", (4, 5), {0: "zero", 1: "one"}, {0: part, 1: part})]
-    (found,) = run("pcb", prepare_pcb, made, 0.2)
+    (found,) = run("pcb", made, 0.2)
     close(found, part.delta())

@@ -7,10 +7,10 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from samerge.methods.peft_names import PEFT_NAMES
 from tiny import Beast, randomise
 
 import samerge
+from samerge.methods.other_names import OTHER_NAMES
 
 NAMES = ["math", "code", "talk"]
 
@@ -49,18 +49,16 @@ def test_as_peft_has_it(name, vote):
         assert same.sum() > 0.6 * same.numel()
 
 
-@pytest.mark.parametrize("name", sorted(PEFT_NAMES))
+@pytest.mark.parametrize("name", sorted(OTHER_NAMES))
 def test_every_name_merges(llama: Beast, name):
     model = llama.peft_model()
-    merged = samerge.add_weighted_adapter(model, ["math", "code"], None, "merged", name, density=0.5, progress=False)
-    assert merged.report.record.method == PEFT_NAMES[name][0]
+    merged = samerge.add_weighted_adapter(model, ["math", "code"], None, "merged", name, progress=False)
+    assert merged.report.record.method == OTHER_NAMES[name][0]
     model.set_adapter("merged")
     assert torch.isfinite(llama.logits(model)).all()
 
 
 def test_an_explicit_option_wins():
     model = square_model()
-    merged = samerge.add_weighted_adapter(
-        model, NAMES, None, "ours", "ties_svd", method_options={"trim": "adapter"}, progress=False
-    )
-    assert merged.report.record.options["method_options"]["trim"] == "adapter"
+    merged = samerge.add_weighted_adapter(model, NAMES, None, "ours", "ties_svd", trim="adapter", progress=False)
+    assert merged.report.record.options["trim"] == "adapter"

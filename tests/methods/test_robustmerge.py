@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from samerge.methods.robust import robust
 from tiny import chain, chain_factors, write_adapter
 
 import samerge
 from methods.dense import close, updates
+from samerge.methods.robustmerge import robust
 
 
 def pruned(matrix, density):
@@ -64,5 +64,5 @@ def test_through_merge(tmp_path):
 
 def test_what_is_refused(tmp_path):
     adapter = write_adapter(tmp_path / "a", chain_factors(chain([8, 9]), 2, seed=0))
-    with pytest.raises(samerge.OptionError, match=r"floor=1.5 must lie in \[0, 1\]"):
-        samerge.merge(None, {"a": adapter}, method="robustmerge", method_options={"floor": 1.5})
+    with pytest.raises(samerge.OptionError, match=r"floor=1.5 must be in \[0, 1\]"):
+        samerge.merge(None, {"a": adapter}, method="robustmerge", floor=1.5)

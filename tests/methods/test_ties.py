@@ -13,7 +13,6 @@ from methods.dense import close
 from methods.streams import dense, election, flat, layers, run, top
 from samerge.linalg.adaptive_density import adaptive_densities
 from samerge.methods import rows
-from samerge.methods.ties import prepare_magnitude_prune, prepare_ties
 
 
 @pytest.mark.parametrize("density", [0.05, 0.2, 0.6, 1.0])
@@ -28,7 +27,7 @@ def test_ties(density, trim, vote, aggregate, monkeypatch):
     for n in range(3):
         whole = flat(updates, n).abs()
         limits[n] = whole.sort(descending=True).values[max(1, round(density * len(whole))) - 1]
-    found = run("ties", prepare_ties, made, density, trim=trim, majority_sign_method=vote, aggregate=aggregate)
+    found = run("ties", made, density, trim=trim, majority_sign_method=vote, aggregate=aggregate)
     for update, merged in zip(updates, found, strict=True):
         trimmed = []
         for n, delta in update.items():
@@ -40,7 +39,7 @@ def test_ties(density, trim, vote, aggregate, monkeypatch):
 
 def test_magnitude_prune():
     made = layers()
-    for update, merged in zip(dense(made), run("magnitude-prune", prepare_magnitude_prune, made, 0.3), strict=True):
+    for update, merged in zip(dense(made), run("magnitude-prune", made, 0.3), strict=True):
         close(merged, sum(d * top(d.abs(), max(1, round(0.3 * d.numel()))) for d in update.values()))
 
 
@@ -54,16 +53,16 @@ def test_adaptive_density():
         even = [float(v.sum() ** 2 / (v.numel() * v.square().sum())) for v in own.values()]
         share = adaptive_densities(even, [v.numel() for v in own.values()], 0.3)
         counts |= {(i, n): max(1, round(d * v.numel())) for (i, v), d in zip(own.items(), share, strict=True)}
-    found = run("ties", prepare_ties, made, "adaptive:0.3")
+    found = run("ties", made, "adaptive:0.3")
     assert len({counts[i, 0] / updates[i][0].numel() for i in range(3)}) == 3
     for i, (update, merged) in enumerate(zip(updates, found, strict=True)):
         close(merged, election([d * top(d.abs(), counts[i, n]) for n, d in update.items()]))
 
 
 def test_the_tiles_do_not_matter(monkeypatch):
-    whole = run("ties", prepare_ties, layers())
+    whole = run("ties", layers())
     monkeypatch.setattr(rows, "TILE_ELEMENTS", 1)
-    for a, b in zip(whole, run("ties", prepare_ties, layers()), strict=True):
+    for a, b in zip(whole, run("ties", layers()), strict=True):
         close(a, b)
 
 
@@ -73,12 +72,12 @@ def test_as_in_peft(vote):
     made = layers(weights=dict.fromkeys(range(3), 1.0))[1:2]
     (update,) = dense(made)
     deltas, density = list(update.values()), 33 / 66
-    (ours,) = run("ties", prepare_ties, made, density, trim="layer", majority_sign_method=vote)
+    (ours,) = run("ties", made, density, trim="layer", majority_sign_method=vote)
     theirs = merge_utils.ties(deltas, torch.ones(3, dtype=torch.float64), density, vote)
     draws = sum((d * top(d.abs(), 33)).sign() for d in deltas) == 0 if vote == "frequency" else torch.tensor(False)
     close(ours.masked_fill(draws, 0), theirs.masked_fill(draws, 0))
     assert not ours.masked_select(draws).any()
-    (ours,) = run("magnitude-prune", prepare_magnitude_prune, made, density)
+    (ours,) = run("magnitude-prune", made, density)
     close(ours, merge_utils.magnitude_prune(deltas, torch.ones(3, dtype=torch.float64), density))
 
 
@@ -149,4 +148,4 @@ def test_what_is_refused(case):
         ({"aggregate": "max"}, "aggregate='max' is not known"),
     ]:
         with pytest.raises(samerge.OptionError, match=words):
-            samerge.merge(None, adapters, method="ties", method_options=options)
+            samerge.merge(None, adapters, method="ties", **options)

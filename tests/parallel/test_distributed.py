@@ -67,7 +67,8 @@ for name, options in ways.items():
     peak, merged = 0, None
     merged = samerge.merge(f"{folder}/base", adapters, progress=False, **options)
     record = merged.report.record
-    said = {name: record[name] for name in ("layers", "diagnostics", "log_connectivity", "output", "inputs")}
+    told = record.json()
+    said = {name: told[name] for name in ("layers", "log_connectivity", "output", "inputs")}
     said |= {"size": group.size, "peak": peak}
     stem = f"{sys.argv[3]}/{name}-{group.size}"
     save_file({key: t.contiguous() for key, t in merged.tensors().items()}, f"{stem}-{group.rank}.safetensors")

@@ -159,7 +159,7 @@ def _check(logs: Sequence[float], names: Sequence[str], base: str) -> None:
         if math.isnan(log) or log == math.inf:
             raise BaseModelError(
                 f"scoring adapter {name!r} on the base model {base!r}: the connectivity R comes out with log R = "
-                f"{log}; a weight of the base holds NaN, infinite or huge values. Check the checkpoint, or pass "
+                f"{log}; a weight of the base holds NaN, infinite or huge values. Check the checkpoint, or "
                 f"choose the connectivity local where that weight is not adapted"
             )
 
