@@ -23,7 +23,8 @@ from evidence.query import (
 )
 from evidence.scale import scale
 from evidence.store import EARLIER, NOW, part
-from evidence.studies import ablations, predicted, shares, study
+from evidence.foretold import section
+from evidence.studies import ablations, shares, study
 
 REPEAT = """## To repeat it
 
@@ -51,6 +52,7 @@ def render(results: Results) -> str:
         measured(now),
         *[by_budget(now, budget) for budget in BUDGETS],
         FLAT if select(now, merge="iso-c", budget="r") else "",
+        section(results),
         uncertainty(now),
         REPEAT,
     ]
@@ -75,7 +77,7 @@ def render_earlier(results: Results) -> str:
         ablations(earlier),
         study(earlier),
         shares(earlier),
-        predicted(earlier),
+        section(earlier),
         uncertainty(earlier),
     ]
     return _joined(sections)

@@ -9,7 +9,6 @@ from tables import rows as table
 
 from evidence.markdown import score
 from evidence.query import BUDGETS, Record, Results, merges, select
-from evidence.scores import spearman
 
 #: The scales that variants of the selection were tried at.
 ABLATED_AT = ("auto:1.0", "auto:1.3", "auto:1.6")
@@ -102,30 +101,6 @@ def shares(results: Results) -> str:
             table(head, rows),
         ]
     )
-
-
-def predicted(results: Results) -> str:
-    """Whether diagnostics that need no data foretell accuracy."""
-    rows = []
-    for suite in results["suites"]:
-        records = select(results, suite=suite)
-        for name, chosen in (
-            ("all merges and scales", records),
-            ("every merge at its published scale", [r for r in records if r["published"]]),
-        ):
-            if len(chosen) > 3:
-                names = list(chosen[0]["foretold"])
-                found = [spearman([r["foretold"][key] for r in chosen], [r["test"] for r in chosen]) for key in names]
-                rows.append([suite, name, str(len(chosen)), *(f"{value:+.2f}" for value in found)])
-    if not rows:
-        return ""
-    text = (
-        "Rank correlation (Spearman) between what the report of a merge says without data "
-        "([diagnostics](diagnostics.md); mean over the experts) and the measured score. Interference should come out "
-        "negative."
-    )
-    head = ["suite", "over", "settings", *results["records"][0]["foretold"]]
-    return "\n\n".join(["## Foretold without data", text, table(head, rows)])
 
 
 def _mean(records: Sequence[Record], field: str) -> float:

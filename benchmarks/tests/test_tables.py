@@ -6,6 +6,7 @@ import json
 import re
 
 import figures
+import foretell
 import full
 import peft_tests
 import processes
@@ -14,6 +15,8 @@ import signs
 import speed
 import tables
 import traffic
+from evidence.foretold import orders
+from evidence.store import load
 
 
 def results(name: str):
@@ -41,6 +44,7 @@ TABLES = {
     "signs.py": (signs.DOC, lambda: signs.table(results("signs"))),
     "processes.py": (processes.DOC, lambda: processes.table(results("processes"))),
     "traffic.py": (traffic.DOC, traffic.table),
+    "foretell.py": (foretell.DOC, foretell.table),
     **{
         f"figures.py {name}": (tables.DOCS / page, lambda name=name: figures.table(name, results("figures")[name]))
         for name, (page, *_) in figures.FIGURES.items()
@@ -52,6 +56,11 @@ TABLES = {
 def test_a_table_is_what_its_results_render_to(script):
     page, table = TABLES[script]
     assert tables.shown(page, script) == table()
+
+
+def test_what_figures_foretell_is_of_the_committed_scores():
+    scores = load((tables.RESULTS / "quality.json").read_text(encoding="utf-8"))
+    assert results("foretell") == orders(scores)
 
 
 def test_no_marked_table_is_forgotten():
