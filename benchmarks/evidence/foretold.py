@@ -57,7 +57,8 @@ def sentence(found: list[dict[str, Any]]) -> str:
 def rows(found: list[Mapping[str, Any]]) -> str:
     """A table."""
     cells = [
-        [row["suite"], _OVER[row["over"]], str(row["merges"]), *(f"{row[key]:+.2f}" for key in FIGURES)] for row in found
+        [row["suite"], _OVER[row["over"]], str(row["merges"]), *(f"{row[key]:+.2f}" for key in FIGURES)]
+        for row in found
     ]
     return table(["suite", "over", "merges", *FIGURES], cells)
 

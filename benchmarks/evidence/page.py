@@ -8,6 +8,7 @@ from typing import Any
 
 from tables import rows as table
 
+from evidence.foretold import section
 from evidence.markdown import listed, score, setting
 from evidence.prize import prize
 from evidence.query import (
@@ -23,7 +24,6 @@ from evidence.query import (
 )
 from evidence.scale import scale
 from evidence.store import EARLIER, NOW, part
-from evidence.foretold import section
 from evidence.studies import ablations, shares, study
 
 REPEAT = """## To repeat it

@@ -49,8 +49,8 @@ class Comparison:
     def rows(self) -> list[dict[str, Any]]:
         """For each way: `name`, `seconds`, and either `failed`, or these.
 
-        `rank`, `norm`, `cosine` (of the merge with the adapters, the mean), `least` (the adapter with the least),
-        `least_cosine`, `interference` (the mean), `lost` (the largest share of a layer's energy that a truncation
+        `rank`, `norm`, `cosine` (of the merge with the adapters, the mean), `best_cosine` (the largest that any update
+        of this rank can have), `least` (the adapter with the least), `least_cosine`, `interference` (the mean), `lost` (the largest share of a layer's energy that a truncation
         lost), and `cosines`, by adapter. None is what does not exist, as the cosine with an adapter that is zero.
         """
         return [self._row(name) for name in self.names]
@@ -102,7 +102,7 @@ class Comparison:
             return {**told, "failed": self.failed[name]}
         report = self.merged[name].report
         whole = report.whole
-        cosines = {adapter: row.cosine for adapter, row in report.adapters.items()}
+        cosines = {adapter: row.cosine for adapter, row in report.adapters.items() if row.weight}
         known = {adapter: cosine for adapter, cosine in cosines.items() if cosine is not None}
         least = min(known, key=lambda adapter: known[adapter]) if known else None
         return {
@@ -110,6 +110,7 @@ class Comparison:
             "rank": report.record.output.rank,
             "norm": whole.norm,
             "cosine": whole.cosine,
+            "best_cosine": whole.best_cosine,
             "least": least,
             "least_cosine": None if least is None else known[least],
             "interference": whole.interference,

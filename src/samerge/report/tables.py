@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from samerge.report.by_layer import TypeOfLayer, chosen, layer_types, worst_layers
+from samerge.report.by_layer import TypeOfLayer, WorstLayer, chosen, layer_types, worst_layers
 from samerge.report.facts import Column, Facts, number, percent, span
 from samerge.report.record import AdapterRecord, Record
 
@@ -117,19 +117,22 @@ def types_table(record: Record) -> Facts:
 
 
 def worst_table(record: Record, count: int) -> Facts | None:
-    """The layers that lost most; None where there is nothing to show."""
+    """The layers that lost most; None where none lost anything."""
+    picked = chosen(one for layer in record.layers.values() for one in layer.adapters.values())
     rows = worst_layers(record.layers, count)
-    columns = [
-        Column("layer", name=True),
-        Column("energy kept", "share of the adapters' squared norm that the method kept."),
-        Column("lost", "share of the merged update's squared norm that truncation lost."),
-        Column("least", "of which adapter the least was kept, and how much.", name=True),
-    ]
-    cells = [
-        [row.module, percent(row.energy_kept), percent(row.lost), f"{row.least} {percent(row.least_kept)}"]
-        for row in rows
-    ]
-    return Facts("Layers that lost most", columns, cells) if rows else None
+    if not any(row.lost > _ROUNDING or row.energy_kept < 1 - _ROUNDING for row in rows):
+        return None
+    columns: list[tuple[Column, Callable[[WorstLayer], str]]] = [(Column("layer", name=True), lambda row: row.module)]
+    if picked:
+        told = "share of the adapters' squared norm that the method kept."
+        columns.append((Column("energy kept", told), lambda row: percent(row.energy_kept)))
+    told = "share of the merged update's squared norm that truncation lost."
+    columns.append((Column("lost", told), lambda row: percent(row.lost)))
+    if picked and len(record.inputs) > 1:
+        told = "of which adapter the least was kept, and how much."
+        columns.append((Column("least", told, name=True), lambda row: f"{row.least} {percent(row.least_kept)}"))
+    cells = [[cell(row) for _, cell in columns] for row in rows]
+    return Facts("Layers that lost most", [column for column, _ in columns], cells)
 
 
 def _kept(one: AdapterRecord) -> str:
