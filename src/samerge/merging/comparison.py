@@ -50,8 +50,9 @@ class Comparison:
         """For each way: `name`, `seconds`, and either `failed`, or these.
 
         `rank`, `norm`, `cosine` (of the merge with the adapters, the mean), `best_cosine` (the largest that any update
-        of this rank can have), `least` (the adapter with the least), `least_cosine`, `interference` (the mean), `lost` (the largest share of a layer's energy that a truncation
-        lost), and `cosines`, by adapter. None is what does not exist, as the cosine with an adapter that is zero.
+        of this rank can have), `least` (the adapter with the least), `least_cosine`, `interference` (the mean), `lost`
+        (the largest share of a layer's energy that a truncation lost), and `cosines`, by adapter. None is what does
+        not exist, as the cosine with an adapter that is zero.
         """
         return [self._row(name) for name in self.names]
 
