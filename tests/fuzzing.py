@@ -298,7 +298,7 @@ def _header(data: bytes, random: Random) -> bytes:
             if random.random() < 0.5:
                 header[random.choice(names) + random.choice(("", ".x", "\x1b[2J", "\ud800"))] = header.pop(one)
             text = json.dumps(header).encode()
-        except (ValueError, KeyError, IndexError):
+        except (ValueError, KeyError, IndexError, RecursionError):
             pass
     else:
         text = text.replace(b"lora_A", b"lora_B", 1).replace(b"layers.0", b"layers.1", random.choice((0, 1)))
@@ -319,7 +319,7 @@ def _field(data: bytes, random: Random) -> bytes:
     """A value somewhere in a JSON text replaced by an odd one, or gone, or there as well."""
     try:
         root = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return data
     root = copy.deepcopy(root)
     place, key = root, None

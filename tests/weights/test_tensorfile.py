@@ -196,3 +196,11 @@ def test_a_header_without_end_is_not_read(tmp_path):
         stream.truncate(4 * 2**30)  # sparse
     with pytest.raises(SamergeError, match="its header claims 3221225472 bytes, more than"):
         TensorFile(path)
+
+
+@pytest.mark.parametrize("name", ["layers." + "9" * 5000, "layers.99999999.q", "x" * 1001])
+def test_a_name_that_no_layer_has(tmp_path, name):
+    path = tmp_path / "x.safetensors"
+    save_file({name: torch.zeros(2), "layers.31.q": torch.zeros(2)}, path)
+    with pytest.raises(SamergeError, match="which is no name of a layer"):
+        TensorFile(path)

@@ -12,6 +12,7 @@ refused here. Every later read checks that it is still the same file.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -39,6 +40,10 @@ _DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+#: Letters of a tensor's name; and a number in it, of a layer or an expert, that no model has.
+_LONGEST_NAME = 1000
+_LONG_NUMBER = re.compile(r"(?:^|\.)\d{8,}(?:\.|$)", re.ASCII)
 
 
 def dtype_names() -> dict[torch.dtype, str]:
@@ -176,6 +181,9 @@ class TensorFile:
         self._check(file)
         header = parse_json(text, f"the header of {self.path}", self.origin)
         header.pop("__metadata__", None)
+        odd = next((name for name in header if len(name) > _LONGEST_NAME or _LONG_NUMBER.search(name)), None)
+        if odd is not None:
+            raise self.origin.refusal(f"{self.path}: a tensor is called {odd[:60]!r}..., which is no name of a layer")
         if not all(isinstance(info, dict) for info in header.values()):
             raise self.origin.refusal(f"{self.path}: its header describes a tensor by a list; fetch it again")
         return {
