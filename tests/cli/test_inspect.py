@@ -24,7 +24,7 @@ def test_inspect_shows_from_whom_where_and_what_was_lost(invoke, merged) -> None
         *("By type of layer", "model.layers.*.mlp.down_proj", "Layers that lost most", "model.layers.0.mlp.down_proj"),
     ):
         assert words in result.stdout
-    assert "another base" in result.stderr
+    assert "different bases" in result.stderr
 
 
 def test_inspect_json(invoke, merged) -> None:

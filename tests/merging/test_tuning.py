@@ -261,7 +261,7 @@ def test_all_trials_failed_and_are_tried_anew(llama: Beast, tmp_path) -> None:
         raise RuntimeError("broken")
 
     same = {"search": {"scaling": (0.1, 2.0)}, "storage": tmp_path / "study.jsonl", "trials": 3}
-    with pytest.raises(TuningError, match=r"all 3 trials failed, 3 times: RuntimeError: broken \(test_tune"):
+    with pytest.raises(TuningError, match=r"all 3 trials failed, 3 times: RuntimeError: broken \(test_tuning"):
         tune(llama, broken, **same)
     mended = tune(llama, size, **same)
     assert sum(trial.state == "complete" for trial in mended.trials) == 3

@@ -250,15 +250,14 @@ class TestResolveAdapter:
         with pytest.raises(HubError, match=r"'ada/m@v9'.*check the revision"):
             resolve_adapter("ada/m@v9", endpoint=hub.endpoint)
 
-    def test_the_record_alone(self, hub, monkeypatch):
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    def test_the_record_alone(self, hub):
         add_repo(hub, "ada/m", {**ADAPTER, "samerge.json": b'{"warnings": []}', "sub/adapter_config.json": b"{}"})
-        folder = resolve_record("ada/m")
+        folder = resolve_record("ada/m", endpoint=hub.endpoint)
         assert [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*"))] == ["samerge.json"]
         with pytest.raises(AdapterError, match=r"has no samerge\.json, so samerge did not merge it"):
-            resolve_record("ada/m/sub@main")
+            resolve_record("ada/m/sub@main", endpoint=hub.endpoint)
         with pytest.raises(AdapterError, match="no such folder"):
-            resolve_record("./absent")
+            resolve_record("./absent", endpoint=hub.endpoint)
 
     def test_a_pickle_is_named_and_left(self, hub):
         add_repo(hub, "ada/m", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})

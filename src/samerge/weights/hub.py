@@ -219,11 +219,12 @@ def resolve_base(
     return folder
 
 
-def resolve_record(source: str | Path) -> Path:
+def resolve_record(source: str | Path, *, endpoint: str | None = None) -> Path:
     """The local folder with the record of a merge, `samerge.json`: a folder as it is, or that of a repository.
 
     Args:
         source: a folder, or `user/name`, `user/name/folder@revision` on the Hub; only the record is downloaded.
+        endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
 
     Raises:
         AdapterError: there is no such folder.
@@ -235,7 +236,11 @@ def resolve_record(source: str | Path) -> Path:
         return local
     name, inner, revision = _parts(str(source))
     root = _download(
-        name, doing, allow_patterns=[f"{inner}/{RECORD_NAME}" if inner else RECORD_NAME], revision=revision
+        name,
+        doing,
+        allow_patterns=[f"{inner}/{RECORD_NAME}" if inner else RECORD_NAME],
+        revision=revision,
+        endpoint=endpoint,
     )
     if not (root / inner / RECORD_NAME).is_file():
         raise AdapterError(
