@@ -60,8 +60,8 @@ def test_extract_is_the_function(invoke, tiny_base, expert, tmp_path) -> None:
         expected = samerge.extract_adapter(tiny_base, expert, 3)
     same_files(tmp_path / "lora", expected.save(tmp_path / "python"))
     report = read_report("lora")
-    assert report.record["method"] == "extract"
-    assert report.record["left_out"].keys() == {"model.norm.weight"}
+    assert report.record.method == "extract"
+    assert report.record.left_out.keys() == {"model.norm.weight"}
     assert "Extracted" in (tmp_path / "lora" / "README.md").read_text()
     assert invoke("inspect", "lora").exit_code == 0
 
@@ -92,7 +92,7 @@ def test_elementwise_and_adaptive_density(invoke, tiny_base, loras, tmp_path) ->
     )
     assert result.exit_code == 0, result.output
     assert "elements kept" in result.stdout
-    assert read_report("out").record["options"]["density"] == "adaptive:0.3"
+    assert read_report("out").record.options["density"] == "adaptive:0.3"
     assert "of elements" in invoke("inspect", "out").stdout
     wrong = invoke(
         "merge", "-b", tiny_base, "-a", loras / "math", "-o", "x", "--method", "saliency", "--density", "some"

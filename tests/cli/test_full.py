@@ -60,7 +60,7 @@ def test_full_equals_the_api(invoke, tiny_base, experts, tmp_path) -> None:
     assert set(found) == set(expected.shapes)
     for name, tensor in found.items():
         same_values(tensor, expected.tensor(name))
-    assert read_report("merged").record["options"] == expected.report.record["options"]
+    assert read_report("merged").record.options == expected.report.record.options
     assert list((tmp_path / "work").iterdir()) == []
     shown = invoke("inspect", "merged")
     assert shown.exit_code == 0, shown.output
@@ -79,7 +79,7 @@ def test_as_lora(invoke, tiny_base, experts) -> None:
     by_energy = invoke("full", "-b", tiny_base, "-e", experts / "math", "--energy", 0.5, "-o", "a", "--overwrite", "-q")
     assert by_energy.exit_code == 0, by_energy.output
     assert by_energy.stdout == ""
-    assert read_report("a").record["options"]["energy"] == 0.5
+    assert read_report("a").record.options["energy"] == 0.5
 
 
 def test_json_is_all_of_stdout(tiny_base, experts, tmp_path) -> None:
@@ -92,7 +92,7 @@ def test_json_is_all_of_stdout(tiny_base, experts, tmp_path) -> None:
     told = json.loads(done.stdout)
     assert told["out"] == "merged"
     assert told["output"]["kind"] == "model"
-    assert [row["name"] for row in told["experts"]] == ["math", "talk"]
+    assert list(told["adapters"]) == ["math", "talk"]
     assert "Warning" not in done.stderr
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from samerge.report.by_layer import layer_types, worst_layers
+from samerge.report.record import AdapterInLayer, LayerRecord
 
 from .conftest import shell
 
@@ -29,32 +30,26 @@ def test_inspect_shows_from_whom_where_and_what_was_lost(invoke, merged) -> None
 
 def test_inspect_json(invoke, merged) -> None:
     told = json.loads(invoke("inspect", merged, "--json", "--worst", 1).stdout)
-    assert [expert["name"] for expert in told["experts"]] == ["math", "far"]
+    assert list(told["adapters"]) == ["math", "far"]
     assert [row["type"] for row in told["layer_types"]] == [
         "model.layers.*.mlp.down_proj",
         "model.layers.*.self_attn.q_proj",
     ]
-    assert all(0 < row["sign_conflict_after"] < 1 for row in told["layer_types"])
-    assert 0 < told["diagnostics"]["sign_conflict_after"] < 1
+    assert 0 < told["whole"]["sign_conflict_after"] < 1
     assert told["layer_types"][0]["kept_of"] == {"math": 4, "far": 4}
     assert len(told["worst_layers"]) == 1
     assert told["inputs"][1]["weight"] == 0.5
     assert "layers" not in told
 
 
-def test_inspect_shows_and_draws_sign_conflicts(invoke, tiny_base, loras, tmp_path) -> None:
+def test_inspect_shows_sign_conflicts_and_draws_what_was_kept(invoke, tiny_base, loras, tmp_path) -> None:
     words = ("merge", "-b", tiny_base, "-a", loras / "math", "-a", loras / "code", "-o")
     for folder, method in (("pruned", "paper"), ("whole", "linear")):
         assert invoke(*words, folder, "--method", method).exit_code == 0
         result = invoke("inspect", folder, "--picture", f"{folder}.png")
         assert result.exit_code == 0, result.stderr
-        assert "sign conflicts among the adapters" in result.stdout
-        assert ("after pruning" in result.stdout) == (method == "paper")
+        assert ("before pruning" in result.stdout) == (method == "paper")
         assert (tmp_path / f"{folder}.png").read_bytes().startswith(b"\x89PNG")
-    assert invoke("merge", "-b", tiny_base, "-a", loras / "math", "-o", "one").exit_code == 0
-    refused = invoke("inspect", "one", "--picture", "one.png")
-    assert refused.exit_code == 2
-    assert "no sign conflicts" in refused.stderr
 
 
 def test_inspect_of_what_is_not_ours(invoke, loras, tmp_path) -> None:
@@ -81,27 +76,24 @@ def test_no_name_is_cut(invoke, merged, loras, monkeypatch, width) -> None:
     assert "down_proj" in "".join(shown.split())
 
 
-def layer(lost: float = 0.0, **shares: tuple[float, float]) -> dict:
-    experts = {n: {"components": 4, "kept": [0], "norm": norm, "energy": e} for n, (norm, e) in shares.items()}
-    return {"experts": experts, "scale": 2.0, "norm": 1.0, "lost": lost, "outside": False}
+def layer(lost: float = 0.0, kept: tuple[int, ...] | None = (0,), **shares: tuple[float, float]) -> LayerRecord:
+    adapters = {n: AdapterInLayer(norm=s, energy_kept=e, components=4, kept=kept) for n, (s, e) in shares.items()}
+    return LayerRecord(adapters, norm=1.0, rank=4, scale=2.0, lost=lost)
 
 
 def test_layer_types_weigh_by_energy() -> None:
     (row,) = layer_types({"h.0.q": layer(a=(1.0, 1.0)), "h.1.q": layer(0.5, a=(3.0, 0.0), b=(0.0, 1.0))})
-    assert row["type"] == "h.*.q"
-    assert row["layers"] == 2
-    assert row["energy"] == pytest.approx(0.1)
-    assert row["lost"] == 0.25
-    assert (row["kept"], row["components"]) == (3, 12)
-    assert row["kept_of"] == {"a": 2, "b": 1}
+    assert (row.type, row.layers) == ("h.*.q", 2)
+    assert row.energy_kept == pytest.approx(0.1)
+    assert row.most_lost == 0.5
+    assert (row.kept, row.components) == (3, 12)
+    assert row.kept_of == {"a": 2, "b": 1}
 
 
 def test_a_method_that_chooses_nothing_keeps_all() -> None:
-    whole = layer(a=(1.0, 1.0))
-    whole["experts"]["a"]["kept"] = None
-    (row,) = layer_types({"h.0.q": whole})
-    assert row["kept"] is None
-    assert row["kept_of"] == {"a": 4}
+    (row,) = layer_types({"h.0.q": layer(kept=None, a=(1.0, 1.0))})
+    assert row.kept is None
+    assert row.kept_of == {}
 
 
 def test_worst_layers() -> None:
@@ -112,7 +104,7 @@ def test_worst_layers() -> None:
         "h.3.q": layer(a=(0.0, 1.0)),
     }
     rows = worst_layers(layers, 2)
-    assert [row["module"] for row in rows] == ["h.1.q", "h.0.q"]
-    assert rows[0]["left"] == pytest.approx(0.45)
-    assert (rows[1]["least"], rows[1]["least_energy"]) == ("b", 0.5)
-    assert len(worst_layers(layers, 10)) == 3
+    assert [row.module for row in rows] == ["h.1.q", "h.0.q"]
+    assert (rows[0].energy_kept, rows[0].lost) == (0.9, 0.5)
+    assert (rows[1].least, rows[1].least_kept) == ("b", 0.5)
+    assert len(worst_layers(layers, 10)) == 2

@@ -45,7 +45,7 @@ def test_merge_equals_the_api(invoke, tiny_base, loras, tmp_path) -> None:
             progress=False,
         )
     same_files(tmp_path / "merged", expected.save(tmp_path / "python"))
-    assert read_report("merged").record["options"] == expected.report.record["options"]
+    assert read_report("merged").record.options == expected.report.record.options
 
 
 def test_peft_loads_what_it_wrote(invoke, tiny_base, loras) -> None:
@@ -62,7 +62,7 @@ def test_peft_loads_what_it_wrote(invoke, tiny_base, loras) -> None:
 def test_exact_sum_needs_no_base(invoke, loras) -> None:
     result = invoke("merge", "-a", loras / "math", "-a", loras / "code", "--method", "linear", "-o", "sum")
     assert result.exit_code == 0, result.output
-    assert read_report("sum").record["output"]["rank"] == 8
+    assert read_report("sum").record.output.rank == 8
 
 
 def test_json_is_all_of_stdout(tiny_base, loras, tmp_path) -> None:
@@ -76,8 +76,8 @@ def test_json_is_all_of_stdout(tiny_base, loras, tmp_path) -> None:
     assert told["out"] == "merged"
     assert told["url"] is None
     assert told["output"]["rank"] == 4
-    assert [expert["name"] for expert in told["experts"]] == ["math", "far"]
-    assert [expert["kept"] for expert in told["experts"]] == [8, 8]
+    assert list(told["adapters"]) == ["math", "far"]
+    assert [one["kept"] for one in told["adapters"].values()] == [8, 8]
     assert len(told["warnings"]) == 1
     # the warning once, in our words, and no raw Python warning
     assert done.stderr.count("by name these adapters were trained on") == 1
@@ -119,7 +119,7 @@ def test_overwrite(invoke, tiny_base, loras) -> None:
     assert invoke(*words).exit_code == 0
     assert invoke(*words).exit_code == 2
     assert invoke(*words, "--rank", 2, "--overwrite").exit_code == 0
-    assert read_report("out").record["output"]["rank"] == 2
+    assert read_report("out").record.output.rank == 2
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,9 @@ def test_options_of_a_method_alone(invoke, loras) -> None:
 def test_weights(invoke, loras) -> None:
     words = ("merge", "-a", loras / "math", "-a", loras / "code", "--method", "linear", "--out", "out", "--json")
     result = invoke(*words, "--weights", "nan", "--scaling", "lines:0.5:0.5")
-    assert sum(row["weight"] for row in json.loads(result.stdout)["experts"]) == pytest.approx(2)
+    assert sum(row["weight"] for row in json.loads(result.stdout)["adapters"].values()) == pytest.approx(2)
     result = invoke(*words, "--weights", "0.5,-1", "--overwrite")
-    assert [row["weight"] for row in json.loads(result.stdout)["experts"]] == [0.5, -1.0]
+    assert [row["weight"] for row in json.loads(result.stdout)["adapters"].values()] == [0.5, -1.0]
     result = invoke("merge", "-a", f"{loras / 'math'}:0.5", "--method", "linear", "--out", "two", "--weights", "nan")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "together: give one or the other" in result.stderr
@@ -277,10 +277,10 @@ def test_weights(invoke, loras) -> None:
 def test_a_merge_of_which_nothing_is_named(invoke, tiny_base, loras) -> None:
     words = ("merge", "-a", loras / "math", "-a", loras / "code", "-o", "out", "--overwrite")
     assert invoke(*words, "-b", tiny_base).exit_code == 0
-    assert read_report("out").record["method"] == "saliency"
+    assert read_report("out").record.method == "saliency"
     without = invoke(*words)
     assert without.exit_code == 0, without.output
-    assert read_report("out").record["method"] == "even"
+    assert read_report("out").record.method == "even"
     assert "no base was given" in without.stderr
     refused = invoke(*words, "--method", "saliency")
     assert refused.exit_code == 2

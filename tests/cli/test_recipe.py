@@ -121,7 +121,7 @@ def test_run(invoke, tiny_base, loras, tmp_path) -> None:
     result = invoke("run", "r.yaml", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["output"]["rank"] == 3
-    assert [item["weight"] for item in read_report("merged").record["inputs"]] == [0.5, 1.0]
+    assert [item.weight for item in read_report("merged").record.inputs] == [0.5, 1.0]
     assert invoke("run", "r.yaml").exit_code == 2  # it exists
     assert invoke("run", "r.yaml", "--overwrite").exit_code == 0
     assert invoke("run", "r.yaml", "--out", "second", "-q").stdout == ""

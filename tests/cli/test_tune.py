@@ -52,8 +52,8 @@ def test_best_adapter_of_a_command(invoke, words) -> None:
     assert told["score"] > -0.5
     assert told["best"]["method"] == "linear"
     record = read_report("tuned").record
-    assert record["tuning"]["score"] == told["score"]
-    assert record["options"]["scaling"] == told["best"]["scaling"]
+    assert record.tuning["score"] == told["score"]
+    assert record.options["scaling"] == told["best"]["scaling"]
     assert Path("scores.svg").is_file()
     assert "trial 5: " in result.stderr
     assert "data that took no part" in result.stderr
@@ -88,7 +88,7 @@ def test_refused_before_any_trial(invoke, words, more, said) -> None:
 def test_without_a_base(invoke, words) -> None:
     result = invoke("tune", *words[3:], "--trials", 2, "-o", "out")
     assert result.exit_code == 0, result.output
-    assert read_report("out").record["base"]["name"] is None
+    assert read_report("out").record.base.name is None
 
 
 def test_python_function(invoke, words, tmp_path: Path, monkeypatch) -> None:
@@ -101,7 +101,8 @@ def test_python_function(invoke, words, tmp_path: Path, monkeypatch) -> None:
     result = invoke(*start, "--score-callable", "evaluation_here:count", *options, "-o", "out", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["best"] == {"dtype": "bfloat16", "svd_rank": 1, "method": "linear"}
-    assert read_report("out").record["output"] | {"rank": 1, "dtype": "bfloat16"} == read_report("out").record["output"]
+    output = read_report("out").record.output
+    assert (output.rank, output.dtype) == (1, "bfloat16")
     for wrong, message in (
         ("evaluation_here", "MODULE:FUNCTION"),
         ("no_such:f", "No module"),
@@ -120,7 +121,7 @@ def test_study_goes_on_and_is_refused_to_others(invoke, words) -> None:
     assert [line for line in longer.stderr.splitlines() if line.startswith("trial")] == [
         line for line in longer.stderr.splitlines() if line.startswith(("trial 3:", "trial 4:"))
     ]
-    assert len(read_report("two").record["tuning"]["trials"]) == 5
+    assert len(read_report("two").record.tuning["trials"]) == 5
     other = invoke(*words, "--study", "study.jsonl", "-s", "scaling=0.1:3", "-o", "three")
     assert other.exit_code == 2
     assert "belongs to another search, with another search" in other.stderr
@@ -140,7 +141,7 @@ def test_failed_trials_show_the_end_of_stderr(invoke, words) -> None:
     assert not Path("out").exists()
     Path("my eval.py").write_text(EVAL)
     assert invoke(*words, "--trials", 2, "-o", "out").exit_code == 0  # the study of failures is no hindrance
-    states = [trial["state"] for trial in read_report("out").record["tuning"]["trials"]]
+    states = [trial["state"] for trial in read_report("out").record.tuning["trials"]]
     assert states == ["failed"] * 2 + ["complete"] * 2
 
 
@@ -188,7 +189,7 @@ def test_interrupt_keeps_the_finished_trials(words, tmp_path: Path) -> None:
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "trial 0" not in done.stderr
-    assert len(read_report(tmp_path / "out").record["tuning"]["trials"]) == 3
+    assert len(read_report(tmp_path / "out").record.tuning["trials"]) == 3
     assert not list(tmp_path.glob("*.jsonl"))
 
 
@@ -223,5 +224,5 @@ def test_options_are_fixed_as_for_merge(invoke, words) -> None:
     ties = [word if word != "linear" else "ties" for word in words]
     assert invoke(*ties, *more, "--density", 0.4, "--balance", "global", "--weights", "1,0.5").exit_code == 0
     record = read_report("out").record
-    assert (record["options"]["density"], record["options"]["balance"]) == (0.4, "global")
-    assert [item["weight"] for item in record["inputs"]] == [1.0, 0.5]
+    assert (record.options["density"], record.options["balance"]) == (0.4, "global")
+    assert [item.weight for item in record.inputs] == [1.0, 0.5]

@@ -28,7 +28,7 @@ def same(one: samerge.MergedAdapter, other: samerge.MergedAdapter) -> None:
 
 def same_files(folder: Path, merged: samerge.MergedAdapter) -> None:
     record = read_report(folder).record
-    assert (record["method"], record["options"]) == (merged.report.record.method, merged.report.record.options)
+    assert (record.method, record.options) == (merged.report.record.method, merged.report.record.options)
     same_updates(load_file(folder / "adapter_model.safetensors"), merged.tensors())
 
 
@@ -39,8 +39,8 @@ def default(llama: Beast) -> samerge.MergedAdapter:
 
 def test_it_is_saliency_at_the_largest_rank(beast: Beast) -> None:
     record = samerge.merge(beast.base, beast.adapters, progress=False).report.record
-    assert {"method": record["method"], **record["options"]}.items() >= OPTIONS.items()
-    assert record["output"]["rank"] == max(item["rank"] for item in record["inputs"])
+    assert {"method": record.method, **record.options}.items() >= OPTIONS.items()
+    assert record.output.rank == max(item.rank for item in record.inputs)
 
 
 def test_compare_shell_and_recipe_file(llama: Beast, default: samerge.MergedAdapter, tmp_path: Path) -> None:

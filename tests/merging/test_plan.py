@@ -60,10 +60,10 @@ def test_without_a_base_the_default_is_even_and_says_so(llama: Beast, caplog: py
     with caplog.at_level(logging.INFO, "samerge"):
         merged = samerge.merge(None, llama.adapters, progress=False)
     assert merged.report.record.method == "even"
-    assert any("ranked by their size alone" in warning for warning in merged.report.warnings)
+    assert any("ranked by their size alone" in note for note in merged.report.notes)
     assert any("ranked by their size alone" in record.getMessage() for record in caplog.records)
     named = samerge.merge(None, llama.adapters, method="even", progress=False)
-    assert not any("size alone" in warning for warning in named.report.warnings)
+    assert not any("size alone" in note for note in named.report.notes)
     for module in merged.factors:
         torch.testing.assert_close(merged.delta(module), named.delta(module))
 
@@ -75,7 +75,7 @@ def test_a_family_that_is_not_known_likewise(tmp_path) -> None:
     adapters = [write_adapter(tmp_path / name, {"a": one}) for name, one in zip("xy", factors, strict=True)]
     merged = samerge.merge(base, adapters, progress=False)
     assert merged.report.record.method == "even"
-    assert any("connectivity" in warning for warning in merged.report.warnings)
+    assert any("connectivity" in note for note in merged.report.notes)
     with pytest.raises(samerge.GraphError):
         samerge.merge(base, adapters, method="saliency", progress=False)
     local = samerge.merge(base, adapters, connectivity="local", progress=False)

@@ -68,7 +68,7 @@ for name, options in ways.items():
     merged = samerge.merge(f"{folder}/base", adapters, progress=False, **options)
     record = merged.report.record
     told = record.json()
-    said = {name: told[name] for name in ("layers", "log_connectivity", "output", "inputs")}
+    said = {name: told[name] for name in ("layers", "adapters", "output", "inputs")}
     said |= {"size": group.size, "peak": peak}
     stem = f"{sys.argv[3]}/{name}-{group.size}"
     save_file({key: t.contiguous() for key, t in merged.tensors().items()}, f"{stem}-{group.rank}.safetensors")
