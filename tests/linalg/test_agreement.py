@@ -27,6 +27,8 @@ def test_agreement_with_the_dense_sum(kind, tile, monkeypatch):
     T = dense_sum(triplets, weights)
     expected = [triplets.S[k] * triplets.U[:, k] @ T @ triplets.V[:, k] for k in range(triplets.rank)]
     torch.testing.assert_close(agreement(triplets, weights), torch.stack(expected), rtol=1e-10, atol=1e-10)
+    some = torch.tensor([7, 0, 4])
+    torch.testing.assert_close(agreement(triplets, weights, some), torch.stack(expected)[some], rtol=1e-10, atol=1e-10)
     rough = agreement(stack(kind, dtype=torch.float32), weights)
     torch.testing.assert_close(rough, torch.stack(expected), rtol=1e-4, atol=1e-5 * float(max(expected).abs()))
 

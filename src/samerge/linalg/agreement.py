@@ -9,8 +9,8 @@ from samerge.linalg.stack import TILE, images
 from samerge.linalg.triplets import Triplets
 
 
-def agreement(stack: Triplets, weights: Tensor) -> Tensor:
-    """eta of every component against the weighted sum of all of them, (R,) in float64.
+def agreement(stack: Triplets, weights: Tensor, wanted: Tensor | None = None) -> Tensor:
+    """eta of components against the weighted sum of all of them, (R,) in float64.
 
     By tiles: 4 R d min(R, d) operations for R components of a d x d layer, and beside the stack the memory of a tile,
     512 rows or columns of the larger of d and R.
@@ -18,14 +18,16 @@ def agreement(stack: Triplets, weights: Tensor) -> Tensor:
     Args:
         stack: components of all adapters, U (d_out, R), S (R,), V (d_in, R).
         weights: (R,), of the adapter that each component comes from.
+        wanted: (c,) long, the components whose eta is asked for; all of them by default.
 
     Example:
         >>> one = torch.eye(2, dtype=torch.float64)
         >>> agreement(Triplets(one, torch.tensor([2.0, 3.0]).double(), one, True), torch.tensor([1.0, -1.0]))
         tensor([ 4., -9.], dtype=torch.float64)
     """
-    found = torch.zeros(stack.rank, dtype=torch.float64, device=stack.S.device)
-    columns = torch.split(torch.arange(stack.rank, device=stack.S.device), TILE)
-    for rows, i, image in images(stack, weights * stack.S, columns):
-        found[columns[i]] += (stack.U[rows][:, columns[i]] * image).sum(dim=0, dtype=torch.float64)
-    return found * stack.S
+    columns = torch.arange(stack.rank, device=stack.S.device) if wanted is None else wanted
+    tiles = torch.split(columns, TILE)
+    found = [torch.zeros(len(tile), dtype=torch.float64, device=stack.S.device) for tile in tiles]
+    for rows, i, image in images(stack, weights * stack.S, tiles):
+        found[i] += (stack.U[rows][:, tiles[i]] * image).sum(dim=0, dtype=torch.float64)
+    return torch.cat(found) * stack.S[columns]

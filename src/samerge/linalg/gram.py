@@ -86,10 +86,9 @@ def singular_space(X: Tensor, cutoff: float = CUTOFF) -> SingularSpace:
                 [0., 4.]], dtype=torch.float64))
     """
     n = X.shape[1]
-    if n == 0 or not bool(X.any()):
-        nothing = torch.zeros(n, 0, dtype=torch.float64, device=X.device)
-        return SingularSpace(nothing, nothing.new_zeros(0), nothing)
     squares, vectors = (found.flip(-1) for found in torch.linalg.eigh(gram(X)))  # descending
+    if n == 0 or not squares[0] > 0:
+        return SingularSpace(vectors[:, :0], squares[:0], vectors[:, :0])
     top = squares[0].sqrt()
     clear = int((squares > (CLEAR * top) ** 2).sum())
     s, V = squares[:clear].sqrt(), vectors[:, :clear]

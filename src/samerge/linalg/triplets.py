@@ -128,8 +128,9 @@ def singular(factors: LoraFactors) -> Triplets:
     """
     u, s, vh = singular_triplets(factors)
     eps = torch.finfo(torch.float32).eps
-    keep = s > 8 * factors.rank * eps * s[:1].clamp_min(torch.finfo(torch.float64).tiny) if len(s) else s > 0
-    return Triplets(u[:, keep], s[keep], vh[keep].T, True)
+    exists = s > 8 * factors.rank * eps * s[:1].clamp_min(torch.finfo(torch.float64).tiny) if len(s) else s > 0
+    count = int(exists.sum())  # s descends
+    return Triplets(u[:, :count], s[:count], vh[:count].T, True)
 
 
 def zero(shape: tuple[int, int]) -> Triplets:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from samerge.linalg.agreement import agreement
@@ -42,9 +43,10 @@ def by_size(stack: Stack) -> Tensor:
     sizes, order = (stack.weights.abs() * stack.sigma).sort(descending=True, stable=True)
     tied = blocks(replace(stack.triplets, S=sizes, owners=None))
     if tied:
-        agreed = (stack.weights * agreement(stack.triplets, stack.weights)).abs()
-        for block in tied:
-            order[block] = order[block][agreed[order[block]].argsort(descending=True, stable=True)]
+        wanted = [order[block] for block in tied]
+        eta = agreement(stack.triplets, stack.weights, torch.cat(wanted))
+        for block, own, agreed in zip(tied, wanted, torch.split(eta, [len(own) for own in wanted]), strict=True):
+            order[block] = own[(stack.weights[own] * agreed).abs().argsort(descending=True, stable=True)]
     return order
 
 
