@@ -34,7 +34,7 @@ def hold(merged: samerge.MergedAdapter, expected: Mapping[str, DenseLayer], name
             continue
         assert dense.gap > 1e-3, f"{module}: rounding decides what is kept, choose another case"
         if dense.kept is not None:
-            mine = {name: share.kept for name, share in layers[module].adapters.items()}
+            mine = {name: list(share.kept) for name, share in layers[module].adapters.items()}
             assert mine == {names[n]: picked for n, picked in dense.kept.items()}, module
         assert float((found - dense.delta).norm()) <= 1e-3 * max(float(dense.delta.norm()), 1e-6), module
     assert {f"{module}.weight" for module in merged.factors} >= set(expected)
