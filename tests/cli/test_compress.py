@@ -91,9 +91,9 @@ def test_elementwise_and_adaptive_density(invoke, tiny_base, loras, tmp_path) ->
         *("--method", "elementwise", "--density", "adaptive:0.3", "--agreement", "task", "--iterations", 2),
     )
     assert result.exit_code == 0, result.output
-    assert "elements kept" in result.stdout
+    assert "how many of its elements the method kept" in " ".join(result.stdout.split())
     assert read_report("out").record.options["density"] == "adaptive:0.3"
-    assert "of elements" in invoke("inspect", "out").stdout
+    assert "elements" in invoke("inspect", "out").stdout
     wrong = invoke(
         "merge", "-b", tiny_base, "-a", loras / "math", "-o", "x", "--method", "saliency", "--density", "some"
     )

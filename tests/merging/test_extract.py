@@ -59,7 +59,7 @@ def test_the_best_approximation(llama: Beast, size):
         best = (u[:, :rank] * s[:rank]) @ vh[:rank]
         torch.testing.assert_close(one.delta(module).double(), best, rtol=0, atol=1e-6 * float(s[0]))
         assert layer.lost == pytest.approx(float(s[rank:].square().sum() / s.square().sum()), abs=1e-6)
-        assert layer.adapters[one.report.record.inputs[0]["name"]]["norm"] == pytest.approx(float(delta.norm()))
+        assert layer.adapters[one.report.record.inputs[0].name].norm == pytest.approx(float(delta.norm()))
         ranks.add(rank)
     assert one.settings["r"] == max(ranks)
 

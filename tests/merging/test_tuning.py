@@ -360,11 +360,11 @@ def test_record_card_and_picture(llama: Beast, tmp_path) -> None:
     result = tune(llama, lambda m: 1 / 0 if size(m) > 20 else size(m), search=search, trials=8)
     saved = result.save(tmp_path / "tuned")
     record = read_report(saved).record
-    assert record["tuning"]["score"] == result.score
-    assert record["tuning"]["default_score"] == result.default_score
-    assert len(record["tuning"]["trials"]) == 8
-    assert set(record["tuning"]["search"]) == set(search)
-    assert any("check the adapter on data that took no part" in warning for warning in record["warnings"])
+    assert record.tuning["score"] == result.score
+    assert record.tuning["default_score"] == result.default_score
+    assert len(record.tuning["trials"]) == 8
+    assert set(record.tuning["search"]) == set(search)
+    assert any("check the adapter on data that took no part" in warning for warning in record.warnings)
     card = (saved / "README.md").read_text()
     assert "tuned on labelled data" in card
     assert "No data" not in card

@@ -103,7 +103,7 @@ def test_against_the_dense_algorithm(case, agreement, weights, density, iteratio
                 assert f"e{n}" not in layer.adapters
                 continue
             share = layer.adapters[f"e{n}"]
-            assert share.elements == [int(masks[n][name].sum()), own[name].numel()]
+            assert share.elements == (int(masks[n][name].sum()), own[name].numel())
             energy = float((own[name] * masks[n][name]).square().sum() / own[name].square().sum())
             assert share.energy_kept == pytest.approx(energy, rel=1e-4)
             assert share.norm == pytest.approx(float(own[name].norm()), rel=1e-5)
@@ -165,7 +165,7 @@ def test_all_of_it_is_the_exact_sum(beast: Beast):
     assert sorted(ours.factors) == sorted(exact.factors)
     for module in exact.factors:
         torch.testing.assert_close(ours.delta(module), exact.delta(module), rtol=1e-5, atol=1e-6)
-    assert all(row["elements"][0] == row["elements"][1] for row in ours.report.experts())
+    assert all(row.elements[0] == row.elements[1] for row in ours.report.adapters.values())
 
 
 def test_defaults(case):

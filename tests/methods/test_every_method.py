@@ -29,9 +29,12 @@ def test_what_is_saved_is_what_was_merged(zoo, species, method, tmp_path):
         weight.data += merged.delta(module).view_as(weight)
     torch.testing.assert_close(beast.logits(loaded), beast.logits(model), rtol=1e-3, atol=1e-3)
     record = json.loads((tmp_path / "out" / "samerge.json").read_text())
-    for layer in record.layers.values():
-        assert 0 <= layer.lost <= 1
-        assert all(0 <= share.energy_kept <= 1 + 1e-6 for share in layer.adapters.values())
+    for layer in record["layers"].values():
+        assert 0 <= layer["lost"] <= 1
+        # columns and rows as trained are not orthogonal: some of them may hold more energy than all together
+        assert all(
+            0 <= one["energy_kept"] <= (2 if method == "paper" else 1 + 1e-6) for one in layer["adapters"].values()
+        )
     merged.report.table()
 
 

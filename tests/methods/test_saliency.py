@@ -15,7 +15,10 @@ def chain_graph(base) -> FlowGraph:
 
 
 def kept(merged, module: str) -> dict[str, list[int]]:
-    return {name: share.kept for name, share in merged.report.record.layers[module].adapters.items()}
+    return {
+        name: None if share.kept is None else list(share.kept)
+        for name, share in merged.report.record.layers[module].adapters.items()
+    }
 
 
 def components(merged, module: str) -> int:
