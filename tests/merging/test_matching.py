@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from samerge.adapters import AdaptedModule, Adapter
+from samerge.adapters.layouts import Layout
 from samerge.errors import BaseModelError
+from samerge.merging.alignment import assemble
 from samerge.merging.alignment.matching import match_modules
+from samerge.merging.alignment.spelling import together
 
 SHAPES = {
     "bert.layer.0.q.weight": (4, 4),
@@ -61,3 +66,13 @@ def test_a_parameter_without_weight_in_its_name():
     assert match_modules("math", ["mlp.experts.up"], {"mlp.experts.up": (2, 4, 4)}, "base") == {
         "mlp.experts.up": "mlp.experts.up"
     }
+
+
+def test_many_adapters_of_one_module_are_compared_once_each(monkeypatch):
+    compared = []
+    monkeypatch.setattr(assemble, "_alike", lambda *layouts: not compared.append(layouts))
+    module = AdaptedModule(Layout(), 4, (16, 16), torch.float32, lambda: None)
+    adapters = [Adapter(f"a{n}", "there", {}, {"layers.0.q": module}) for n in range(200)]
+    [site] = assemble.align(together(adapters, None).adapters, None)
+    assert len(site.experts) == 200
+    assert len(compared) == 199

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from samerge.adapters.writer import write_adapter
 from samerge.errors import AdapterError, BaseModelError, HubError, OptionError
 from samerge.report.card import model_card
-from samerge.weights.hub import push_folder, resolve_adapter, resolve_base, resolve_record
+from samerge.weights.hub import files_beside, push_folder, resolve_adapter, resolve_base, resolve_record
 
 # huggingface_hub's own, on its way through LFS
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -249,6 +249,12 @@ class TestResolveAdapter:
         assert bytes_of(inner, ADAPTER) == ADAPTER
         with pytest.raises(HubError, match=r"'ada/m@v9'.*check the revision"):
             resolve_adapter("ada/m@v9", endpoint=hub.endpoint)
+
+    def test_the_files_beside_an_adapter(self, hub, tmp_path):
+        add_repo(hub, "ada/m", {**ADAPTER, "vit.safetensors": b"x", "sub/math/value_head.bin": b"x"})
+        assert set(files_beside("ada/m", endpoint=hub.endpoint)) == {*ADAPTER, "vit.safetensors"}
+        assert files_beside("ada/m/sub/math@main", endpoint=hub.endpoint) == ("value_head.bin",)
+        assert files_beside(tmp_path) == files_beside("ada/absent", endpoint=hub.endpoint) == ()
 
     def test_the_record_alone(self, hub):
         add_repo(hub, "ada/m", {**ADAPTER, "samerge.json": b'{"warnings": []}', "sub/adapter_config.json": b"{}"})

@@ -30,6 +30,12 @@ def chosen_companions(adapters: Sequence[Adapter], choice: str | None) -> tuple[
                 f"companions={choice!r} names no adapter of this merge with files of weights beside it "
                 f"({listed or 'none has any'})"
             )
+        absent = [path.name for path in found[taken] if not path.exists() and not path.is_symlink()]
+        if absent:
+            raise AdapterError(
+                f"taking the files of weights beside adapter {taken!r}: {', '.join(absent)} was not downloaded from "
+                f"the Hub; fetch the whole repository with `hf download`, and give its folder"
+            )
         strange = [path.name for path in found[taken] if not lies_there(path)]
         if strange:
             raise AdapterError(

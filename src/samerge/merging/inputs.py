@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from samerge.adapters import Adapter, live_adapter, read_adapter
+from samerge.adapters.companions import weight_files
 from samerge.errors import OptionError
 from samerge.options.kinds import check_number
 from samerge.weights import FolderSource, ModelSource, WeightSource
-from samerge.weights.hub import resolve_adapter, resolve_base
+from samerge.weights.hub import files_beside, resolve_adapter, resolve_base
 
 AdapterLike = str | Path | Adapter
 Given = TypeVar("Given")
@@ -100,7 +101,10 @@ def _open_adapter(base: str | Path | nn.Module | None, name: str, adapter: Adapt
 
 
 def _from_hub(name: str, source: str) -> Adapter:
-    return read_adapter(resolve_adapter(source), name, source)
+    folder = resolve_adapter(source)
+    adapter = read_adapter(folder, name, source)
+    there = {folder / file for file in weight_files(files_beside(source))}
+    return replace(adapter, companions=tuple(sorted({*adapter.companions, *there})))
 
 
 def _name_of(given: Any) -> str:

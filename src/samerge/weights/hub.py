@@ -6,10 +6,13 @@ huggingface_hub is imported inside the functions, so that `import samerge` stays
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from samerge.errors import AdapterError, BaseModelError, HubError, OptionError, SamergeError
+
+logger = logging.getLogger(__name__)
 
 #: What an adapter in PEFT's format consists of.
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -150,6 +153,28 @@ def resolve_adapter(
     raise AdapterError(
         f"{doing} from the Hub: the repository has no {absent}; check that it is a PEFT adapter, its revision, and "
         "whether it lies in a subfolder"
+    )
+
+
+def files_beside(source: str | Path, endpoint: str | None = None) -> tuple[str, ...]:
+    """The names of the files in an adapter's folder of a repository of the Hub, downloaded or not.
+
+    Returns:
+        Nothing for a local folder, and where the Hub cannot be asked: then only what was downloaded is known.
+    """
+    if not str(source) or Path(source).expanduser().is_dir():
+        return ()
+    from huggingface_hub import HfApi
+
+    name, inner, revision = _parts(str(source))
+    prefix = f"{inner}/" if inner else ""
+    try:
+        files = HfApi(endpoint=endpoint, library_name="samerge").list_repo_files(name, revision=revision)
+    except Exception as error:  # offline, or a Hub that does not answer: the adapter itself is in the cache
+        logger.debug("the files beside %s are not known: %s", source, error)
+        return ()
+    return tuple(
+        file.removeprefix(prefix) for file in files if file.startswith(prefix) and "/" not in file[len(prefix) :]
     )
 
 
