@@ -11,6 +11,7 @@ import full
 import peft_tests
 import processes
 import pytest
+import releases
 import signs
 import speed
 import tables
@@ -43,6 +44,7 @@ TABLES = {
     "speed.py": (speed.DOC, lambda: speed.table(results("speed"))),
     "signs.py": (signs.DOC, lambda: signs.table(results("signs"))),
     "processes.py": (processes.DOC, lambda: processes.table(results("processes"))),
+    "releases.py": (releases.DOC, lambda: releases.table(results("releases"))),
     "traffic.py": (traffic.DOC, traffic.table),
     "foretell.py": (foretell.DOC, foretell.table),
     **{
