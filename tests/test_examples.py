@@ -35,9 +35,11 @@ def test_demo(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[st
     answers = demo._answers(tmp_path / "all-MiniLM-L6-v2", {"merged": tmp_path / "merged"})
     right = {column: demo._right(column_answers) for column, column_answers in answers.items()}
     assert right["merged"] > right["base"]  # on the demo's own sentences, as shown
-    told = " ".join(shown.split())
-    assert f"the default, recipe even, {right['merged']}; method saliency" in told
-    said = f"the four experts answer {right['expert']} as a reader would, the one merged adapter {right['merged']}, "
+    assert "PEFT svd" in shown
+    assert "SA-Merging as published" in shown
+    said = (
+        f"the four adapters answer {right['own adapter']} as a reader would, the one merged adapter {right['merged']}, "
+    )
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"{said}the base model alone {right['base']}." in readme
 
