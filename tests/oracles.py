@@ -183,7 +183,6 @@ def paper_merge(
     weights: Sequence[float],
     density: float = 0.1,
     iterations: int = 10,
-    refresh: int = 1,
 ) -> tuple[dict[str, Tensor], list[dict[str, list[int]]]]:
     """SA-Merging on the components as trained, with dense tensors and masks.
 
@@ -203,12 +202,10 @@ def paper_merge(
         parts = [(w, *masked(n)[name]) for n, w in enumerate(weights) if name in experts[n]]
         return sum((w * s * B @ A for w, A, B, s in parts), torch.zeros((), dtype=torch.float64))
 
-    gammas: list[dict[str, Tensor]] = []
     for t in range(1, iterations + 1):
         merged = {name: aggregate(name) for name in names}
         after = [dict(table) for table in masks]
-        if t == 1 or (refresh and t % refresh == 1 % refresh):
-            gammas = [dense_gamma(network, base, masked(n))[0] for n in range(len(experts))]
+        gammas = [dense_gamma(network, base, masked(n))[0] for n in range(len(experts))]
         for n, expert in enumerate(experts):
             gamma = gammas[n]
             for name, (A, _, _) in expert.items():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 #: Singular values below this share of the largest are none.
 NOTHING = 1e-6
-#: Singular values that are nearer than this, relative to the larger one, are one block.
+#: Singular values that are less by no more than this, relative to the first of a block, belong to it.
 NEAR = 1e-4
 
 
@@ -64,10 +64,11 @@ def polar(stack: Tensor) -> Tensor:
 
 
 def blocks(S: Tensor) -> list[list[int]]:
-    """Runs of near-equal singular values."""
+    """Blocks of near-equal singular values: no chain of small steps makes one long."""
     found = [[0]]
     for k in range(1, len(S)):
-        if float(S[k - 1] - S[k]) <= NEAR * float(S[k - 1]):
+        first = float(S[found[-1][0]])
+        if first - float(S[k]) <= NEAR * first:
             found[-1].append(k)
         else:
             found.append([k])
