@@ -18,6 +18,7 @@ import samerge
 from samerge.errors import OptionError, OutputExistsError
 from samerge.full.shards import plan, shard_bytes
 from samerge.report.card import model_card
+from samerge.report.record import Base, Input, Output, Record
 from samerge.report.report import read_report
 
 
@@ -165,15 +166,13 @@ class TestCompanions:
 
 
 def test_the_card_names_the_models_of_the_hub():
-    record = {
-        "method": "elementwise",
-        "base": {"name": "ada/base", "model_type": "llama"},
-        "inputs": [
-            {"name": "math", "source": "ada/math", "weight": 1.0},
-            {"name": "x", "source": "./x", "weight": 1.0},
-        ],
-        "output": {"kind": "model", "tensors": 3, "modules": 2, "parameters": 10, "dtype": "float32"},
-    }
+    record = Record(
+        method="elementwise",
+        inputs=(Input("math", "ada/math"), Input("x", "./x")),
+        output=Output("model", "float32", modules=2, parameters=10, tensors=3),
+        layers={},
+        base=Base("ada/base", "llama"),
+    )
     card = model_card(record)
     assert card.startswith("---\nbase_model:\n- ada/base\n- ada/math\nlibrary_name: transformers\n")
     assert "\nbase_model_relation: merge\n" in card

@@ -53,7 +53,7 @@ def test_the_report_tells_what_was_kept(llama, agreement):
         for n, expert in enumerate(merged.experts):
             tau = experts[n][name] - base[name]
             share = layer.adapters[expert.name]
-            assert share.elements == [int(masks[n][name].sum()), tau.numel()]
+            assert share.elements == (int(masks[n][name].sum()), tau.numel())
             assert share.norm == pytest.approx(float(tau.norm()))
             energy = float((tau * masks[n][name]).square().sum() / tau.square().sum())
             assert share.energy_kept == pytest.approx(energy)

@@ -280,9 +280,9 @@ def test_another_base_by_name_alone_is_a_warning_and_a_line_in_the_report(llama:
     file = tmp_path / "code" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "someone/other-llama"}))
     adapters = {"math": llama.adapters["math"], "code": tmp_path / "code"}
-    with pytest.warns(UserWarning, match=r"code on someone/other-llama"):
+    with pytest.warns(UserWarning, match="code on other-llama"):
         merged = samerge.merge(llama.base, adapters, **HALF)
-    assert any("code on someone/other-llama" in warning for warning in merged.report.warnings)
+    assert any("code on other-llama" in warning for warning in merged.report.warnings)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert samerge.merge(llama.base, llama.adapters, **HALF).report.warnings == []

@@ -58,8 +58,10 @@ def strangers_of(problem: Problem, experts: Sequence[Adapter]) -> str | None:
         if base:
             named.setdefault(_short(str(base)), []).append(expert.name)
     ours = None if problem.source is None else _hub_name(problem.source)
-    if ours is not None:
-        named = {base: who for base, who in named.items() if base != ours}
+    if ours is not None and problem.source is not None:
+        # config.json of a base may still name what that was trained from: then the folder's name is the base's
+        known = (ours, _short(problem.source.name))
+        named = {base: who for base, who in named.items() if base not in known}
     if len(named) < (2 if ours is None else 1):
         return None
     listed = "; ".join(f"{', '.join(who)} on {base}" for base, who in named.items())
