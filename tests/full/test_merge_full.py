@@ -69,7 +69,7 @@ def test_the_report_tells_what_was_kept(llama, agreement):
     assert [row.elements[0] for row in merged.report.adapters.values()] == [
         sum(int(mask.sum()) for mask in table.values()) for table in masks
     ]
-    assert "elements kept" in [column.header for column in merged.report.table().columns]
+    assert "kept" in [column.header for column in merged.report.table().columns]
 
 
 def test_density_1_is_task_arithmetic(llama):
