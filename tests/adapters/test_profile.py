@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
-from samerge.merging.tuning.candidates import Candidates
 from tiny import Beast, chain, chain_factors, write_adapter
 
 import samerge
@@ -101,11 +100,14 @@ def test_so_is_what_an_adapter_carries_beside_its_factors(tmp_path):
         samerge.merge(None, [folder], method="linear", dtype="float16", modules_to_save="average")
 
 
-def test_so_is_a_candidate_of_a_search(large):
-    candidates = Candidates(None, large)
-    assert candidates.merged({"method": "linear", "scaling": 1e-6, "dtype": "float16"})
-    with pytest.raises(samerge.AdapterError, match=TOO_LARGE):
-        candidates.merged({"method": "linear", "scaling": 1.0, "dtype": "float16"})
+def test_so_is_a_trial_of_a_search(large):
+    pytest.importorskip("optuna")
+    search = {"scaling": [1.0]}  # the untuned merge, the first trial, has another
+    fixed = {"method": "linear", "dtype": "float16", "scaling": 1e-6}
+    found = samerge.tune(None, large, lambda merged: 1.0, search=search, trials=2, progress=False, **fixed)
+    failed = [trial for trial in found.trials if trial.state != "complete"]
+    assert [trial.options for trial in failed] == [{"scaling": 1.0}]
+    assert "float16" in str(failed[0].error)
 
 
 def test_a_live_model_gets_nothing_of_it(llama: Beast):

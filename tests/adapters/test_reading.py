@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import NAMES, Beast, chain, chain_factors, write_adapter
 
+import samerge
 from samerge.adapters import live_adapter, pattern_value, read_adapter, scaling
 from samerge.errors import AdapterError
 
@@ -105,7 +106,6 @@ KEY = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         (lambda t: t.pop(KEY), r"'model.layers.0.self_attn.q_proj' has \['lora_B'\], expected both lora_A and lora_B"),
         (lambda t: t.update({KEY: torch.zeros(5, 32)}), r"q_proj'?: .*\(5, 32\).*\(32, 8\)"),
         (lambda t: t.update({KEY: torch.zeros(8)}), r"q_proj.*\(8,\)"),
-        (lambda t: t.update({"base_model.model.score.weight": torch.zeros(2, 2)}), "score.weight"),
         (lambda t: t.clear() or t.update(x=torch.zeros(1)), "'math'"),
     ],
 )
@@ -114,6 +114,15 @@ def test_a_file_that_is_not_whole(llama: Beast, tmp_path, edit, words):
     with pytest.raises(AdapterError, match=words) as caught:
         read_adapter(folder, "math")
     assert "'math'" in str(caught.value)
+
+
+def test_a_tensor_that_nobody_named_is_refused_where_it_is_known_whether_the_base_has_it(llama: Beast, tmp_path):
+    stray = {"base_model.model.score.weight": torch.zeros(2, 2)}
+    folder = copy(llama, tmp_path / "math", lambda t: t.update(stray))
+    with pytest.raises(AdapterError, match=r"'math': its file also holds 'score\.weight'.*give base"):
+        samerge.merge(None, {"math": folder}, method="linear", progress=False)
+    with pytest.raises(samerge.BaseModelError, match=r"'math': its file also holds 'score\.weight' \(2, 2\)"):
+        samerge.merge(llama.base, {"math": folder}, method="linear", progress=False)
 
 
 @pytest.mark.parametrize(
