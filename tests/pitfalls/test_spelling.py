@@ -262,7 +262,7 @@ def test_an_encoder_and_a_classifier(tmp_path: Path, order: tuple[int, int]) -> 
     given = [folders[n] for n in order]
     for source in (base, None):
         merged = samerge.merge(source, given, **EXACT)
-        assert any("named" in text or "name" in text for text in merged.report.warnings)
+        assert any("named" in text or "name" in text for text in [*merged.report.notes, *merged.report.warnings])
         folder = merged.save(tmp_path / "out", overwrite=True)
         with quiet():
             close(said(PeftModel.from_pretrained(_copy(onto), str(folder)).eval()), expected)
@@ -330,7 +330,7 @@ def test_wrappers_around_the_model(bench, prefix: str, wrapped: tuple[bool, bool
     else:
         assert_whole(lab, bare, expected)
     if wrapped[0] != wrapped[1] and prefix != "base_model.model.":
-        assert any("without a base" in text for text in bare.report.warnings)
+        assert any("without a base" in text for text in [*bare.report.notes, *bare.report.warnings])
 
 
 def test_a_peft_model_inside_a_peft_model(bench) -> None:

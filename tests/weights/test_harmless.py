@@ -37,8 +37,14 @@ def test_what_is_taken_out_and_what_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"num_hidden_layers": 21}, {"n_layer": 10**7}, {"text_config": {"num_experts": 10**6}}, {"depth": 10**9}]
+    "given", [{"num_hidden_layers": 521}, {"n_layer": 10**7}, {"text_config": {"num_experts": 10**6}}, {"depth": 10**9}]
 )
 def test_counts_that_no_checkpoint_of_this_size_has(given: dict[str, object]) -> None:
     assert harmless(given, 20) is None
     assert harmless(dict.fromkeys(given, 3), 20) is not None
+
+
+def test_the_limit_of_a_window_is_no_number_of_layers() -> None:
+    """Qwen2-VL has `max_window_layers` 80 in a model of two layers."""
+    config = {"num_hidden_layers": 2, "max_window_layers": 80}
+    assert harmless(config, 40) == config

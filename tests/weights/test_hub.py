@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from samerge.adapters.writer import write_adapter
 from samerge.errors import AdapterError, BaseModelError, HubError, OptionError
 from samerge.report.card import model_card
+from samerge.report.record import Base, Input, Output, Record
 from samerge.weights.hub import files_beside, push_folder, resolve_adapter, resolve_base, resolve_record
 
 # huggingface_hub's own, on its way through LFS
@@ -64,8 +65,9 @@ def folder(tmp_path):
             key = f"base_model.model.model.layers.{layer}.self_attn.{module}"
             tensors[f"{key}.lora_A.weight"] = torch.randn(2, 16, generator=generator)
             tensors[f"{key}.lora_B.weight"] = torch.randn(16, 2, generator=generator)
-    record = {"method": "linear", "base": {"name": "ada/tiny", "model_type": "llama"}, "inputs": [{"name": "math"}]}
-    return write_adapter(tmp_path / "merged", tensors, CONFIG, record, model_card(record))
+    output = Output(kind="adapter", dtype="float32", modules=4, parameters=256, rank=2)
+    record = Record("linear", (Input("math", "ada/math"),), output, {}, Base("ada/tiny", "llama"))
+    return write_adapter(tmp_path / "merged", tensors, CONFIG, record.json(), model_card(record))
 
 
 def bytes_of(folder, names=FILES):

@@ -16,6 +16,9 @@ _RUNS = re.compile(
 _COUNTS, _LAYERS = re.compile(r"(num|n)_\w+|\w*experts?|\w*repeats?"), re.compile(r"\w*layers?|\w*depths?")
 #: A count that some model has.
 _MOST = 100_000
+#: How many layers more than tensors a configuration may speak of: such numbers are limits of windows, too
+#: (`max_window_layers` of Qwen2-VL is 80, however few layers there are).
+_SPARE_LAYERS = 500
 
 
 def harmless(config: Mapping[str, Any], tensors: int) -> dict[str, Any] | None:
@@ -35,7 +38,7 @@ def harmless(config: Mapping[str, Any], tensors: int) -> dict[str, Any] | None:
         >>> harmless({"num_hidden_layers": 10**9}, 10) is None
         True
     """
-    if _largest(config, _COUNTS) > max(tensors, _MOST) or _largest(config, _LAYERS) > max(tensors, 1):
+    if _largest(config, _COUNTS) > max(tensors, _MOST) or _largest(config, _LAYERS) > tensors + _SPARE_LAYERS:
         return None
     return _stripped(config)
 

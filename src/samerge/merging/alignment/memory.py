@@ -26,9 +26,6 @@ from samerge.weights.harmless import harmless
 
 logger = logging.getLogger(__name__)
 
-#: How many layers more than tensors a configuration may speak of: such numbers are limits of windows, too.
-_SPARE_LAYERS = 500
-
 
 @dataclass(frozen=True)
 class Memory:
