@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import samerge
 from pitfalls.lab import EXACT, EXACT_LIVE, assert_untouched, bert, close, llama, output, quiet, snapshot
@@ -40,7 +41,14 @@ def test_without_a_choice_it_is_an_error_that_lists_them(bench) -> None:
     folders = heads(lab)
     with pytest.raises(samerge.AdapterError) as caught:
         lab.merge(*folders)
-    for words in ("first: classifier.bias, classifier.weight", "second: ", "'average'", "'take:<adapter>'", "'drop'"):
+    for words in (
+        "first: classifier.bias, classifier.weight",
+        "second: ",
+        "'average'",
+        "'update'",
+        "'take:<adapter>'",
+        "'drop'",
+    ):
         assert words in str(caught.value)
     model = lab.with_adapters(folders[0])
     with pytest.raises(samerge.AdapterError, match="first: classifier"):
@@ -62,6 +70,50 @@ def test_average(bench) -> None:
     assert pooler not in one
     close(inner.bert.pooler.dense.modules_to_save["first"].weight, two[pooler])
     assert "vLLM will not serve it" in " ".join(merged.report.warnings)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [0.7, -0.3]])
+def test_update(bench, weights: list[float]) -> None:
+    """base + sum_n w_n (trained_n - base), of those that have it."""
+    lab = bench(bert)
+    folders = heads(lab)
+    trained = [saved(folder) for folder in folders]
+    base = {f"base_model.model.{name}": tensor for name, tensor in lab.model.state_dict().items()}
+    merged = samerge.merge(lab.base, folders, weights=weights, modules_to_save="update", **EXACT)
+    found = {name: tensor for name, tensor in merged.tensors().items() if "lora_" not in name}
+    assert found.keys() == trained[0].keys() | trained[1].keys()
+    for name, tensor in found.items():
+        changes = [w * (one[name] - base[name]) for w, one in zip(weights, trained, strict=True) if name in one]
+        close(tensor, base[name] + sum(changes))
+    assert merged.report.record.json()["options"]["modules_to_save"] == "update"
+    with quiet():
+        lab.reloaded(merged)
+
+
+def test_update_of_one_adapter_is_itself(bench) -> None:
+    lab = bench(bert)
+    folder = heads(lab)[1]
+    alone = lab.merge(folder, modules_to_save="update")
+    for name, tensor in saved(folder).items():
+        close(alone.tensors()[name], tensor)
+    with quiet():
+        close(output(lab.reloaded(alone)), output(lab.with_adapters(folder)))
+
+
+def test_update_needs_the_base_and_its_weights(bench, tmp_path: Path) -> None:
+    lab = bench(bert)
+    folders = heads(lab)
+    with pytest.raises(samerge.OptionError, match=r"modules_to_save='update' adds.*no base was given; give base="):
+        samerge.merge(None, folders, method="linear", modules_to_save="update", progress=False)
+    plain = lab.train("plain", target_modules=["query"])
+    samerge.merge(None, [plain], method="linear", modules_to_save="update", progress=False)
+    headless = {name: p for name, p in lab.model.state_dict().items() if not name.startswith("classifier")}
+    shutil.copytree(lab.base, tmp_path / "headless")
+    save_file(headless, tmp_path / "headless" / "model.safetensors")
+    with pytest.raises(samerge.BaseModelError, match=r"'classifier.bias' of 'a', 'b'.*has no such weight"):
+        samerge.merge(str(tmp_path / "headless"), folders, modules_to_save="update", **EXACT)
+    with pytest.raises(samerge.OptionError, match=r"lines:0.2:1'.*fully trained modules \(bert.pooler"):
+        lab.merge(*folders, modules_to_save="update", scaling="lines:0.2:1")
 
 
 def test_take(bench) -> None:
@@ -121,6 +173,7 @@ def test_token_rows(bench, tied: bool) -> None:
         close(output(lab.reloaded(alone)), output(lab.with_adapters(first)))
         merged = lab.merge(first, second, modules_to_save="average")
         model = lab.reloaded(merged)
+        updated = lab.merge(first, second, modules_to_save="update")
     key = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
     one, two = (saved(folder)[key] for folder in (first, second))
     # PEFT keeps the rows in the order of the indices it was given
@@ -131,6 +184,8 @@ def test_token_rows(bench, tied: bool) -> None:
     close(row[3], one[1])
     close(row[5], (one[0] + two[1]) / 2)
     close(row[9], two[0])
+    base = lab.model.get_input_embeddings().weight.detach()
+    close(updated.tensors()[key], torch.stack([one[1], one[0] + two[1] - base[5], two[0]]))
     embedding = model.get_input_embeddings()
     ids = torch.tensor([[3, 5, 9, 4]])
     close(embedding(ids)[0], torch.stack([row[3], row[5], row[9], lab.model.get_input_embeddings().weight[4]]))
@@ -152,7 +207,7 @@ def test_token_rows_live(bench) -> None:
     ("choice", "words"),
     [
         ("take:nobody", r"'take:nobody' names no adapter of this merge; choose one of \['first', 'second'\]"),
-        ("mean", "modules_to_save='mean' is not known; choose one of average, drop, take:ADAPTER"),
+        ("mean", "modules_to_save='mean' is not known; choose one of average, update, drop, take:ADAPTER"),
     ],
 )
 def test_choices_that_mean_nothing(bench, choice: str, words: str) -> None:
@@ -173,8 +228,8 @@ def test_shapes_that_differ_have_no_mean(bench) -> None:
     first, second = heads(lab)
     wider = load_file(Path(second) / "adapter_model.safetensors")
     wider["base_model.model.classifier.weight"] = torch.zeros(5, 16)
-    from safetensors.torch import save_file
-
     save_file(wider, Path(second) / "adapter_model.safetensors")
     with pytest.raises(samerge.AdapterError, match=r"'classifier.weight': its shapes differ.*take:<adapter>"):
         lab.merge(first, second, modules_to_save="average")
+    with pytest.raises(samerge.BaseModelError, match=r"'second' has it as \(5, 16\), the base as \(3, 16\)"):
+        lab.merge(first, second, modules_to_save="update")

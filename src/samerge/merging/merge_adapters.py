@@ -71,7 +71,8 @@ def merge(
             dtype: of the output, such as "bfloat16"; the adapters' own (the widest) by default. Computed in float32.
             device: where to compute: "cpu" by default, a live model's own device otherwise.
             modules_to_save: what becomes of fully trained modules and token rows: "average", the plain mean of the
-                adapters that have them; "take:<adapter>", one adapter's; or "drop". Without it, they are an error.
+                adapters that have them; "update", base + sum of w_n (trained_n - base); "take:<adapter>", one
+                adapter's; or "drop". Without it, they are an error.
             companions: what becomes of files of weights that lie beside adapters (a value head, a projector):
                 "take:<adapter>", one adapter's are copied; or "drop". Without it, they are an error.
             dora: "exact" converts DoRA adapters on the way: the exact update relative to the base, truncated to the

@@ -4,7 +4,7 @@
 |---|---|
 | bias of `lora_B` | sum_n w_n s_n bias_n |
 | bias of the base (`bias="all"`, "lora_only") | base + sum_n w_n (bias_n - base) |
-| `modules_to_save`, `trainable_token_indices` | the plain mean of those that have it, one's, or none, by choice |
+| `modules_to_save`, `trainable_token_indices` | by choice: `saved_modules` |
 | a copy of a base weight | left out when it equals the base's, or the adapter's own of a tied weight; else an error |
 
 In a model with tied weights an output head is the input embedding, under whatever name: its copies, its trained rows
@@ -17,7 +17,7 @@ expert keeps its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,12 +25,11 @@ import torch
 from torch import Tensor
 
 from samerge.adapters import Adapter, widest
-from samerge.adapters.extras import saved_modules
 from samerge.adapters.layouts import Layout
 from samerge.adapters.model import Load
 from samerge.errors import AdapterError, BaseModelError, OptionError
-from samerge.merging.alignment.views import origin
 from samerge.merging.inputs import dtype_of
+from samerge.merging.saved_modules import merge_saved, tied
 from samerge.methods.problem import Site
 from samerge.options.common import CommonOptions
 from samerge.options.lines import is_lines
@@ -81,7 +80,14 @@ def check_extras(adapters: Sequence[Adapter], choice: str | None, source: Weight
         raise AdapterError(
             f"merging adapters that carry fully trained modules or token rows beside their LoRA factors ({listed}): "
             f"a sum of updates does not say what shall become of them. Choose modules_to_save='average' (the mean of "
-            f"the adapters that have it), 'take:<adapter>' (one adapter's) or 'drop' (none)"
+            f"the adapters that have it), 'update' (the base's with every adapter's change added), 'take:<adapter>' "
+            f"(one adapter's) or 'drop' (none)"
+        )
+    if choice == "update" and source is None and any(trained.values()):
+        raise OptionError(
+            f"modules_to_save='update' adds what the adapters changed of the base's own weights "
+            f"({next(what[0] for what in trained.values() if what)} and others), and no base was given; give base=, or "
+            f"choose 'average', 'take:<adapter>' or 'drop'"
         )
     for adapter in adapters:
         if adapter.extras.biases and source is None:
@@ -139,12 +145,16 @@ def merge_extras(
         settings["bias"] = "all" if any(a.config.get("bias") == "all" for a, _ in active) else "lora_only"
         tensors.update(trained)
     if options.modules_to_save not in (None, "drop"):
-        chosen = _chosen([adapter for adapter, _ in active], str(options.modules_to_save))
-        saved = _saved(chosen, chosen_dtype, source)
+        choice = str(options.modules_to_save)
+        saved, rows, indices, modules = merge_saved(active, choice, scaling, chosen_dtype, source)
+        if ruled and choice == "update" and (saved or rows):
+            raise OptionError(
+                f"scaling={options.scaling!r}: the adapters carry fully trained modules ({min([*saved, *rows])}), "
+                f"whose update it does not scale by layer; give a number or 'auto'"
+            )
         tensors.update({_PREFIX + name: tensor for name, tensor in saved.items()})
-        settings["modules_to_save"] = _modules(chosen, saved) or None
-        rows, indices = _tokens(chosen, chosen_dtype, source)
-        tensors.update(rows)
+        tensors.update({f"{_PREFIX}{name}.token_adapter.trainable_tokens_delta": row for name, row in rows.items()})
+        settings["modules_to_save"] = modules or None
         if indices:
             settings["trainable_token_indices"] = indices
     elif options.modules_to_save == "drop":
@@ -157,36 +167,6 @@ def merge_extras(
             f"the merged adapter has more than LoRA factors ({what}): PEFT loads it, vLLM will not serve it"
         )
     return MergedExtras(tensors, settings, warnings)
-
-
-def tied(adapter: Adapter, source: WeightSource | None) -> dict[str, Load]:
-    """The copies that an adapter holds of what it trained itself, under the name of a weight that is tied to it.
-
-    `ensure_weight_tying` writes the trained embedding twice, once as the output head.
-    """
-    trained = {_origin(source, name): load for name, load in adapter.extras.saved.items()}
-    if source is None and adapter.config.get("ensure_weight_tying"):
-        loads = list(trained.values())
-        return {name: copy for name, copy in adapter.extras.copies.items() if any(_same(copy, one) for one in loads)}
-    return {
-        name: copy
-        for name, copy in adapter.extras.copies.items()
-        if (one := trained.get(_origin(source, name))) is not None and _same(copy, one)
-    }
-
-
-def _origin(source: WeightSource | None, name: str) -> str:
-    return name if source is None else origin(source, name)
-
-
-def _is_alias(source: WeightSource | None, embedding: str) -> bool:
-    """Whether an embedding goes by the weight of another one: an output head by the input embedding's."""
-    return _origin(source, f"{embedding}.weight").split(".")[-2] != embedding.rpartition(".")[2]
-
-
-def _same(one: Load, other: Load) -> bool:
-    a, b = one(), other()
-    return a.shape == b.shape and torch.equal(a.to(b.device, b.dtype), b)
 
 
 def _check_copy(adapter: str, name: str, load: Load, source: WeightSource | None) -> None:
@@ -283,73 +263,3 @@ def _base_biases(
         key = f"{paths[module]}.base_layer.bias" if module in paths else name
         merged[_PREFIX + key] = (base.float() + _sum(parts, scaling)).to(base.dtype)
     return merged
-
-
-def _chosen(active: Sequence[Adapter], choice: str) -> list[Adapter]:
-    if choice == "average":
-        return list(active)
-    return [adapter for adapter in active if adapter.name == choice.removeprefix("take:")]
-
-
-def _saved(chosen: Sequence[Adapter], dtype: torch.dtype | None, source: WeightSource | None) -> dict[str, Tensor]:
-    """The mean of every tensor that is saved whole, over those that have it."""
-    found: dict[str, dict[str, Load]] = {}
-    for adapter in chosen:
-        for name, load in {**adapter.extras.saved, **tied(adapter, source)}.items():
-            found.setdefault(name, {})[adapter.name] = load
-    return {name: _mean(name, {who: load() for who, load in found[name].items()}, dtype) for name in sorted(found)}
-
-
-def _modules(chosen: Sequence[Adapter], saved: Iterable[str]) -> list[str]:
-    """`modules_to_save` for the tensors that are saved whole: in the adapters' own words, or else in full."""
-    words = {word for adapter in chosen for word in saved_modules(adapter.config)}
-    found = set()
-    for name in saved:
-        parts = name.split(".")
-        modules = [".".join(parts[:cut]) for cut in range(1, len(parts))]
-        meant = {word for word in words if any(module.endswith(word) for module in modules)}
-        found |= meant or {modules[-1]}
-    return sorted(found)
-
-
-def _tokens(
-    chosen: Sequence[Adapter], dtype: torch.dtype | None, source: WeightSource | None
-) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """The rows of every embedding: for each index the mean over the adapters that trained it.
-
-    Of weights that are tied to one another the embedding stands for all: PEFT trains them together.
-    """
-    rows: dict[str, dict[int, dict[str, Tensor]]] = {}
-    first: dict[str, str] = {}
-    for adapter in chosen:
-        for embedding, tokens in sorted(adapter.extras.tokens.items(), key=lambda item: _is_alias(source, item[0])):
-            place = first.setdefault(_origin(source, f"{embedding}.weight"), embedding)
-            for index, row in zip(tokens.indices, tokens.load(), strict=True):
-                rows.setdefault(place, {}).setdefault(index, {}).setdefault(adapter.name, row)
-    tensors = {
-        f"{_PREFIX}{embedding}.token_adapter.trainable_tokens_delta": torch.stack(
-            [_mean(f"{embedding}[{index}]", table[index], dtype) for index in sorted(table)]
-        )
-        for embedding, table in rows.items()
-    }
-    return tensors, {embedding: sorted(table) for embedding, table in rows.items()}
-
-
-def _mean(name: str, parts: Mapping[str, Tensor], dtype: torch.dtype | None) -> Tensor:
-    """The plain mean, in float32; what is no floating-point number has to be equal in all."""
-    first, *others = parts.values()
-    shapes = {adapter: tuple(part.shape) for adapter, part in parts.items()}
-    if len(set(shapes.values())) > 1:
-        raise AdapterError(
-            f"averaging the trained module {name!r}: its shapes differ ({shapes}); take one adapter's with "
-            f"modules_to_save='take:<adapter>', or leave it out with 'drop'"
-        )
-    if not first.is_floating_point():
-        if any(not torch.equal(first, other) for other in others):
-            raise AdapterError(
-                f"averaging the trained module {name!r}: it holds {first.dtype} values that differ between "
-                f"{list(parts)}; take one adapter's with modules_to_save='take:<adapter>'"
-            )
-        return first.cpu()
-    mean = torch.stack([part.float().cpu() for part in parts.values()]).mean(0)
-    return mean.to(dtype or widest(part.dtype for part in parts.values()))

@@ -54,10 +54,10 @@ class CommonOptions(Options):
     dtype: str | None = option(dtype(), None, "Of the output: float32, bfloat16 or float16.", told="the adapters' own")
     device: str | None = option(text("NAME"), None, "Where to compute: cpu, cuda, mps.", told="cpu")
     modules_to_save: str | None = option(
-        word("average", "drop", pattern="take:.+", told="take:ADAPTER"),
+        word("average", "update", "drop", pattern="take:.+", told="take:ADAPTER"),
         None,
-        "What becomes of fully trained modules and token rows that adapters carry: their mean, one adapter's, or "
-        "nothing.",
+        "What becomes of fully trained modules and token rows that adapters carry: their mean, the base's with every "
+        "adapter's change times its weight added, one adapter's, or nothing.",
         told="an error if there are any",
     )
     dora: str | None = option(
