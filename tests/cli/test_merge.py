@@ -285,3 +285,18 @@ def test_a_merge_of_which_nothing_is_named(invoke, tiny_base, loras) -> None:
     refused = invoke(*words, "--method", "saliency")
     assert refused.exit_code == 2
     assert "give --base" in refused.stderr
+
+
+def test_weights_by_module(invoke, tiny_base, loras, tmp_path) -> None:
+    words = ("--module-weight", "layers.0.*=math:0.5", "--module-weight", "q_proj=0")
+    adapters = {"math": loras / "math", "code": loras / "code"}
+    given = [word for name, folder in adapters.items() for word in ("-a", f"{name}={folder}")]
+    result = invoke("merge", "-b", tiny_base, *given, "-o", "out", *words)
+    assert result.exit_code == 0, result.output
+    rules = {"layers.0.*": {"math": 0.5}, "q_proj": 0}
+    expected = samerge.merge(tiny_base, adapters, modules=rules, progress=False)
+    same_files(tmp_path / "out", expected.save(tmp_path / "python"))
+    assert "layers.0.* of math times 0.5" in invoke("inspect", "out").stdout.replace("\n", " ")
+    refused = invoke("merge", "-b", tiny_base, *given, "-o", "other", "--module-weight", "0.5")
+    assert refused.exit_code == 2
+    assert "--module-weight 0.5 must be GLOB=WEIGHT" in refused.stderr

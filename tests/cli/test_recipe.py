@@ -137,3 +137,11 @@ def test_run_of_a_missing_or_wrong_file(invoke, tmp_path) -> None:
         assert said in invoke("run", "r.yaml").stderr
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\x00")
     assert invoke("run", "bad.yaml").exit_code == 2
+
+
+def test_weights_by_module() -> None:
+    text = RECIPE.replace("out:", "modules:\n  '*.mlp.*': 0.5\n  layers.0.*:\n    math: 0\nout:")
+    request = parse_recipe(text, "r.yaml")
+    assert plan(request.method, request.options).record()["modules"] == {"*.mlp.*": 0.5, "layers.0.*": {"math": 0.0}}
+    with pytest.raises(OptionError, match=r"reading the recipe r.yaml: modules\['x'\]='y' must be a finite number"):
+        parse_recipe(RECIPE.replace("out:", "modules: {x: y}\nout:"), "r.yaml")

@@ -57,6 +57,7 @@ def _file(name: str, what: str, rows: dict[str, list[Option]], told: dict[str, s
         "",
         "from __future__ import annotations",
         "",
+        "from collections.abc import Mapping",
         "from typing import Literal, TypedDict",
         "",
         "import torch",

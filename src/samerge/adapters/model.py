@@ -97,7 +97,7 @@ class Adapter:
     @property
     def rank(self) -> int:
         """The largest rank of any module."""
-        return max(module.rank for module in self.modules.values())
+        return max((module.rank for module in self.modules.values()), default=0)
 
     @property
     def dtype(self) -> torch.dtype:

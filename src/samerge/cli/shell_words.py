@@ -9,6 +9,9 @@ from collections.abc import Iterable
 #: `name=value`, but not within a path, a way of `compare` or another word.
 _PYTHON = r"(?<![\w'\":./=-])({names})=('[^']*'|\"[^\"]*\"|[^\s,;()'\"]*[^\s,;()'\".:?])?"
 
+#: Options whose name in a shell is another one (`Kind.flag`; their table is not loaded for a message).
+_FLAGS = {"modules": "module-weight"}
+
 
 def in_shell_words(message: str, names: Iterable[str]) -> str:
     """A message with the options in it as they are written in a shell.
@@ -27,7 +30,7 @@ def in_shell_words(message: str, names: Iterable[str]) -> str:
 
     def written(found: re.Match[str]) -> str:
         value = (found[2] or "").strip("'\"")
-        flag = "--" + found[1].replace("_", "-")
+        flag = "--" + _FLAGS.get(found[1], found[1].replace("_", "-"))
         if not value:
             return flag
         return f"{flag} {value!r}" if " " in value else f"{flag} {value}"

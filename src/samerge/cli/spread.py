@@ -78,11 +78,13 @@ def _given(**values: Any) -> dict[str, Any]:
 
 def _annotation(row: Option) -> Any:
     """The option of the shell for a row of the table; its value is read by the table."""
-    flag = "--" + row.name.replace("_", "-")
+    flag = "--" + (row.kind.flag or row.name.replace("_", "-"))
     told = f"{row.help} Default: {default_of(row)}."
     if row.kind.annotation == "bool":
         return Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", help=told)]
     names = [flag, *([_SHORT[row.name]] if row.name in _SHORT else [])]
+    if row.kind.many:
+        return Annotated[list[str] | None, typer.Option(*names, metavar=row.kind.metavar, help=told)]
     offered = completion(*row.kind.choices) if row.kind.choices else None
     return Annotated[str | None, typer.Option(*names, metavar=row.kind.metavar, help=told, autocompletion=offered)]
 

@@ -43,7 +43,7 @@ def warnings_of(problem: Problem, experts: Sequence[Adapter], layers: Mapping[st
     ignored = [name for name, weight in zip(problem.names, problem.weights, strict=True) if weight == 0]
     if ignored and len(ignored) < len(problem.names):
         found.append(f"weight 0 leaves these adapters out: {', '.join(ignored)}")
-    dtypes = {e.name: str(e.dtype).removeprefix("torch.") for e in experts}
+    dtypes = {e.name: str(e.dtype).removeprefix("torch.") for e in experts if e.modules}
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{name}: {kind}" for name, kind in dtypes.items())
         found.append(
@@ -92,7 +92,8 @@ def _nothing(problem: Problem, layers: Mapping[str, LayerRecord]) -> str | None:
 
     def most(layer: LayerRecord) -> float:
         """The largest norm that an expert's part of the sum has."""
-        return max((abs(weights[n] * layer.scale) * one.norm for n, one in layer.adapters.items()), default=0.0)
+        own = {n: weights[n] if one.weight is None else one.weight for n, one in layer.adapters.items()}
+        return max((abs(own[n] * layer.scale) * one.norm for n, one in layer.adapters.items()), default=0.0)
 
     if any(layer.norm > ROUNDING * most(layer) for layer in layers.values()):
         return None

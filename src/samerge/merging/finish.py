@@ -60,7 +60,9 @@ class Finisher:
     ) -> None:
         self.problem, self.experts, self.planned, self.begun = problem, experts, planned, begun
         self.dora_lost, self.compare, self.notes = dora_lost or {}, compare, notes
-        self.dtype = dtype_of(planned.common.dtype) or widest(expert.dtype for expert in self._active())
+        self.dtype = dtype_of(planned.common.dtype) or widest(
+            expert.dtype for expert in self._active() if expert.modules
+        )
         self.limit = problem.limit or (None if planned.method.exact else problem.rank)
         self.scales = self._by_depth()
         self.factors: dict[str, LoraFactors] = {}
@@ -89,9 +91,13 @@ class Finisher:
         scale: float,
         lost: float,
     ) -> LayerRecord:
-        names = self.problem.names
+        names, weights = self.problem.names, self.problem.weights_at(site)
+        told = layer_record(written, parts, layer.shares, names, self.dora_lost.get(site.module, {}))
+        if site.factors:
+            own = {names[n]: weights[n] for n in site.factors}
+            told = replace(told, adapters={m: replace(one, weight=own[m]) for m, one in told.adapters.items()})
         made = replace(
-            layer_record(written, parts, layer.shares, names, self.dora_lost.get(site.module, {})),
+            told,
             rank=rank,
             scale=scale,
             lost=layer.lost + (1 - layer.lost) * lost,
@@ -100,7 +106,7 @@ class Finisher:
         if not self.compare:
             return made
         trained = {n: LoraFactors(p.factors.A, p.factors.B / p.balance) for n, p in parts.items()}
-        scales = [math.copysign(self.voices[n], self.problem.weights[n]) for n in trained]
+        scales = [math.copysign(self.voices[n], weights[n]) for n in trained]
         self.spectra[site.module] = spectrum(list(trained.values()), scales)
         return compared(made, site.shape, written, {names[n]: own for n, own in trained.items()}, layer.conflict)
 
@@ -174,7 +180,8 @@ class Finisher:
         factor = auto_factor(self.planned.scaling)
         if factor is None:
             return float(self.planned.scaling)
-        loudness = {n: abs(self.problem.weights[n]) * part.norm for n, part in parts.items()}
+        weights = self.problem.weights_at(site)
+        loudness = {n: abs(weights[n]) * part.norm for n, part in parts.items()}
         return norm_rule(update.norm, list(loudness.values()), factor or NORM_FACTOR)
 
 

@@ -22,6 +22,7 @@ from samerge.merging.conversion.dora import check_dora, converted
 from samerge.merging.finish import Finisher
 from samerge.merging.inputs import AdapterLike, device_of, open_adapters, open_base, weights_of
 from samerge.merging.merged_adapter import MergedAdapter
+from samerge.merging.module_weights import told, with_factors, without_silenced
 from samerge.merging.plan import Plan, Weights, plan
 from samerge.merging.trained_parts import check_extras
 from samerge.methods.keywords import MergeKeywords
@@ -75,6 +76,8 @@ def merge(
                 adapter's; or "drop". Without it, they are an error.
             companions: what becomes of files of weights that lie beside adapters (a value head, a projector):
                 "take:<adapter>", one adapter's are copied; or "drop". Without it, they are an error.
+            modules: strengths by module, `{"*.mlp.*": 0.5, "layers.[0-9].*": {"math": 1.0, "code": 0.0}}`: patterns of
+                names, or of what follows a dot in them, the last that matches wins; multiplied with the weights.
             dora: "exact" converts DoRA adapters on the way: the exact update relative to the base, truncated to the
                 adapter's rank, or to another with "exact:<rank>"; the report says what that lost.
 
@@ -151,13 +154,15 @@ def merge_opened(
             live = base if isinstance(base, nn.Module) else None
             # Those of weight 0 are left out, but where all weigh 0, so that the merge can say so.
             one = together([e for e, w in zip(experts, values, strict=True) if w or not any(values)], source, live)
+            notes = (*one.notes, *told(one.adapters, names, common.modules))
+            one = replace(one, adapters=tuple(without_silenced(one.adapters, names, common.modules)), notes=notes)
             checked = one.adapters if any(values) else ()
             check_dora(checked, common.dora, one.source)
             check_extras(checked, common.modules_to_save, one.source)
             chosen_companions(checked, common.companions)
             taking_part = {adapter.name: adapter for adapter in one.adapters}
             placed = [taking_part.get(expert.name, replace(expert, modules={})) for expert in experts]
-            return one, assemble.align(placed, one.source), device
+            return one, with_factors(assemble.align(placed, one.source), names, common.modules), device
 
         spelled, sites, device = group().together(aligned)
         view = spelled.source
@@ -264,7 +269,7 @@ def _plain(
     """The sites with every DoRA module converted, and what that lost; from another merge where it is the same."""
     held = {} if shared is None else shared.converted
     dora = planned.common.dora
-    key = (dora, str(device), *((site.module, site.owner, *site.experts) for site in sites))
+    key = (dora, str(device), *((site.module, site.owner, *site.experts, *site.factors.items()) for site in sites))
     if key not in held:
         held[key] = converted(sites, [expert.name for expert in experts], dora, source, device, bars)
     return held[key]

@@ -36,6 +36,7 @@ def merge_saved(
     scaling: float | str,
     dtype: torch.dtype | None,
     source: WeightSource | None,
+    factor: Callable[[str, str], float] = lambda module, adapter: 1.0,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, list[int]], list[str]]:
     """Merge what was trained whole.
 
@@ -45,6 +46,7 @@ def merge_saved(
         scaling: of an update.
         dtype: of the output; by default the widest that a tensor has.
         source: the base; needed for "update".
+        factor: what an update's weight is multiplied with, from the module and the adapter.
 
     Returns:
         The tensors of trained modules by name in the base, the trained rows by embedding, the indices of these rows,
@@ -62,7 +64,9 @@ def merge_saved(
         if choice != "update":
             return _mean(name, parts, dtype)
         share = float(scaling) if auto_factor(scaling) is None else 1 / len(parts)
-        return _updated(name, parts, base(), {who: share * weights[who] for who in parts}, dtype)
+        module = name.partition("[")[0] if name.endswith("]") else name.rpartition(".")[0]  # a row, or a tensor
+        own = {who: share * weights[who] * factor(module, who) for who in parts}
+        return _updated(name, parts, base(), own, dtype)
 
     saved = _saved(chosen, source, combine)
     rows, indices = _tokens(chosen, source, combine)

@@ -17,7 +17,7 @@ expert keeps its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,6 +127,10 @@ def merge_extras(
     settings: dict[str, Any] = {}
     warnings: list[str] = []
     active = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if weight != 0]
+
+    def factor(module: str, adapter: str) -> float:
+        return 1.0 if options.modules is None else options.modules.of(module, adapter)
+
     chosen_dtype = dtype_of(options.dtype)
     dtype = chosen_dtype or widest(adapter.dtype for adapter, _ in active or [(adapters[0], 0)])
     ruled = is_lines(options.scaling)
@@ -135,7 +139,7 @@ def merge_extras(
     if biases:
         settings["lora_bias"] = True
         tensors.update({name: bias.to(dtype) for name, bias in biases.items()})
-    trained = _base_biases(active, layouts, scaling, source)
+    trained = _base_biases(active, layouts, scaling, source, factor)
     if ruled and (biases or trained):
         raise OptionError(
             f"scaling={options.scaling!r}: the adapters train biases ({min(biases or trained)}), which it does not "
@@ -146,7 +150,7 @@ def merge_extras(
         tensors.update(trained)
     if options.modules_to_save not in (None, "drop"):
         choice = str(options.modules_to_save)
-        saved, rows, indices, modules = merge_saved(active, choice, scaling, chosen_dtype, source)
+        saved, rows, indices, modules = merge_saved(active, choice, scaling, chosen_dtype, source, factor)
         if ruled and choice == "update" and (saved or rows):
             raise OptionError(
                 f"scaling={options.scaling!r}: the adapters carry fully trained modules ({min([*saved, *rows])}), "
@@ -221,8 +225,9 @@ def _lora_biases(
     by_module = {site.module: site for site in sites}
     for module, layout in layouts.items():
         site = by_module.get(module)
+        factors = site.factors if site else {}
         parts = [
-            (weights[n], adapted.bias().cpu())
+            (weights[n] * factors.get(n, 1.0), adapted.bias().cpu())
             for n, adapted in (site.experts.items() if site else ())
             if adapted.bias is not None and weights[n] != 0
         ]
@@ -244,6 +249,7 @@ def _base_biases(
     layouts: Mapping[str, Layout],
     scaling: float | str,
     source: WeightSource | None,
+    factor: Callable[[str, str], float],
 ) -> dict[str, Tensor]:
     names = sorted({name for adapter, _ in active for name in adapter.extras.biases})
     if not names or source is None:
@@ -258,8 +264,11 @@ def _base_biases(
                 f"{source.name!r} does not have; is it an adapter of another base model?"
             )
         base = source.read(name, 0, source.shapes[name][0]).detach().cpu()
-        parts = [(weight, adapter.extras.biases[name]().float() - base.float()) for adapter, weight in having]
         module = name.removesuffix(".bias")
+        parts = [
+            (weight * factor(module, adapter.name), adapter.extras.biases[name]().float() - base.float())
+            for adapter, weight in having
+        ]
         key = f"{paths[module]}.base_layer.bias" if module in paths else name
         merged[_PREFIX + key] = (base.float() + _sum(parts, scaling)).to(base.dtype)
     return merged

@@ -61,7 +61,8 @@ def aligned_ties(align: Align) -> Callable[[Problem, Any], Begun]:
             present = {n: part.triplets for n, part in parts.items() if part.triplets.rank}
             if present:
                 one = align(present, problem.target, options)
-                weighted = {n: LoraFactors(x.A, x.B * problem.weights[n]) for n, x in one.values.items()}
+                weights = problem.weights_at(site)
+                weighted = {n: LoraFactors(x.A, x.B * weights[n]) for n, x in one.values.items()}
                 names = {n: problem.names[n] for n in weighted}
                 shape = next(iter(weighted.values())).shape
                 found[site.module] = Layer(site.module, shape, names, weighted), one
@@ -72,7 +73,7 @@ def aligned_ties(align: Align) -> Callable[[Problem, Any], Begun]:
             if site.module not in found:
                 return MergedLayer(zero(site.shape), shares)
             layer, one = found.pop(site.module)
-            total, kept = merged_with_shares(layer, combine, problem.weights)
+            total, kept = merged_with_shares(layer, combine, problem.weights_at(site))
             shares |= {n: replace(share, components=parts[n].rank, elements=None) for n, share in kept.items()}
             return MergedLayer(one.lift(total), shares)
 

@@ -32,7 +32,8 @@ def by_triplets(combine: Combine) -> Callable[[Problem, Any], Begun]:
             update: Triplets = zero(site.shape)
             energies: Mapping[int, float] = {}
             if present:
-                weights = {n: problem.weights[n] for n in present}
+                own = problem.weights_at(site)
+                weights = {n: own[n] for n in present}
                 update, energies = combine(present, weights, count, options)
             return MergedLayer(update, {n: Share(p.rank, energy=energies.get(n, 1.0)) for n, p in parts.items()})
 

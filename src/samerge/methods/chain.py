@@ -113,8 +113,8 @@ def chain_layer(
     def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
         present = {n: part for n, part in parts.items() if part.triplets.rank}
         if len(present) < 2:
-            return alone(site, parts, present, problem.weights)
-        stack = stacked(present, problem.weights)
+            return alone(site, parts, present, problem.weights_at(site))
+        stack = stacked(present, problem.weights_at(site))
         kept = ranked(site, stack)
         (left, one), (right, other) = (decorrelated(X, kept) for X in (stack.triplets.U, stack.triplets.V))
         level = float(stack.sigma[kept].square().mean().sqrt())

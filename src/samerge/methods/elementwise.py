@@ -103,7 +103,8 @@ def begin(problem: Problem, options: ElementwiseOptions) -> Begun:
         ]
     )
     weights = [problem.weights[n] for n in active]
-    pruner = Pruner(problem.source, vectors, weights, Masks(), problem.device)
+    at = {layer.key: [problem.weights_at(layer.site)[n] for n in active] for layer in layers if layer.site.factors}
+    pruner = Pruner(problem.source, vectors, weights, Masks(), problem.device, own=at)
     logs = _prune(pruner, layers, problem, options) if active else ()
     _check(logs, [problem.names[n] for n in active], problem.source.name)
     left = {layer.site.module: layer for layer in layers}
@@ -173,14 +174,14 @@ def _merged(pruner: Pruner, layer: _Layer, active: Sequence[int], rank: int) -> 
     conflict = conflict_among([looked for _, looked in found.values()])
     if all(pruner.masks.count(n, layer.key) is None for n in layer.factors):
         update, lost = truncate(
-            concatenate(list(layer.factors.values()), [pruner.weights[n] for n in layer.factors]), rank
+            concatenate(list(layer.factors.values()), [pruner.weight(n, layer.key) for n in layer.factors]), rank
         )
         return MergedLayer(singular(update), shares, lost, conflict)
 
     def rows(start: int, stop: int) -> Tensor:
         merged = _blank(pruner, layer.key, start, stop).zero_()
         for n in layer.factors:
-            merged.add_(pruner.task_vector(n, layer.key, start, merged), alpha=pruner.weights[n])
+            merged.add_(pruner.task_vector(n, layer.key, start, merged), alpha=pruner.weight(n, layer.key))
         return merged
 
     shape = shape_of(pruner.source, layer.key)

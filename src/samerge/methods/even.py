@@ -33,7 +33,7 @@ def begin(problem: Problem, options: ChainOptions) -> Begun:
     merged = chain_layer(problem, options, ranked)
 
     def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
-        return merged(site, settled(parts, problem.weights))
+        return merged(site, settled(parts, problem.weights_at(site)))
 
     return Begun(layer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypedDict
 
 import torch
@@ -20,6 +21,7 @@ class LiveKeywords(TypedDict, total=False):
     modules_to_save: str | None
     dora: str | None
     companions: str | None
+    modules: Mapping[str, float | Mapping[str, float]] | None
     #: saliency, paper, elementwise.
     iterations: int | None
     #: saliency, paper, elementwise.

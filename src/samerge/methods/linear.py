@@ -32,7 +32,7 @@ def begin(problem: Problem, options: Options) -> Begun:
     """The weighted sum of every layer."""
 
     def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
-        update = weighted_sum(parts, problem.weights, site.shape)
+        update = weighted_sum(parts, problem.weights_at(site), site.shape)
         return MergedLayer(update, {n: Share(part.rank) for n, part in parts.items()})
 
     return Begun(layer)

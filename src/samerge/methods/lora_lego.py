@@ -46,7 +46,8 @@ def begin(problem: Problem, options: LegoOptions) -> Begun:
         shares = {n: Share(factors.rank) for n, factors in own.items()}
         if not own:
             return MergedLayer(zero(site.shape), shares)
-        units = concatenate(list(own.values()), [problem.weights[n] for n in own])
+        weights = problem.weights_at(site)
+        units = concatenate(list(own.values()), [weights[n] for n in own])
         if units.rank > problem.target:
             gram = units.A.double() @ units.A.double().T + units.B.double().T @ units.B.double()
             units = centroids(units, cluster(gram, problem.target, options.seed, options.restarts))

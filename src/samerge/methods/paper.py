@@ -103,7 +103,7 @@ def begin(problem: Problem, options: PaperOptions) -> Begun:
     left = {layer.site.module: layer for layer in layers}
 
     def merged(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
-        return _merged(left.pop(site.module), problem.weights)
+        return _merged(left.pop(site.module), problem.weights_at(site))
 
     return Begun(merged, found.log_connectivity, found.kernel)
 
@@ -166,7 +166,8 @@ def _chosen(
         if not layer.factors:
             return {}
         stack = stacked({n: from_factors(factors) for n, factors in layer.factors.items()})
-        weights = torch.cat([torch.full((f.rank,), problem.weights[n]).double() for n, f in layer.factors.items()])
+        own = problem.weights_at(site)
+        weights = torch.cat([torch.full((f.rank,), own[n]).double() for n, f in layer.factors.items()])
         etas = torch.split(agreement(stack, weights.to(stack.S)), [f.rank for f in layer.factors.values()])
         picks = {}
         for (n, factors), eta in zip(layer.factors.items(), etas, strict=True):

@@ -36,6 +36,7 @@ class Site:
         experts: for the number of each adapter that has it, its factors.
         inside: whether it takes part in the flow graph.
         owner: with several processes, the one that merges it and holds its factors; None where all do.
+        factors: what the adapters' weights are multiplied with here, by number; 1 where it is not said.
     """
 
     module: str
@@ -45,6 +46,7 @@ class Site:
     experts: Mapping[int, AdaptedModule]
     inside: bool = False
     owner: int | None = None
+    factors: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,10 @@ class Problem:
     def group(self) -> Group:
         """The processes that share the sites out; this one alone where all do everything."""
         return sharers(self.sites)
+
+    def weights_at(self, site: Site) -> tuple[float, ...]:
+        """The adapters' weights at a site; those of weight 0 are 0 everywhere."""
+        return tuple(weight * site.factors.get(n, 1.0) for n, weight in enumerate(self.weights))
 
     def parts(self, site: Site, hold: bool = False) -> dict[int, Part]:
         """The updates of the adapters at a site, read and balanced, by number.

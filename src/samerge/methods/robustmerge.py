@@ -49,7 +49,8 @@ def begin(problem: Problem, options: RobustOptions) -> Begun:
             shares[n] = Share(part.rank, energy=energy)
         if not parts:
             return MergedLayer(zero(site.shape), shares)
-        weighted = [LoraFactors(p.factors.A, p.factors.B * problem.weights[n]) for n, p in parts.items()]
+        weights = problem.weights_at(site)
+        weighted = [LoraFactors(p.factors.A, p.factors.B * weights[n]) for n, p in parts.items()]
         return MergedLayer(from_factors(robust(weighted, options.density, options.floor)), shares)
 
     return Begun(layer)

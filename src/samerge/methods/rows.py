@@ -91,7 +91,7 @@ def by_rows(prepare: Prepare) -> Callable[[Problem, Any], Begun]:
 
         def merged(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
             layer = layers.pop(site.module)
-            return _merge(layer, combine, problem) if parts else MergedLayer(zero(site.shape), {})
+            return _merge(site, layer, combine, problem) if parts else MergedLayer(zero(site.shape), {})
 
         return Begun(merged)
 
@@ -155,12 +155,13 @@ def _magnitudes(layers: Sequence[Layer]) -> Iterator[tuple[int, Tensor]]:
 
 
 def _layer(problem: Problem, site: Site, parts: Mapping[int, Part]) -> Layer:
-    weighted = {n: LoraFactors(p.factors.A, p.factors.B * problem.weights[n]) for n, p in parts.items()}
+    weights = problem.weights_at(site)
+    weighted = {n: LoraFactors(p.factors.A, p.factors.B * weights[n]) for n, p in parts.items()}
     return Layer(site.module, site.shape, {n: problem.names[n] for n in parts}, weighted)
 
 
-def _merge(layer: Layer, combine: Combine, problem: Problem) -> MergedLayer:
-    merged, shares, conflict = _pass(layer, combine, problem.weights, hold=layer.size <= HELD_ELEMENTS)
+def _merge(site: Site, layer: Layer, combine: Combine, problem: Problem) -> MergedLayer:
+    merged, shares, conflict = _pass(layer, combine, problem.weights_at(site), hold=layer.size <= HELD_ELEMENTS)
 
     def rows(start: int, stop: int) -> Tensor:
         return combine(layer, start, layer.rows(start))[1] if merged is None else merged[start:stop]

@@ -74,7 +74,7 @@ def _prepared(problem: Problem) -> dict[str, dict[int, int]]:
     """Read and factorise every adapter once; the number of its components by module and adapter."""
 
     def load(site: Site) -> dict[int, int]:
-        problem.held[site.module] = settled(problem.parts(site), problem.weights)
+        problem.held[site.module] = settled(problem.parts(site), problem.weights_at(site))
         return {n: part.triplets.rank for n, part in problem.parts(site).items()}
 
     return everywhere(problem.sites, load, iterate(problem, "preparing"))
@@ -112,7 +112,7 @@ def _chosen(
         picks = left[site.module]
         if len(present) < 2:
             return {n: list(range(len(pick))) for n, pick in picks.items()}
-        stack = stacked(present, problem.weights)
+        stack = stacked(present, problem.weights_at(site))
         alive = torch.cat(
             [(stack.owners == n).nonzero().flatten()[picks[n].to(stack.owners.device)] for n in sorted(present)]
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from samerge.errors import OptionError
 from samerge.options.kinds import Kind, whole, word
+from samerge.options.module_weights import ModuleWeights, module_weights
 from samerge.options.option import Options, option
 from samerge.options.scaling import scaling
 
@@ -72,4 +73,11 @@ class CommonOptions(Options):
         "What becomes of files of weights that lie beside adapters, such as a value head or a projector: left out, or "
         "one adapter's copied.",
         told="an error if there are any",
+    )
+    modules: ModuleWeights | None = option(
+        module_weights(),
+        None,
+        "The adapters' strength in the modules that match a pattern, such as '*.mlp.*=0.5' or 'layers.0.*=math:0': "
+        "multiplied with their weights; 0 leaves the modules out. The last that matches wins.",
+        told="1 everywhere",
     )

@@ -24,12 +24,16 @@ class Kind:
         annotation: its type in Python, as text.
         metavar: what `--help` shows in its place.
         choices: words that it may be, for completion in a shell.
+        flag: what the option is called in a shell where that is not its name.
+        many: whether it may be given several times in a shell; its value is then a list of text.
     """
 
     read: Callable[[str, Any], Any]
     annotation: str
     metavar: str
     choices: tuple[str, ...] = ()
+    flag: str = ""
+    many: bool = False
 
 
 def whole(least: int = 1) -> Kind:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from samerge.errors import OptionError
 from samerge.options.kinds import Kind
+from samerge.options.module_weights import ModuleWeights
 
 T = TypeVar("T", bound="Options")
 
@@ -130,4 +131,6 @@ def _row(item: Field[Any]) -> Option:
 
 
 def _plain(value: Any) -> Any:
-    return value if value is None or isinstance(value, (bool, int, float, str)) else "custom graph"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return value.plain() if isinstance(value, ModuleWeights) else "custom graph"

@@ -44,6 +44,7 @@ class AdapterInLayer:
         interference: ||(M - tau) V V^T|| / ||tau||, the error on the inputs that it reacts to; None likewise.
         sign_conflict: share of elements at which the merged update has the opposite sign; None likewise.
         dora_lost: share of its energy that the conversion from DoRA lost.
+        weight: its own here, in a merge with weights by module.
     """
 
     norm: float
@@ -56,6 +57,7 @@ class AdapterInLayer:
     interference: float | None = None
     sign_conflict: float | None = None
     dora_lost: float | None = None
+    weight: float | None = None
 
     def __post_init__(self) -> None:
         _within("norm", self.norm, 0)

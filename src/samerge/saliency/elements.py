@@ -16,7 +16,7 @@ Memory: the masks, one bit an element and expert, and two float tensors of the l
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Pruner:
         masks: the survivors; starts empty, everything survives.
         device: where to compute.
         dtype: what to compute in.
+        own: the weights at the keys where they are others.
     """
 
     def __init__(
@@ -53,9 +54,14 @@ class Pruner:
         masks: Masks,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        own: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.source, self.vectors, self.weights, self.masks = source, vectors, weights, masks
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.own = device, dtype, own or {}
+
+    def weight(self, expert: int, key: str) -> float:
+        """An expert's weight at a key."""
+        return self.own.get(key, self.weights)[expert]
 
     def task_vector(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor:
         """m_n * tau_n on a tile, a fresh tensor."""
@@ -72,7 +78,7 @@ class Pruner:
         merged = torch.zeros_like(theta)
         for n in range(self.vectors.count):
             if self.vectors.has(n, key):
-                merged.add_(self.task_vector(n, key, start, theta), alpha=self.weights[n])
+                merged.add_(self.task_vector(n, key, start, theta), alpha=self.weight(n, key))
         return merged
 
     def tiles(self, key: str) -> Iterator[tuple[int, int]]:
@@ -158,7 +164,7 @@ class _Elements:
                 if pruner.vectors.has(n, key):
                     tau = pruner.task_vector(n, key, start, theta)
                     if merged is not None:
-                        merged[start:stop].add_(tau, alpha=pruner.weights[n])
+                        merged[start:stop].add_(tau, alpha=pruner.weight(n, key))
                     strength = tau.add_(theta).abs_()
                 else:
                     strength = theta.abs()
@@ -189,7 +195,7 @@ class _Elements:
                 score.addr_(u[start:stop], v)
             score.mul_(merged[start:stop])
             sign = (theta + tau).sign_()
-            score.mul_(sign.abs_().mul_(tau).mul_(pruner.weights[n]) if self.task_agreement else sign)
+            score.mul_(sign.abs_().mul_(tau).mul_(pruner.weight(n, key)) if self.task_agreement else sign)
             gone = pruner.masks.numbers(n, key, start, stop, score, alive=0.0, dead=-torch.inf)
             if gone is not None:
                 score.add_(gone)
