@@ -129,6 +129,13 @@ def test_unexpected_says_where_to_turn() -> None:
     assert "report it with the traceback above" in last
 
 
+def test_defaults_are_told_as_they_are_given(invoke) -> None:
+    """1 is a number, not yes."""
+    shown = {row.split()[0]: row.split() for row in invoke("methods", "saliency").stdout.splitlines() if "--" in row}
+    assert shown["--iterations"][1:3] == ["N", "1"]
+    assert shown["--residual"][1:3] == ["true|false", "yes"]
+
+
 def test_methods(invoke) -> None:
     rows = json.loads(invoke("methods", "--json").stdout)
     assert [row["name"] for row in rows] == list(samerge.available_methods())

@@ -48,7 +48,7 @@ def test_inspect_shows_sign_conflicts_and_draws_what_was_kept(invoke, tiny_base,
         assert invoke(*words, folder, "--method", method).exit_code == 0
         result = invoke("inspect", folder, "--picture", f"{folder}.png")
         assert result.exit_code == 0, result.stderr
-        assert ("before pruning" in result.stdout) == (method == "paper")
+        assert ("Opposite signs" in result.stdout) == (method == "paper")
         assert (tmp_path / f"{folder}.png").read_bytes().startswith(b"\x89PNG")
 
 

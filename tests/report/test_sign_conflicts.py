@@ -226,6 +226,6 @@ def test_blocks_come_in_the_order_of_the_model():
 def test_report_and_card_tell_them(llama):
     report = samerge.merge(llama.base, llama.adapters, method="paper", density=0.4, progress=False).report
     before, after = (f"{one:.1%}" for one in (report.whole.sign_conflict, report.whole.sign_conflict_after))
-    told = f"Opposite signs of two adapters: {before} before pruning, {after} after it"
+    told = f"Opposite signs, where two adapters change one element: {before}, by chance 50%; after pruning {after}"
     assert told in report.table().note
     assert told in model_card(report.record)

@@ -93,7 +93,9 @@ def default_of(row: Option) -> str:
     """What to say of a row's default."""
     if row.told:
         return row.told
-    return {True: "yes", False: "no", None: "none"}.get(row.default, str(row.default))
+    if isinstance(row.default, bool):  # 1 equals True
+        return "yes" if row.default else "no"
+    return "none" if row.default is None else str(row.default)
 
 
 def completion(*words: str) -> Callable[[str], list[str]]:

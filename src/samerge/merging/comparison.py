@@ -23,10 +23,15 @@ _COLUMNS = (
     Column("rank", "of the merged adapter."),
     Column("norm", "of the whole merged update (Frobenius)."),
     Column("cosine", "between the merged update and an adapter's own, the mean over the adapters; 1 is the same way."),
+    Column("best cosine", "the largest mean cosine that any update of this rank can have."),
     Column("least cosine", "the same of the adapter for which it is least.", name=True),
-    Column("interference", "what the merge does on an adapter's inputs beside it, relative to it; the mean."),
+    Column("inter\u00adference", "what the merge does on an adapter's inputs beside it, relative to it; the mean."),
     Column("energy lost", "to truncation, in the layer that lost most."),
     Column("seconds", "that the merge took; what it has in common with one before is not in it."),
+)
+_HOW_TO_READ = (
+    "1: the merge goes the adapter's own way; 0: they have nothing in common. A taller bar is no promise of a better "
+    "answer: measure on your task."
 )
 
 
@@ -61,7 +66,7 @@ class Comparison:
         cells = []
         for row in self.rows():
             if "failed" in row:
-                cells.append([row["name"], *["failed", *[""] * 5], f"{row['seconds']:.1f}"])
+                cells.append([row["name"], *["failed", *[""] * 6], f"{row['seconds']:.1f}"])
                 continue
             cells.append(
                 [
@@ -69,6 +74,7 @@ class Comparison:
                     str(row["rank"]),
                     f"{row['norm']:.3g}",
                     number(row["cosine"]),
+                    number(row["best_cosine"]),
                     "-" if row["least"] is None else f"{number(row['least_cosine'])} {row['least']}",
                     number(row["interference"]),
                     f"{row['lost']:.0%}",
@@ -95,7 +101,8 @@ class Comparison:
         if not rows:
             raise OptionError(f"drawing {path}: no merge succeeded, so there is nothing to draw")
         adapters = list(dict.fromkeys(name for cosines in rows.values() for name in cosines))
-        return grouped_bars(path, rows, adapters, "The merged update beside each adapter's own", "cosine")
+        title = "The merged update beside each adapter's own"
+        return grouped_bars(path, rows, adapters, title, "cosine", _HOW_TO_READ)
 
     def _row(self, name: str) -> dict[str, Any]:
         told: dict[str, Any] = {"name": name, "seconds": self.seconds[name]}

@@ -6,6 +6,7 @@ import statistics
 
 from samerge.merging.between_adapters import Conflicts
 from samerge.methods.problem import MOST_BALANCE
+from samerge.report.facts import number
 
 #: Cosines from which two adapters count as the same, or as cancelling.
 _SAME, _AGAINST, _CANCEL = 0.9, -0.2, -0.8
@@ -37,8 +38,8 @@ def reading(found: Conflicts) -> str:
     norms = [norm for norm in found.norms if norm]
     span = max(norms) / min(norms)
     return (
-        f"No two of these adapters work against each other: cosines from {min(values):.2f} to {max(values):.2f}, norms "
-        f"within a factor of {span:.1f}."
+        f"No two of these adapters work against each other: cosines from {number(min(values))} to "
+        f"{number(max(values))}, norms within a factor of {span:.1f}."
     )
 
 

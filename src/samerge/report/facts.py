@@ -19,6 +19,9 @@ _LEAST_NAME = 8
 #: Between two columns.
 _GAP = 2
 
+#: Behind these a name, or a text, is broken first.
+_PARTING = " ./:,=_-"
+
 #: Where a word may be broken.
 _SOFT = "\u00ad"
 
@@ -94,12 +97,13 @@ class Facts:
                         yield Text(f"  {column.title}: {shown(cell)}")
         else:
             grid = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-            for n, (column, width) in enumerate(zip(self.columns, least, strict=True)):
-                head = Text("\n".join(column.lines(width if not column.name else self._widest(n))))
+            widths = self._widths(least, options.max_width)
+            for column, width in zip(self.columns, widths, strict=True):
                 justify: Any = "left" if column.name else "right"
-                grid.add_column(head, justify=justify, overflow="fold", no_wrap=not column.name, min_width=width)
+                grid.add_column(Text("\n".join(column.lines(width))), justify=justify, no_wrap=True, min_width=width)
             for row in self.rows:
-                grid.add_row(*(Text(shown(cell)) for cell in row))
+                cells = (_folded(shown(cell), width) for cell, width in zip(row, widths, strict=True))
+                grid.add_row(*(Text("\n".join(lines)) for lines in cells))
             yield grid
         for line in self.note.splitlines():
             yield Text(shown(line))
@@ -138,6 +142,19 @@ class Facts:
         head = max(len(line) for line in column.lines(0))
         return max(head, min(self._widest(n), _LEAST_NAME) if column.name else self._widest(n))
 
+    def _widths(self, least: Sequence[int], most: int) -> list[int]:
+        """A width for each column: the widest column of names gives way first, down to its least."""
+        wanted = [
+            max(low, self._widest(n)) if column.name else low
+            for n, (column, low) in enumerate(zip(self.columns, least, strict=True))
+        ]
+        over = sum(wanted) + _GAP * len(wanted) - most
+        while over > 0:
+            place = max((n for n in range(len(wanted)) if wanted[n] > least[n]), key=lambda n: wanted[n])
+            wanted[place] -= 1
+            over -= 1
+        return wanted
+
     def _widest(self, n: int) -> int:
         return max((_width(row[n]) for row in self.rows), default=0)
 
@@ -146,6 +163,24 @@ def _parts(word: str) -> list[tuple[str, bool]]:
     """A word at its soft hyphens: the parts, a hyphen after all but the last, and whether each goes on a word."""
     found = word.split(_SOFT)
     return [(part + "-" * (place < len(found) - 1), place > 0) for place, part in enumerate(found)]
+
+
+def _folded(text: str, width: int) -> list[str]:
+    """Text in lines of some width, broken at a space, or behind a mark that parts a name, where there is one.
+
+    Example:
+        >>> _folded("encoder.layer.attention.output.dense", 32)
+        ['encoder.layer.attention.output.', 'dense']
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    lines = []
+    while cell_len(text) > width:
+        fits = len(set_cell_size(text, width).rstrip())
+        place = max((text.rfind(mark, 1, fits) + 1 for mark in _PARTING), default=0) or max(1, fits)
+        lines.append(text[:place].rstrip())
+        text = text[place:].lstrip()
+    return [*lines, text]
 
 
 def _width(text: str) -> int:

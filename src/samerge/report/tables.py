@@ -59,11 +59,14 @@ def remarks(record: Record) -> list[str]:
             f"Truncation lost {percent(whole.lost)} of the merged update's energy, {percent(whole.most_lost)} in "
             f"{whole.most_lost_in}, which lost most."
         )
-    if whole.sign_conflict is not None and whole.sign_conflict_after is not None:
-        told.append(
-            f"Opposite signs of two adapters: {percent(whole.sign_conflict)} before pruning, "
-            f"{percent(whole.sign_conflict_after)} after it ({percent(whole.signs_left)} of the pairs are left)."
-        )
+    if whole.sign_conflict is not None and whole.sign_conflict_after is not None and whole.signs_left is not None:
+        text = f"Opposite signs, where two adapters change one element: {percent(whole.sign_conflict)}, by chance 50%"
+        after, left = percent(whole.sign_conflict_after), percent(whole.signs_left)
+        if whole.signs_left < 1 - _ROUNDING:
+            text += f"; after pruning {after} of the {left} that are left"
+        elif abs(whole.sign_conflict_after - whole.sign_conflict) > _ROUNDING:
+            text += f"; after pruning {after}"
+        told.append(f"{text}.")
     return [*told, *(f"{note[:1].upper()}{note[1:].rstrip('.')}." for note in record.notes)]
 
 
