@@ -18,7 +18,7 @@ def test_check_tells_of_each_adapter(invoke, tiny_base, loras) -> None:
     assert result.exit_code == 0
     for words in (
         *("math", "other", "LORA, rank 4, scale 2, F32", "model.layers.*.mlp.down_proj x 2", "trained on tiny-llama"),
-        *("merge     yes", "vLLM      yes", "llama.cpp yes", "it names another base model"),
+        *("merge     yes", "vLLM      yes", "llama.cpp yes"),
     ):
         assert words in result.stdout
 

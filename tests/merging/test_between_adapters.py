@@ -81,6 +81,18 @@ def test_the_reading_says_what_is_wrong(tmp_path):
     assert "one and same-inputs react to the same inputs" in text
 
 
+def test_names_that_begin_otherwise_are_the_same_modules(tmp_path):
+    part, other = updates(10, 16, (2, 2))
+    plain = write(tmp_path, "plain", {"model.layers.0.q": part})
+    wrapped = write(tmp_path, "wrapped", {"policy.model.layers.0.q": other})
+    found, alike = (
+        conflicts(open_adapters(None, [plain, folder]))
+        for folder in (wrapped, write(tmp_path, "alike", {"model.layers.0.q": other}))
+    )
+    assert found.rows[0][1] is not None
+    assert found.record() == {**alike.record(), "adapters": ["plain", "wrapped"]}
+
+
 def test_adapters_without_a_common_layer(tmp_path):
     part, other = updates(10, 16, (2, 2))
     found = conflicts(

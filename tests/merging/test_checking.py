@@ -105,9 +105,15 @@ def test_another_base(llama, bert):
 
 def test_a_base_of_another_name_is_a_note(llama, tmp_path):
     path = write_adapter(tmp_path / "a", factors(q(0), q(1)), base_model_name_or_path="ada/llama")
-    report = check_adapter(path, llama.folder)
-    assert report.mergeable
-    assert report.notes == ("it names another base model, ada/llama",)
+    assert check_adapter(path, llama.folder).notes == ()  # a folder of any name may hold a copy of it
+    for named, notes in (("ada/llama", 0), ("copies/Llama", 0), ("ada/other", 1)):
+        shutil.copytree(llama.folder, tmp_path / "copy", dirs_exist_ok=True)
+        config = json.loads((llama.folder / "config.json").read_text())
+        (tmp_path / "copy" / "config.json").write_text(json.dumps(config | {"_name_or_path": named}))
+        report = check_adapter(path, tmp_path / "copy")
+        assert report.mergeable
+        assert len(report.notes) == notes
+    assert "it was trained on another base than other: a on llama" in report.notes[0]
 
 
 def test_a_base_of_an_unknown_family_is_a_note(llama, tmp_path):

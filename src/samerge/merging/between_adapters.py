@@ -26,6 +26,7 @@ from samerge.linalg.factors import LoraFactors
 from samerge.linalg.sign_conflicts import sample_rows, sign_counts
 from samerge.linalg.truncation import svd_basis
 from samerge.merging.alignment import assemble
+from samerge.merging.alignment.spelling import together
 from samerge.merging.conversion.dora import check_dora
 from samerge.report.picture import Heat
 
@@ -115,7 +116,7 @@ def conflicts(adapters: Sequence[Adapter]) -> Conflicts:
     count = len(adapters)
     sums = _Sums(count)
     layers: dict[str, dict[tuple[int, int], float]] = {}
-    for site in assemble.align(adapters, None):
+    for site in assemble.align(together(adapters, None, strict=False).adapters, None):
         parts = {n: svd_basis(a.load().to(dtype=torch.float32).folded()) for n, a in site.experts.items()}
         inner = sums.add(parts, site.shape)
         layers[site.module] = {

@@ -25,6 +25,7 @@ from samerge.merging.alignment import assemble
 from samerge.merging.alignment.architecture import base_graph
 from samerge.merging.alignment.spelling import together
 from samerge.merging.companions import chosen_companions
+from samerge.merging.configuration import strangers_of
 from samerge.merging.conversion.dora import check_dora
 from samerge.merging.inputs import open_base
 from samerge.merging.trained_parts import check_extras
@@ -179,9 +180,8 @@ def _against(adapter: Adapter, source: WeightSource | None, base: object) -> tup
             base_graph(seen)
         except GraphError as error:
             notes.append(f"merging by saliency needs connectivity='local' or a flow graph of your own: {error}")
-        own = adapter.config.get("base_model_name_or_path")
-        if own and PurePath(str(own)).name.lower() != PurePath(source.name).name.lower():
-            notes.append(f"it names another base model, {own}")
+        if stranger := strangers_of(source, [adapter]):
+            notes.append(stranger)
     for module in adapter.modules.values():
         try:
             module.load()

@@ -46,7 +46,7 @@ def settings_of(
     }
 
 
-def strangers_of(problem: Problem, experts: Sequence[Adapter]) -> str | None:
+def strangers_of(source: WeightSource | None, experts: Sequence[Adapter]) -> str | None:
     """What to say when the adapters name different base models, or another than the one given.
 
     A folder of any name may hold a copy of the base that an adapter names, so that only what has a name on the Hub is
@@ -57,19 +57,20 @@ def strangers_of(problem: Problem, experts: Sequence[Adapter]) -> str | None:
         base = expert.config.get("base_model_name_or_path")
         if base:
             named.setdefault(_short(str(base)), []).append(expert.name)
-    ours = None if problem.source is None else _hub_name(problem.source)
-    if ours is not None and problem.source is not None:
+    ours = None if source is None else _hub_name(source)
+    if ours is not None and source is not None:
         # config.json of a base may still name what that was trained from: then the folder's name is the base's
-        known = (ours, _short(problem.source.name))
+        known = (ours, _short(source.name))
         named = {base: who for base, who in named.items() if base not in known}
     if len(named) < (2 if ours is None else 1):
         return None
     listed = "; ".join(f"{', '.join(who)} on {base}" for base, who in named.items())
     what = "different bases" if ours is None else f"another base than {ours}"
-    checked = "module names" if problem.source is None else "module names against the base"
+    who = "these adapters were" if len(experts) > 1 else "it was"
+    checked = "module names" if source is None else "module names against the base"
     return (
-        f"by name these adapters were trained on {what}: {listed}. The shapes of their updates and their {checked} "
-        f"fit; whether it is the same model was not checked"
+        f"by name {who} trained on {what}: {listed}. The shapes of the updates and the {checked} fit; whether it is "
+        f"the same model was not checked"
     )
 
 

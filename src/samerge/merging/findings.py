@@ -38,7 +38,7 @@ def warnings_of(problem: Problem, experts: Sequence[Adapter], layers: Mapping[st
         experts: the adapters.
         layers: what became of them.
     """
-    alarms = [text for text in (strangers_of(problem, experts), _nothing(problem, layers)) if text]
+    alarms = [text for text in (strangers_of(problem.source, experts), _nothing(problem, layers)) if text]
     found = [note for expert in experts for note in expert.notes]
     ignored = [name for name, weight in zip(problem.names, problem.weights, strict=True) if weight == 0]
     if ignored and len(ignored) < len(problem.names):
