@@ -384,6 +384,14 @@ class TestFailure:
             make("adapter", target)
         assert tree(tmp_path) == {"out": None, "out/adapter_config.json": b"old"}
 
+    def test_an_interrupt_while_the_old_one_is_removed(self, tmp_path, monkeypatch):
+        target = tmp_path / "out"
+        make("adapter", target)
+        fail(monkeypatch, shutil, "rmtree", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt), atomic_folder(target, overwrite=True) as folder:
+            (folder / "adapter_config.json").write_text("new")
+        assert tree(tmp_path) == {"out": None, "out/adapter_config.json": b"new"}
+
     @pytest.mark.parametrize("moment", ["after the last check", "before the rename"])
     def test_another_process_was_faster_at_the_last_moment(self, tmp_path, monkeypatch, moment):
         target = tmp_path / "out"

@@ -107,6 +107,27 @@ def test_a_file_cut_short_after_it_was_opened(tmp_path):
         opened.read("w")
 
 
+def test_a_file_in_place_of_the_one_that_is_open(tmp_path):
+    path, other = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    save_file({"w": torch.arange(10.0)}, path)
+    save_file({"w": torch.arange(10.0) + 1}, other)
+    opened = TensorFile(path)
+    assert torch.equal(opened.read("w", 2, 4), torch.tensor([2.0, 3.0]))
+    other.replace(path)
+    with pytest.raises(ValueError, match="was replaced or written to while it was read"):
+        opened.read("w")
+
+
+def test_a_file_that_is_gone(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"w": torch.arange(10.0)}, path)
+    opened = TensorFile(path)
+    opened.read("w")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"x\.safetensors cannot be opened"):
+        opened.read("w")
+
+
 def mutated(data: bytes, random: Random) -> bytes:
     """A sound file with something done to it: bytes, or the header and its length kept right."""
     kind = random.randrange(8)

@@ -73,9 +73,9 @@ def atomic_folder(target: str | Path, overwrite: bool = False, marker: str = CON
             _swap(temporary, final, aside, overwrite and final.exists(), locks)
         finally:
             if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+                _remove(temporary)
             if final.exists():
-                shutil.rmtree(aside, ignore_errors=True)
+                _remove(aside)
             if aside.exists():
                 logger.warning("the old output is now in %s and could not be moved back or removed", aside)
             for parent in reversed(created):
@@ -126,6 +126,15 @@ def check_free(target: Path, overwrite: bool = False, marker: str = CONFIG_NAME)
                 f"writing {target}: it holds the folder {path.name!r}, which would be lost; choose another folder, "
                 "or move that one away first"
             )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, also where an interrupt comes meanwhile."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _stem(target: Path) -> str:

@@ -6,7 +6,8 @@ that were asked for are read, into a buffer of their size. The format is eight b
 names, dtypes, shapes and offsets, and the bytes of the tensors.
 
 Whether a file is sound says the library itself: it opens each one first, reads the header alone, and what it refuses is
-refused here. Every later read checks that it is still the same file.
+refused here. A file stays open between reads, as far as a process may have open files; every read checks that its path
+still leads to the same file, and that nobody wrote to it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from samerge.weights.open_file import OpenFile
 from samerge.weights.untrusted import MOST_BYTES, Identity, Origin, digest_of, open_regular, parse_json
 
 _DTYPES: dict[str, torch.dtype] = {
@@ -84,6 +86,7 @@ class TensorFile:
     def __init__(self, path: str | Path, origin: Origin | None = None) -> None:
         self.path = Path(path)
         self.origin = origin or Origin("reading weights")
+        self._file = OpenFile()
         with open_regular(self.path, self.origin) as file:
             self._identity = Identity.of(file.fileno())
             self.entries = self._header(file)
@@ -117,37 +120,35 @@ class TensorFile:
         buffer = torch.empty(shape, dtype=dtype)
         if buffer.numel():
             view = memoryview(buffer.reshape(-1).view(torch.uint8).numpy().data)
-            with self._same() as file:
-                file.seek(entry.offset + first * dtype.itemsize)
-                done = 0
-                while done < len(view):
-                    count = file.readinto(view[done:])  # type: ignore[attr-defined]
-                    if not count:
-                        raise self.origin.refusal(
-                            f"{self.path}: tensor {name!r} ends early; the file is truncated, fetch it again"
-                        )
-                    done += count
+            self._check(self.path)
+            if self._file.read(view, entry.offset + first * dtype.itemsize, self._same) < len(view):
+                raise self.origin.refusal(
+                    f"{self.path}: tensor {name!r} ends early; the file is truncated, fetch it again"
+                )
         return buffer
 
     def sha256(self) -> str:
         """The digest of the whole file, which is still the one that was opened, before and after."""
         with self._same() as file:
             digest = digest_of(file)
-            self._check(file)
+            self._check(file.fileno())
         return digest
 
     def _same(self) -> BinaryIO:
         """The file, opened again; it is the same one and was not written to since it was opened first."""
         file = open_regular(self.path, self.origin)
         try:
-            self._check(file)
+            self._check(file.fileno())
         except BaseException:
             file.close()
             raise
         return file
 
-    def _check(self, file: BinaryIO) -> None:
-        found = Identity.of(file.fileno())
+    def _check(self, file: int | Path) -> None:
+        try:
+            found = Identity.of(file)
+        except OSError as error:
+            raise self.origin.refusal(f"{self.path} cannot be opened: {error.strerror or error}") from error
         if found != self._identity:
             now = "truncated" if found.size < self._identity.size else "replaced or written to"
             raise self.origin.refusal(
@@ -178,7 +179,7 @@ class TensorFile:
                 f"{self.path}: not a sound safetensors file ({told}); it is broken or truncated, fetch it again"
             ) from error
         text = file.read(length)
-        self._check(file)
+        self._check(file.fileno())
         header = parse_json(text, f"the header of {self.path}", self.origin)
         header.pop("__metadata__", None)
         odd = next((name for name in header if len(name) > _LONGEST_NAME or _LONG_NUMBER.search(name)), None)

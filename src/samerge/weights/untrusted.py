@@ -57,9 +57,9 @@ class Identity:
     modified: int
 
     @classmethod
-    def of(cls, descriptor: int) -> Identity:
-        """That of an open file."""
-        found = os.fstat(descriptor)
+    def of(cls, file: int | Path) -> Identity:
+        """That of an open file by its descriptor, or of the file that a path leads to."""
+        found = os.stat(file)
         return cls(found.st_ino, found.st_size, found.st_mtime_ns)
 
 
