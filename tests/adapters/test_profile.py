@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny import Beast, chain, chain_factors, write_adapter
 
 import samerge
-from samerge.adapters.servable import module_type, siblings, target_modules
+from samerge.adapters.servable import siblings, target_modules
+from samerge.graph.module_names import module_type
 
 
 @pytest.mark.parametrize(

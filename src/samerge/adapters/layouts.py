@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from samerge.graph.module_names import expert_of
 from samerge.linalg.factors import LoraFactors
 
 Kind = Literal["linear", "embedding", "conv", "in_proj", "out_proj", "parameter"]
@@ -137,19 +138,6 @@ def stacked(parts: Sequence[LoraFactors]) -> tuple[Tensor, Tensor]:
     A = torch.cat([part.A for part in parts])
     B = torch.stack([part.B for part in parts], dim=2)  # (out, r, E)
     return A, B.reshape(B.shape[0], -1)
-
-
-def expert_of(module: str) -> tuple[str, int | None]:
-    """A name and the expert that it points at.
-
-    Example:
-        >>> expert_of("mlp.experts.down_proj[3]"), expert_of("mlp.up_proj")
-        (('mlp.experts.down_proj', 3), ('mlp.up_proj', None))
-    """
-    if module.endswith("]") and module[:-1].rpartition("[")[2].isdigit():
-        stem, _, number = module[:-1].rpartition("[")
-        return stem, int(number)
-    return module, None
 
 
 def parameter_of(module: str) -> tuple[str, str]:

@@ -6,7 +6,6 @@ present for each type of module, `target_modules` sorted.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -15,19 +14,8 @@ from torch import Tensor
 
 from samerge.adapters.layouts import Layout
 from samerge.errors import AdapterError
+from samerge.graph.module_names import layer_numbers, module_type
 from samerge.linalg.factors import LoraFactors
-
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
-
-
-def module_type(module: str) -> str:
-    """A module's name with its layer numbers replaced by `*`.
-
-    Example:
-        >>> module_type("model.layers.3.mlp.up_proj")
-        'model.layers.*.mlp.up_proj'
-    """
-    return _NUMBER.sub("*", module)
 
 
 def settings(base: str | None, rank: int, modules: Sequence[str], layouts: Iterable[Layout]) -> dict[str, Any]:
@@ -119,7 +107,7 @@ def target_modules(adapted: Collection[str], others: Collection[str]) -> list[st
     forbidden = {tail for module in others for tail in _tails(module)}
     chosen = set()
     for module in adapted:
-        good = (tail for tail in _tails(module) if tail not in forbidden and not _NUMBER.search(f"x.{tail}"))
+        good = (tail for tail in _tails(module) if tail not in forbidden and not layer_numbers(f"x.{tail}"))
         chosen.add(next(good, module))
     return sorted(chosen)
 

@@ -13,13 +13,12 @@ None of them converts DoRA, trained modules, biases or base weights that an init
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from samerge.adapters.config import pattern_value, scaling
-from samerge.adapters.servable import module_type
+from samerge.graph.module_names import layer_numbers, module_type
 
 #: Ranks that vLLM's `--max-lora-rank` may be, and its default.
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -134,7 +133,7 @@ def gaps(modules: Sequence[str]) -> list[str]:
     """
     by_type: dict[str, dict[tuple[int, ...], str]] = {}
     for module in modules:
-        by_type.setdefault(module_type(module), {})[_numbers(module)] = module
+        by_type.setdefault(module_type(module), {})[layer_numbers(module)] = module
     found = []
     stacks: dict[tuple[str, int], set[tuple[int, ...]]] = {}
     for kind, layers in by_type.items():
@@ -145,11 +144,6 @@ def gaps(modules: Sequence[str]) -> list[str]:
             pieces = kind.split("*")
             found.append("".join(a + b for a, b in zip(pieces, [*map(str, numbers), ""], strict=True)))
     return sorted(found)
-
-
-def _numbers(module: str) -> tuple[int, ...]:
-    """The layer numbers in a module's name."""
-    return tuple(int(number) for number in re.findall(r"(?:(?<=\.)|^)\d+(?=\.|$)", module))
 
 
 _RULES: dict[str, Callable[[Served], list[str]]] = {

@@ -17,10 +17,10 @@ from torch import nn
 
 from samerge.adapters import Adapter, read_adapter, scaling
 from samerge.adapters.files import open_adapter
-from samerge.adapters.servable import module_type
 from samerge.adapters.servers import Served, gaps, hints, servability
 from samerge.adapters.settings import readable
 from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeError
+from samerge.graph.module_names import module_type
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.architecture import base_graph
 from samerge.merging.alignment.spelling import together

@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from samerge.adapters import Adapter, servable
-from samerge.adapters.layouts import Layout, expert_of
+from samerge.adapters.layouts import Layout
+from samerge.graph.module_names import expert_of
 from samerge.linalg.factors import LoraFactors
 from samerge.methods.problem import Problem
 

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.adapters.layouts import expert_of
 from samerge.errors import BaseModelError
 from samerge.graph import FlowGraph, Weight
+from samerge.graph.module_names import expert_of
 from samerge.graph.widths import local_graph
 from samerge.linalg.factors import LoraFactors, concatenate, norm
 from samerge.linalg.randomised_svd import truncated_svd

@@ -9,12 +9,10 @@ after them where they are not (heads, poolers).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 from samerge.errors import OptionError
-
-_FIRST_NUMBER = re.compile(r"(?:^|(?<=\.))(\d+)(?=\.|$)")
+from samerge.graph.module_names import first_layer
 
 
 def is_lines(scaling: object) -> bool:
@@ -56,14 +54,14 @@ def layer_scalings(modules: Mapping[str, bool], names: Iterable[str], scaling: s
     alpha, beta = alpha_beta(scaling)
     last: dict[str, int] = {}
     for name in (*modules, *names):
-        found = _FIRST_NUMBER.search(name)
-        if found:
-            last[name[: found.start()]] = max(last.get(name[: found.start()], 0), int(found[1]))
+        if found := first_layer(name):
+            stack, number = found
+            last[stack] = max(last.get(stack, 0), number)
     result = {}
     for module, embedding in modules.items():
-        found = _FIRST_NUMBER.search(module)
         depth = 0.0 if embedding else 1.0
-        if found:
-            depth = int(found[1]) / max(1, last[module[: found.start()]])
+        if found := first_layer(module):
+            stack, number = found
+            depth = number / max(1, last[stack])
         result[module] = alpha + beta * depth
     return result

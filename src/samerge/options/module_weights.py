@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from samerge.errors import OptionError
+from samerge.graph.module_names import expert_of, module_type
 from samerge.options.kinds import Kind, check_number
 
 _HELP = "a mapping of patterns to a number, or to a mapping of adapters to numbers"
@@ -45,7 +46,7 @@ class Rule:
             (True, False)
         """
         found = _compiled(self.pattern)
-        stem = re.sub(r"\[\d+\]$", "", module)
+        stem, _ = expert_of(module)
         starts = [0, *(place + 1 for place, letter in enumerate(module) if letter == ".")]
         return any(found.match(name[start:]) for name in dict.fromkeys([module, stem]) for start in starts)
 
@@ -89,7 +90,7 @@ class ModuleWeights:
                 )
             counts[rule.pattern] = sum(rule.matches(name) for name in names)
             if not counts[rule.pattern]:
-                kinds = sorted({re.sub(r"(?<![^.])\d+(?![^.])", "*", re.sub(r"\[\d+\]$", "", n)) for n in names})
+                kinds = sorted({module_type(expert_of(name)[0]) for name in names})
                 raise OptionError(
                     f"modules has the pattern {rule.pattern!r}, which matches no module of the adapters; it must match "
                     f"a whole name, or all that follows a dot in it. They have "

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from samerge.adapters.servable import module_type
+from samerge.graph.module_names import first_layer, module_type
 from samerge.report.record import AdapterInLayer, LayerRecord, elements, energy_kept, lost
-
-#: A module's name up to its first number.
-_BLOCK = re.compile(r"^(.*?)(?:(?<=\.)|^)(\d+)(?=\.|$)")
 
 
 @dataclass(frozen=True)
@@ -109,8 +105,8 @@ def by_block(layers: Mapping[str, LayerRecord]) -> dict[str, list[LayerRecord]]:
     """
     groups: dict[tuple[int, str, int], list[LayerRecord]] = {}
     for module, layer in layers.items():
-        found = _BLOCK.match(module)
-        groups.setdefault((0, found[1], int(found[2])) if found else (1, module, 0), []).append(layer)
+        found = first_layer(module)
+        groups.setdefault((0, *found) if found else (1, module, 0), []).append(layer)
     several = len({key[:2] for key in groups if not key[0]}) > 1
     return {
         name if apart else f"{name}{number}" if several else str(number): groups[apart, name, number]

@@ -7,18 +7,16 @@ error, since a base would decide it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 from samerge.adapters import Adapter, Extras
 from samerge.errors import BaseModelError
+from samerge.graph.module_names import first_layer
 from samerge.merging.alignment.matching import bare
 
 Value = TypeVar("Value")
-
-_NUMBERED = re.compile(r"^(?P<stack>.*?)\.\d+(\.|$)")
 
 #: Modules that some releases of a model have in one piece, and others in several.
 _FUSED = {
@@ -67,7 +65,7 @@ def agreed(adapters: Sequence[Adapter], strict: bool) -> tuple[tuple[Adapter, ..
 
 def _stacks(adapter: Adapter) -> set[str]:
     """What the names of its modules have before the number of a layer."""
-    return {match["stack"] for name in adapter.modules if (match := _NUMBERED.match(name)) is not None}
+    return {found[0].removesuffix(".") for name in adapter.modules if (found := first_layer(name, 1)) is not None}
 
 
 def _change(shapes: Mapping[str, tuple[int, int]], known: set[str], adapter: Adapter) -> tuple[str, str] | None:

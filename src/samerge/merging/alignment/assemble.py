@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from samerge.adapters import AdaptedModule, Adapter
-from samerge.adapters.layouts import Layout, expert_of
-from samerge.adapters.servable import module_type, siblings
+from samerge.adapters.layouts import Layout
+from samerge.adapters.servable import siblings
 from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.conv1d import CONV1D_FAMILIES, is_conv1d
+from samerge.graph.module_names import expert_of, module_type
 from samerge.graph.widths import local_graph
 from samerge.merging.alignment.architecture import base_graph
 from samerge.methods.problem import Site

@@ -9,11 +9,11 @@ and `language_model`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from samerge.errors import BaseModelError
+from samerge.graph.module_names import layer_numbers
 
 #: Components that transformers moved around at the front of names.
 _CONTAINERS = ("model", "language_model")
@@ -60,8 +60,8 @@ class Names:
 
     def nearest(self, name: str) -> list[str]:
         """The most similar names, for messages."""
-        digits = set(re.findall(r"\.(\d+)\.", name))
-        same = [stem for stem in self.plain if digits <= set(re.findall(r"\.(\d+)\.", stem))]
+        digits = set(layer_numbers(name))
+        same = [stem for stem in self.plain if digits <= set(layer_numbers(stem))]
         return get_close_matches(name, same or self.plain, n=2, cutoff=0.3)
 
 

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from samerge.adapters import Adapter, Extras
-from samerge.adapters.layouts import expert_of
+from samerge.graph.module_names import expert_of
 from samerge.merging.alignment.agreement import agreed
 from samerge.merging.alignment.experts import stacked_experts
 from samerge.merging.alignment.fused import FusedSource

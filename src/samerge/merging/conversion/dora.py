@@ -19,8 +19,8 @@ from torch import Tensor
 
 from samerge.adapters import AdaptedModule, Adapter
 from samerge.adapters.describe import finite
-from samerge.adapters.layouts import expert_of
 from samerge.errors import AdapterError
+from samerge.graph.module_names import expert_of
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.randomised_svd import Rows, truncated_svd
 from samerge.methods.problem import Site

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from samerge.adapters import AdaptedModule, Adapter
-from samerge.adapters.servable import module_type
 from samerge.errors import BaseModelError
+from samerge.graph.module_names import module_type
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.randomised_svd import truncated_svd
 from samerge.linalg.triplets import singular
