@@ -22,6 +22,7 @@ from samerge.errors import (
 from samerge.version import __version__
 
 if TYPE_CHECKING:
+    from samerge.full.bake import bake
     from samerge.full.merge_full import merge_full
     from samerge.full.merged_model import MergedModel
     from samerge.graph import FlowGraph, Gather, Weight
@@ -49,6 +50,7 @@ _LAZY = {
     "TuneTrial": "samerge.merging.tuning.result",
     "Weight": "samerge.graph",
     "add_weighted_adapter": "samerge.merging.live",
+    "bake": "samerge.full.bake",
     "compare": "samerge.merging.comparison",
     "compress_adapter": "samerge.merging.conversion.compressing",
     "extract_adapter": "samerge.merging.conversion.extracting",
@@ -84,6 +86,7 @@ __all__ = [
     "__version__",
     "add_weighted_adapter",
     "available_methods",
+    "bake",
     "compare",
     "compress_adapter",
     "extract_adapter",

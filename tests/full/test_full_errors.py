@@ -223,7 +223,7 @@ def test_a_graph_of_ones_own(llama):
 
 
 def test_no_such_tensor(llama):
-    with pytest.raises(OptionError, match=r"the merged model has no tensor 'nothing'; it has e\.g\."):
+    with pytest.raises(OptionError, match=r"the model has no tensor 'nothing'; it has e\.g\."):
         merge(llama.base, llama.experts).tensor("nothing")
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from samerge.cli.bake import bake
 from samerge.cli.check import check
 from samerge.cli.compare import compare
 from samerge.cli.compress import compress
@@ -70,6 +71,7 @@ for _name, _command, _settings in (
     ("merge", merge, SETTINGS),
     ("tune", tune, SETTINGS),
     ("full", full, {}),
+    ("bake", bake, {}),
     ("run", run_recipe, {}),
     ("compare", compare, {}),
     ("inspect", inspect, {}),

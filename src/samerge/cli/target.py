@@ -14,7 +14,7 @@ from samerge.cli.console import stderr
 from samerge.errors import HubError, OptionError, OutputExistsError
 
 if TYPE_CHECKING:
-    from samerge.full.merged_model import MergedModel
+    from samerge.full.streamed_model import StreamedModel
     from samerge.merging.merged_adapter import MergedAdapter
 
 _HUB = "On the Hub"
@@ -79,7 +79,7 @@ class Target:
         if self.push_to_hub:
             _check_repository(self.push_to_hub)
 
-    def deliver(self, result: MergedAdapter | MergedModel, quiet: bool, **sized: Any) -> str | None:
+    def deliver(self, result: MergedAdapter | StreamedModel, quiet: bool, **sized: Any) -> str | None:
         """Save and push; the address of what was pushed. A push that fails loses nothing.
 
         Args:

@@ -99,18 +99,27 @@ class Assembly:
         return theta + self.strength * total
 
     def _cast(self, tile: Tensor, tensor: str) -> Tensor:
-        out = tile.to("cpu", self.dtypes[tensor])
-        if _finite(out):
-            return out
-        if not _finite(tile):
-            raise BaseModelError(
-                f"writing {tensor!r}: it holds NaN or infinite values in the base or in a checkpoint, and what is "
-                f"written is finite; check them, they were probably saved after training had diverged"
-            )
+        return written(tile, self.dtypes[tensor], tensor)
+
+
+def written(tile: Tensor, dtype: torch.dtype, tensor: str) -> Tensor:
+    """A tile as it is written: in the output's dtype, on the CPU.
+
+    Raises:
+        BaseModelError: a value is not finite, or not in the output's dtype.
+    """
+    out = tile.to("cpu", dtype)
+    if _finite(out):
+        return out
+    if not _finite(tile):
         raise BaseModelError(
-            f"writing {tensor!r} in {out.dtype}: a merged value is too large for it (up to "
-            f"{float(tile.abs().max()):.3g}); write with dtype='bfloat16' or 'float32', or choose a smaller scaling"
+            f"writing {tensor!r}: it holds NaN or infinite values in the base or in a checkpoint, and what is "
+            f"written is finite; check them, they were probably saved after training had diverged"
         )
+    raise BaseModelError(
+        f"writing {tensor!r} in {out.dtype}: a merged value is too large for it (up to "
+        f"{float(tile.abs().max()):.3g}); write with dtype='bfloat16' or 'float32', or choose a smaller scaling"
+    )
 
 
 def _finite(tile: Tensor) -> bool:

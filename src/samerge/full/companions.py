@@ -38,7 +38,13 @@ _IMPORTS = "auto_map"
 _LARGEST = 100 * 2**20
 
 
-def write_companions(folder: Path, base: Opened, dtype: torch.dtype | None, code: bool = False) -> list[str]:
+def write_companions(
+    folder: Path,
+    base: Opened,
+    dtype: torch.dtype | None,
+    code: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Write the base's configuration and copy what belongs to it.
 
     Args:
@@ -46,6 +52,7 @@ def write_companions(folder: Path, base: Opened, dtype: torch.dtype | None, code
         base: the base.
         dtype: of the output, None for the base's own.
         code: copy the base's own code, too, and what names it.
+        changes: fields of the configuration that are others than the base's.
 
     Returns:
         What the user should know: code that was copied or left out, files that were not copied.
@@ -66,7 +73,7 @@ def write_companions(folder: Path, base: Opened, dtype: torch.dtype | None, code
         if not code and path.name.endswith("config.json"):
             data = _without_imports(data, path.name, origin)
         (folder / path.name).write_bytes(data)
-    config = _settings(base.source.config, dtype)
+    config = {**_settings(base.source.config, dtype), **(changes or {})}
     if not code and base.folder is not None:
         config.pop(_IMPORTS, None)
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)

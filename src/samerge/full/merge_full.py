@@ -162,7 +162,10 @@ def _merged(
         )
     told = replace(told, timings=seconds_of(bars))
     turned = {key: edge.transposed for key, edge in sorted(edges.items()) if edge.tensor not in kept}
-    return MergedModel(Report(told), assembly, base, tuple(experts), turned, dtype_of(options.dtype), progress, work)
+    folders = {expert.name: expert.folder for expert in experts if expert.folder is not None}
+    return MergedModel(
+        *(Report(told), assembly, base, folders, dtype_of(options.dtype), progress), transposed=turned, work=work
+    )
 
 
 def _prune(

@@ -29,9 +29,9 @@ from samerge.options.lines import is_lines, layer_scalings
 from samerge.options.scaling import auto_factor
 from samerge.parallel.shared_work import collected, everywhere
 from samerge.report.merged_layer import compared, layer_record
-from samerge.report.origin import base_of, name_of, origin, seconds_of
+from samerge.report.origin import base_of, input_of, name_of, origin, seconds_of
 from samerge.report.overlap import spectrum
-from samerge.report.record import Input, LayerRecord, Output, Record
+from samerge.report.record import LayerRecord, Output, Record
 from samerge.report.report import Report
 
 
@@ -140,7 +140,9 @@ class Finisher:
         record = Record(
             method=planned.method.name,
             base=base_of(problem.source),
-            inputs=tuple(_input(expert, weight) for expert, weight in zip(self.experts, problem.weights, strict=True)),
+            inputs=tuple(
+                input_of(expert, weight) for expert, weight in zip(self.experts, problem.weights, strict=True)
+            ),
             options=planned.record(),
             output=Output(
                 kind="adapter",
@@ -183,19 +185,6 @@ class Finisher:
         weights = self.problem.weights_at(site)
         loudness = {n: abs(weights[n]) * part.norm for n, part in parts.items()}
         return norm_rule(update.norm, list(loudness.values()), factor or NORM_FACTOR)
-
-
-def _input(adapter: Adapter, weight: float) -> Input:
-    return Input(
-        adapter.name,
-        adapter.source,
-        weight,
-        adapter.rank,
-        len(adapter.modules),
-        name_of(adapter.dtype),
-        adapter.config.get("base_model_name_or_path"),
-        {"adapter_model.safetensors": adapter.sha256} if adapter.sha256 else None,
-    )
 
 
 def _reach(squares: Sequence[float] | None, rank: int) -> float | None:

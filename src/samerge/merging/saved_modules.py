@@ -30,15 +30,8 @@ from samerge.weights import WeightSource
 _Combine = Callable[[str, Mapping[str, Tensor], Load], Tensor]
 
 
-def merge_saved(
-    active: Sequence[tuple[Adapter, float]],
-    choice: str,
-    scaling: float | str,
-    dtype: torch.dtype | None,
-    source: WeightSource | None,
-    factor: Callable[[str, str], float] = lambda module, adapter: 1.0,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, list[int]], list[str]]:
-    """Merge what was trained whole.
+class SavedParts:
+    """What several adapters trained whole, merged tensor by tensor when it is asked for.
 
     Args:
         active: the adapters of a weight other than 0, with their weights.
@@ -47,30 +40,60 @@ def merge_saved(
         dtype: of the output; by default the widest that a tensor has.
         source: the base; needed for "update".
         factor: what an update's weight is multiplied with, from the module and the adapter.
-
-    Returns:
-        The tensors of trained modules by name in the base, the trained rows by embedding, the indices of these rows,
-        and `modules_to_save` for all of it.
-
-    Raises:
-        AdapterError: the adapters do not fit each other.
-        BaseModelError: the base lacks what is to be updated, or has it in another shape.
     """
-    taken = choice.removeprefix("take:")
-    chosen = [adapter for adapter, _ in active if choice in ("average", "update") or adapter.name == taken]
-    weights = {adapter.name: weight for adapter, weight in active}
 
-    def combine(name: str, parts: Mapping[str, Tensor], base: Load) -> Tensor:
-        if choice != "update":
-            return _mean(name, parts, dtype)
-        share = float(scaling) if auto_factor(scaling) is None else 1 / len(parts)
-        module = name.partition("[")[0] if name.endswith("]") else name.rpartition(".")[0]  # a row, or a tensor
-        own = {who: share * weights[who] * factor(module, who) for who in parts}
-        return _updated(name, parts, base(), own, dtype)
+    def __init__(
+        self,
+        active: Sequence[tuple[Adapter, float]],
+        choice: str,
+        scaling: float | str,
+        dtype: torch.dtype | None,
+        source: WeightSource | None,
+        factor: Callable[[str, str], float] = lambda module, adapter: 1.0,
+    ) -> None:
+        taken = choice.removeprefix("take:")
+        self.source = source
+        self._chosen = [adapter for adapter, _ in active if choice in ("average", "update") or adapter.name == taken]
+        self._saved = _saved(self._chosen, source)
+        weights = {adapter.name: weight for adapter, weight in active}
 
-    saved = _saved(chosen, source, combine)
-    rows, indices = _tokens(chosen, source, combine)
-    return saved, rows, indices, _modules(chosen, saved)
+        def combine(name: str, parts: Mapping[str, Tensor], base: Load) -> Tensor:
+            if choice != "update":
+                return _mean(name, parts, dtype)
+            share = float(scaling) if auto_factor(scaling) is None else 1 / len(parts)
+            module = name.partition("[")[0] if name.endswith("]") else name.rpartition(".")[0]  # a row, or a tensor
+            own = {who: share * weights[who] * factor(module, who) for who in parts}
+            return _updated(name, parts, base(), own, dtype)
+
+        self._combine = combine
+
+    @property
+    def names(self) -> list[str]:
+        """The tensors that are saved whole, by name in the base."""
+        return sorted(self._saved)
+
+    @property
+    def modules(self) -> list[str]:
+        """`modules_to_save` for all of them."""
+        return _modules(self._chosen, self._saved)
+
+    def tensor(self, name: str) -> Tensor:
+        """One of them, merged.
+
+        Raises:
+            AdapterError: the adapters do not fit each other.
+            BaseModelError: the base lacks what is to be updated, or has it in another shape.
+        """
+        found = self._saved[name]
+        return self._combine(name, {who: load() for who, load in found.items()}, _base(self.source, name, found))
+
+    def rows(self) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+        """The trained rows by embedding, and which they are.
+
+        Raises:
+            BaseModelError: the base lacks what is to be updated.
+        """
+        return _tokens(self._chosen, self.source, self._combine)
 
 
 def tied(adapter: Adapter, source: WeightSource | None) -> dict[str, Load]:
@@ -103,16 +126,13 @@ def _same(one: Load, other: Load) -> bool:
     return a.shape == b.shape and torch.equal(a.to(b.device, b.dtype), b)
 
 
-def _saved(chosen: Sequence[Adapter], source: WeightSource | None, combine: _Combine) -> dict[str, Tensor]:
-    """Every tensor that is saved whole, combined over those that have it."""
+def _saved(chosen: Sequence[Adapter], source: WeightSource | None) -> dict[str, dict[str, Load]]:
+    """Who has every tensor that is saved whole."""
     found: dict[str, dict[str, Load]] = {}
     for adapter in chosen:
         for name, load in {**adapter.extras.saved, **tied(adapter, source)}.items():
             found.setdefault(name, {})[adapter.name] = load
-    return {
-        name: combine(name, {who: load() for who, load in found[name].items()}, _base(source, name, found[name]))
-        for name in sorted(found)
-    }
+    return found
 
 
 def _base(source: WeightSource | None, name: str, whose: Iterable[str], row: int | None = None) -> Load:

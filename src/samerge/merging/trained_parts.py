@@ -29,7 +29,7 @@ from samerge.adapters.layouts import Layout
 from samerge.adapters.model import Load
 from samerge.errors import AdapterError, BaseModelError, OptionError
 from samerge.merging.inputs import dtype_of
-from samerge.merging.saved_modules import merge_saved, tied
+from samerge.merging.saved_modules import SavedParts, tied
 from samerge.methods.problem import Site
 from samerge.options.common import CommonOptions
 from samerge.options.lines import is_lines
@@ -150,15 +150,17 @@ def merge_extras(
         tensors.update(trained)
     if options.modules_to_save not in (None, "drop"):
         choice = str(options.modules_to_save)
-        saved, rows, indices, modules = merge_saved(active, choice, scaling, chosen_dtype, source, factor)
-        if ruled and choice == "update" and (saved or rows):
+        parts = SavedParts(active, choice, scaling, chosen_dtype, source, factor)
+        rows, indices = parts.rows()
+        if ruled and choice == "update" and (parts.names or rows):
             raise OptionError(
-                f"scaling={options.scaling!r}: the adapters carry fully trained modules ({min([*saved, *rows])}), "
+                f"scaling={options.scaling!r}: the adapters carry fully trained modules "
+                f"({min([*parts.names, *rows])}), "
                 f"whose update it does not scale by layer; give a number or 'auto'"
             )
-        tensors.update({_PREFIX + name: tensor for name, tensor in saved.items()})
+        tensors.update({_PREFIX + name: parts.tensor(name) for name in parts.names})
         tensors.update({f"{_PREFIX}{name}.token_adapter.trainable_tokens_delta": row for name, row in rows.items()})
-        settings["modules_to_save"] = modules or None
+        settings["modules_to_save"] = parts.modules or None
         if indices:
             settings["trainable_token_indices"] = indices
     elif options.modules_to_save == "drop":

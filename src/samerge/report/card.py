@@ -84,7 +84,9 @@ def _title(record: Record) -> str:
     made = _MADE.get(record.method, "merged")
     count = f" {len(names)}" if made == "merged" else ""
     what = f"One LoRA adapter{of_base}, {made} from{count}: {listed}"
-    if _is_model(record):
+    if record.method == "bake":
+        made, what = "baked", f"One model{of_base} with {len(names)} LoRA adapters baked in: {listed}"
+    elif _is_model(record):
         what = f"One model, merged from {len(names)} fine-tuned checkpoints{of_base}"
     how = "No data and no training" if record.tuning is None else "No training; options tuned on labelled data"
     return f"# {made.capitalize()}: {one_line(' + '.join(names))}\n\n{what}. {how}."
@@ -121,12 +123,13 @@ def _usage(record: Record, repo_id: str | None) -> str:
 
 def _inputs(record: Record) -> str:
     rows = []
+    whole = _is_model(record) and record.method != "bake"
     for one in record.inputs:
         digest = next(iter((one.sha256 or {}).values()), "")
         source = _link(one.source) if one.source else ""
-        rank = [] if _is_model(record) else ["" if one.rank is None else str(one.rank)]
+        rank = [] if whole else ["" if one.rank is None else str(one.rank)]
         rows.append([code(one.name), source, f"{one.weight:g}", *rank, code(digest[:12]) if digest else ""])
-    if _is_model(record):
+    if whole:
         return "## Checkpoints\n\n" + table(["name", "source", "weight", "sha256"], rows)
     return "## Adapters\n\n" + table(["name", "source", "weight", "rank", "sha256"], rows)
 

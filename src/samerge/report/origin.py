@@ -9,8 +9,9 @@ from typing import TypedDict
 
 import torch
 
+from samerge.adapters import Adapter
 from samerge.parallel.progress import Progress
-from samerge.report.record import Base
+from samerge.report.record import Base, Input
 from samerge.version import __version__
 from samerge.weights import WeightSource
 
@@ -43,6 +44,20 @@ def versions() -> dict[str, str | None]:
 def base_of(source: WeightSource | None) -> Base:
     """The base as a record names it."""
     return Base() if source is None else Base(source.name, source.config.get("model_type"))
+
+
+def input_of(adapter: Adapter, weight: float) -> Input:
+    """An adapter as a record names it."""
+    return Input(
+        adapter.name,
+        adapter.source,
+        weight,
+        adapter.rank,
+        len(adapter.modules),
+        name_of(adapter.dtype),
+        adapter.config.get("base_model_name_or_path"),
+        {"adapter_model.safetensors": adapter.sha256} if adapter.sha256 else None,
+    )
 
 
 def seconds_of(progress: Progress) -> dict[str, float]:

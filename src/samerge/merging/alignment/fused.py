@@ -74,6 +74,12 @@ class FusedSource:
         """The names of the stacks."""
         return tuple(self._pieces)
 
+    def pieces(self, tensor: str, expert: int | None) -> list[tuple[str, int | None]]:
+        """The tensors below that lie one under the other in a weight, each with the matrix of a stack that is meant."""
+        if tensor not in self._pieces:
+            return [(self._names[tensor], expert)]
+        return [(piece, None) for piece in self._pieces[tensor][expert or 0]]
+
     def dtype(self, tensor: str) -> torch.dtype:
         """The dtype that a tensor, or the pieces of a stack, are stored in."""
         if tensor in self._pieces:

@@ -26,22 +26,22 @@ class RenamedSource:
     """
 
     def __init__(self, source: WeightSource, names: Mapping[str, str], config: Mapping[str, Any] | None = None) -> None:
-        self.source, self._names = source, names
+        self.source, self.names = source, names
         self.name: str = source.name
         self.config: Mapping[str, Any] = {**source.config, **(config or {})}
         self.shapes: Mapping[str, tuple[int, ...]] = {name: source.shapes[names[name]] for name in sorted(names)}
 
     def origin(self, tensor: str) -> str:
         """The name, further down, of the one weight that a name here means: the same for all names of tied weights."""
-        return origin(self.source, self._names[tensor])
+        return origin(self.source, self.names[tensor])
 
     def dtype(self, tensor: str) -> torch.dtype:
         """The dtype that a tensor is stored in."""
-        return self.source.dtype(self._names[tensor])
+        return self.source.dtype(self.names[tensor])
 
     def read(self, tensor: str, start: int, stop: int, expert: int | None = None) -> Tensor:
         """Rows `start:stop` of a tensor, as stored."""
-        return self.source.read(self._names[tensor], start, stop, expert)
+        return self.source.read(self.names[tensor], start, stop, expert)
 
 
 def replication(adapters: Sequence[Adapter]) -> list[tuple[int, int]] | None:
