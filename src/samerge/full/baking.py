@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from samerge.adapters import AdaptedModule, Adapter
-from samerge.adapters.layouts import expert_of
 from samerge.errors import AdapterError
 from samerge.full.baked_tensors import Change, Recipe, Rows
+from samerge.graph.module_names import expert_of
 from samerge.linalg.factors import LoraFactors, concatenate, norm
 from samerge.merging.alignment.memory import in_memory
 from samerge.merging.alignment.origins import places
