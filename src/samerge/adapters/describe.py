@@ -138,7 +138,7 @@ def evened(factors: LoraFactors) -> LoraFactors:
     A, B = factors.A, factors.B
     if A.dtype not in _WIDE or B.dtype not in _WIDE or not A.numel() or not B.numel():
         return factors
-    sizes = float(A.abs().max()), float(B.abs().max())
+    sizes = _largest(A), _largest(B)
     if 0.0 in sizes:
         return factors
     moved = round((math.log2(sizes[1]) - math.log2(sizes[0])) / 2)
@@ -151,9 +151,17 @@ def finite(adapter: str, module: str, part: str, tensor: Tensor) -> Tensor:
     Raises:
         AdapterError: it does.
     """
-    if not bool(torch.isfinite(tensor).all()):
+    if not math.isfinite(_largest(tensor)):
         raise AdapterError(
             f"adapter {adapter!r}, module {module!r}: {part} {tuple(tensor.shape)} holds NaN or infinite values; "
             f"the adapter is broken (a diverged training?), leave it out of the merge"
         )
     return tensor
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest magnitude in a tensor, in one pass; not a number where there is one that is none."""
+    if not tensor.numel():
+        return 0.0
+    low, high = tensor.aminmax()
+    return float(torch.maximum(-low, high))

@@ -23,6 +23,8 @@ from samerge.weights.untrusted import Origin, sha256
 
 CARD_NAME = "README.md"
 
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False)
+
 
 def write_adapter(
     folder: str | Path,
@@ -118,13 +120,23 @@ def _savable(tensors: Mapping[str, Tensor], target: Path) -> dict[str, Tensor]:
 
 def _json(data: Mapping[str, Any], name: str) -> str:
     try:
-        return json.dumps(_plain(data), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+        return _text(_plain(data)) + "\n"
     except TypeError as error:
         raise TypeError(f"writing {name}: {error}; give plain dicts, lists, strings and numbers") from error
 
 
+def _text(value: Any, depth: int = 0) -> str:
+    """JSON with a line for each entry of an object, down to objects that hold no others; fast, as these are many."""
+    if depth and not (isinstance(value, dict) and any(isinstance(item, dict) for item in value.values())):
+        return _ENCODER.encode(value)
+    lines = [f"{'  ' * depth}  {_ENCODER.encode(key)}: {_text(value[key], depth + 1)}" for key in sorted(value)]
+    return "{\n" + ",\n".join(lines) + f"\n{'  ' * depth}}}"
+
+
 def _plain(value: Any) -> Any:
     """The same with what JSON lacks replaced: sets by sorted lists, numbers that are not finite by None."""
+    if isinstance(value, (str, int)):
+        return value
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):

@@ -94,8 +94,8 @@ class Finisher:
         names, weights = self.problem.names, self.problem.weights_at(site)
         told = layer_record(written, parts, layer.shares, names, self.dora_lost.get(site.module, {}))
         if site.factors:
-            own = {names[n]: weights[n] for n in site.factors}
-            told = replace(told, adapters={m: replace(one, weight=own[m]) for m, one in told.adapters.items()})
+            loud = {names[n]: weights[n] for n in site.factors}
+            told = replace(told, adapters={m: replace(one, weight=loud[m]) for m, one in told.adapters.items()})
         made = replace(
             told,
             rank=rank,
@@ -108,7 +108,9 @@ class Finisher:
         trained = {n: LoraFactors(p.factors.A, p.factors.B / p.balance) for n, p in parts.items()}
         scales = [math.copysign(self.voices[n], weights[n]) for n in trained]
         self.spectra[site.module] = spectrum(list(trained.values()), scales)
-        return compared(made, site.shape, written, {names[n]: own for n, own in trained.items()}, layer.conflict)
+        known = {names[n]: p.known.scaled(1 / p.balance) for n, p in parts.items() if p.known is not None}
+        own = {names[n]: one for n, one in trained.items()}
+        return compared(made, site.shape, written, own, layer.conflict, known)
 
     def done(self) -> MergedAdapter:
         """The adapter: of one rank, with the layers that no adapter has, its configuration and its record."""

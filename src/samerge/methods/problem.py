@@ -80,7 +80,12 @@ class Part:
     @cached_property
     def norm(self) -> float:
         """Frobenius norm, after the balance."""
-        return float(norm(self.factors))
+        return float(norm(self.factors)) if self.known is None else self.known.norm
+
+    @property
+    def known(self) -> Triplets | None:
+        """Its triplets, if somebody has asked for them already."""
+        return self.__dict__.get("triplets")
 
     @property
     def rank(self) -> int:
@@ -108,6 +113,7 @@ class Problem:
         limit: rank of the result where it is limited.
         balance: "none", "norm" (in each layer) or "global".
         held: parts that were read already and will be wanted again, by module.
+        sizes: norms of the adapters' updates as trained, by module, where they are known already.
     """
 
     names: tuple[str, ...]
@@ -121,6 +127,7 @@ class Problem:
     limit: int | None = None
     balance: str = "none"
     held: dict[str, dict[int, Part]] = field(default_factory=dict, repr=False, compare=False)
+    sizes: dict[str, dict[int, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def own(self) -> tuple[Site, ...]:
@@ -157,7 +164,8 @@ class Problem:
         if self.balance == "global":
             found = {n: part.times(self._overall[n]) for n, part in found.items()}
         elif self.balance == "norm" and len(found) > 1:
-            factors = to_mean({n: part.norm for n, part in found.items()})
+            trained = self.sizes.get(site.module)
+            factors = to_mean({n: part.norm for n, part in found.items()} if trained is None else trained)
             found = {n: part.times(factors[n]) for n, part in found.items()}
         if hold:
             self.held[site.module] = found
@@ -175,10 +183,13 @@ class Problem:
         """Frobenius norm of every adapter's whole update as trained, by number; those of weight 0 are left out."""
 
         def sizes(site: Site) -> dict[int, float]:
+            if site.module in self.sizes:
+                return self.sizes[site.module]
             if site.module in self.held:
                 return {n: part.norm / part.balance for n, part in self.held[site.module].items()}
             active = {n: one for n, one in site.experts.items() if self.weights[n] != 0}
-            return {n: float(norm(self._load(one))) for n, one in active.items()}
+            self.sizes[site.module] = {n: float(norm(self._load(one))) for n, one in active.items()}
+            return self.sizes[site.module]
 
         totals: dict[int, float] = {}
         for found in everywhere(self.sites, sizes).values():

@@ -9,6 +9,7 @@ import torch
 
 from samerge.linalg.factors import LoraFactors, norm
 from samerge.linalg.sign_conflicts import Conflict, sample_rows, sign_counts
+from samerge.linalg.triplets import Triplets
 from samerge.methods.method import Share
 from samerge.methods.problem import Part
 from samerge.report.overlap import effective_rank, overlaps
@@ -53,6 +54,7 @@ def compared(
     written: LoraFactors,
     trained: Mapping[str, LoraFactors],
     after: Conflict | None,
+    known: Mapping[str, Triplets],
 ) -> LayerRecord:
     """The record with what a comparison of the merged update with the adapters' own says.
 
@@ -62,12 +64,14 @@ def compared(
         written: the merged update as it is written.
         trained: the adapters' updates as they were trained (without balance and weight), by name.
         after: the sign conflicts that pruning left, where something was pruned.
+        known: the triplets of those adapters' updates that have been taken apart already.
     """
     own = list(trained.values())
     merged = written.to(own[0].A.device if own else written.A.device, torch.float32).existing()
     rows = sample_rows(shape)
     signs = sign_counts([*own, merged], rows)
     before = signs.among(len(own))
+    compare = overlaps(merged, [known.get(name, one) for name, one in trained.items()])
     adapters = {
         name: replace(
             record.adapters[name],
@@ -75,7 +79,7 @@ def compared(
             interference=one.interference,
             sign_conflict=signs.share(place, len(own)),
         )
-        for place, (name, one) in enumerate(zip(trained, overlaps(merged, own), strict=True))
+        for place, (name, one) in enumerate(zip(trained, compare, strict=True))
     }
     return replace(
         record,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from samerge.linalg.factors import LoraFactors, norm
-from samerge.linalg.gram import gram
+from samerge.linalg.triplets import Triplets
 
 #: Singular values below this share of the largest cannot be told from zero by their squares in float64.
 _SQUARED = 1e-7
@@ -59,12 +59,13 @@ class Overlap:
         return math.sqrt(self.error / self.own) if self.own else None
 
 
-def overlaps(merged: LoraFactors, adapters: Sequence[LoraFactors]) -> list[Overlap]:
+def overlaps(merged: LoraFactors, adapters: Sequence[LoraFactors | Triplets]) -> list[Overlap]:
     """Compare a merged update with the adapters' own, all of one linear map.
 
     Args:
         merged: M as it is written: scaled, truncated.
-        adapters: tau_i as they were trained, in float32 or float64.
+        adapters: tau_i as they were trained, in float32 or float64; where they are given by orthonormal triplets, those
+            are used as they are.
 
     Returns:
         One for each adapter.
@@ -105,15 +106,18 @@ def spectrum(adapters: Sequence[LoraFactors], scales: Sequence[float]) -> list[f
     if not total:
         return []
     folded = [adapter.folded() for adapter in adapters]
-    left = gram(torch.cat([f.B.double() * c for f, c in zip(folded, scales, strict=True)], dim=1))  # (R, R)
-    right = gram(torch.cat([f.A for f in folded]).T)
+    B, A = torch.cat([f.B for f in folded], dim=1), torch.cat([f.A for f in folded])
+    weights = torch.cat([torch.full((f.rank,), c, dtype=torch.float64) for f, c in zip(folded, scales, strict=True)])
+    (left, up), (right, down) = (_unit_gram(side) for side in (B, A.T))  # (R, R) each
+    left *= weights[:, None].to(left.device) * weights.to(left.device)
     values, turns = torch.linalg.eigh(left)
     K = turns * values.clamp_min(0).sqrt()
-    squares: list[float] = torch.linalg.eigvalsh(K.T @ right @ K).flip(0).clamp_min(0).tolist()
-    return squares
+    squares = torch.linalg.eigvalsh(K.T @ right @ K).flip(0).clamp_min(0) * (up * down) ** 2
+    found: list[float] = squares.tolist()
+    return found
 
 
-def _overlap(merged: LoraFactors, size: float, adapter: LoraFactors) -> Overlap:
+def _overlap(merged: LoraFactors, size: float, adapter: LoraFactors | Triplets) -> Overlap:
     V, C = _reaction(adapter)
     whole = merged.to(V.device, V.dtype).folded()
     image = whole.B @ (whole.A @ V)  # M V, (d_out, r)
@@ -122,8 +126,10 @@ def _overlap(merged: LoraFactors, size: float, adapter: LoraFactors) -> Overlap:
     )
 
 
-def _reaction(adapter: LoraFactors) -> tuple[Tensor, Tensor]:
+def _reaction(adapter: LoraFactors | Triplets) -> tuple[Tensor, Tensor]:
     """tau = C V^T with V (d_in, r) orthonormal and C (d_out, r) of full rank, as far as rounding tells."""
+    if isinstance(adapter, Triplets):
+        return adapter.V, adapter.U * adapter.S.to(adapter.U.dtype)
     f = adapter.folded()
     V, R = torch.linalg.qr(f.A.T)
     C = f.B @ R.T
@@ -147,7 +153,7 @@ def effective_rank(factors: LoraFactors) -> float:
         2.0
     """
     f = factors.folded()
-    B, A = _unit(f.B), _unit(f.A)  # no number times an update changes how many directions it has
+    B, A = _unit(f.B)[0], _unit(f.A)[0]  # no number times an update changes how many directions it has
     product = (B.T @ B).double() @ (A @ A.T).double()  # (r, r), the eigenvalues are in proportion to sigma_k^2
     fourth = float((product * product.T).sum())
     return float(product.diagonal().sum()) ** 2 / fourth if fourth > 0 else 0.0
@@ -157,10 +163,17 @@ def _square(matrix: Tensor) -> float:
     return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
 
 
-def _unit(matrix: Tensor) -> Tensor:
+def _unit_gram(matrix: Tensor) -> tuple[Tensor, float]:
+    """X^T X of a matrix over a power of two, in float64, and the power; computed in the matrix's own dtype."""
+    X, power = _unit(matrix)
+    return (X.T @ X).double(), power
+
+
+def _unit(matrix: Tensor) -> tuple[Tensor, float]:
     """The matrix over a power of two, so that its largest element is near 1; exact.
 
     Products of it neither overflow nor vanish in float32 however large or small the matrix is.
     """
     most = float(matrix.abs().amax()) if matrix.numel() else 0.0
-    return matrix / math.ldexp(1.0, math.frexp(most)[1] - 1) if most else matrix
+    power = math.ldexp(1.0, math.frexp(most)[1] - 1) if most else 1.0
+    return matrix / power, power

@@ -446,6 +446,8 @@ def _within(name: str, value: float | None, low: float, high: float = math.inf) 
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, (str, int, float)):
+        return value
     if dataclasses.is_dataclass(value):
         told = ((one.name, getattr(value, one.name)) for one in dataclasses.fields(value))
         return {name: _plain(item) for name, item in told if item is not None}
