@@ -218,7 +218,9 @@ def assert_untouched(before: dict[str, Any], model: PeftModel, *added: str) -> N
 
 
 def close(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+    """Within a share of the largest value: every output is a sum of all that went before, in some order."""
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    torch.testing.assert_close(got, expected, rtol=0, atol=tolerance * max(1.0, largest))
 
 
 def randomise(model: nn.Module, seed: int, scale: float = 0.1) -> None:

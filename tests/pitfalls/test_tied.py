@@ -27,6 +27,8 @@ from transformers import (
 import samerge
 from pitfalls.lab import close, quiet, randomise
 
+#: T5 does not scale its attention, so that random weights make more of a rounding than the 1e-5 asked elsewhere.
+AMPLIFIED = 3e-5
 EXACT: dict[str, Any] = {"method": "linear", "progress": False}
 _SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 32}
 _T5 = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4, "initializer_factor": 2.0}
@@ -123,10 +125,10 @@ class Tied:
         assert not torch.allclose(said(self.model), expected)
         merged = samerge.merge(self.base, {"a": folder}, modules_to_save="average", **EXACT)
         with quiet():
-            close(said(self.loaded(str(merged.save(self.folder / "out", overwrite=True)))), expected)
+            close(said(self.loaded(str(merged.save(self.folder / "out", overwrite=True)))), expected, AMPLIFIED)
         on_model = samerge.merge(copy.deepcopy(self.model), {"a": folder}, modules_to_save="average", **EXACT)
         with quiet():
-            close(said(self.loaded(str(on_model.save(self.folder / "out", overwrite=True)))), expected)
+            close(said(self.loaded(str(on_model.save(self.folder / "out", overwrite=True)))), expected, AMPLIFIED)
         if live:
             model = self.loaded(folder)
             with quiet():
@@ -134,7 +136,7 @@ class Tied:
                     model, ["a"], None, "m", "linear", modules_to_save="average", progress=False
                 )
                 model.set_adapter("m")
-            close(said(model), expected)
+            close(said(model), expected, AMPLIFIED)
         return merged
 
 
@@ -162,7 +164,7 @@ def test_a_resized_vocabulary(family: str, tmp_path: Path) -> None:
     assert not [key for key in merged.tensors() if "lora_" not in key]
     both = samerge.merge(tied.base, [folder, other], **EXACT)
     with quiet():
-        close(said(tied.loaded(str(both.save(tmp_path / "both")))), said(tied.loaded(folder, other)))
+        close(said(tied.loaded(str(both.save(tmp_path / "both")))), said(tied.loaded(folder, other)), AMPLIFIED)
     with pytest.raises(samerge.BaseModelError, match="its vocabulary was resized"):
         samerge.merge(str(tmp_path / "hub"), [folder], **EXACT)
 
@@ -212,7 +214,7 @@ def test_trained_together(family: str, tmp_path: Path) -> None:
     expected = said(tied.loaded(folder))
     alone = samerge.merge(None, [folder], modules_to_save="average", **EXACT)
     with quiet():
-        close(said(tied.loaded(str(alone.save(tmp_path / "alone")))), expected)
+        close(said(tied.loaded(str(alone.save(tmp_path / "alone")))), expected, AMPLIFIED)
 
 
 def test_a_head_that_is_adapted(family: str, tmp_path: Path) -> None:
@@ -224,4 +226,4 @@ def test_a_head_that_is_adapted(family: str, tmp_path: Path) -> None:
     merged = samerge.merge(tied.base, folders, **EXACT)
     assert tied.head in merged.factors
     with quiet():
-        close(said(tied.loaded(str(merged.save(tmp_path / "out")))), said(tied.loaded(*folders)))
+        close(said(tied.loaded(str(merged.save(tmp_path / "out")))), said(tied.loaded(*folders)), AMPLIFIED)

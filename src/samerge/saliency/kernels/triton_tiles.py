@@ -8,9 +8,9 @@ chosen by timing at run time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
+from threading import Lock
 from typing import Literal, get_args
 
 import torch
@@ -28,6 +28,9 @@ Products = Literal["ieee", "tf32x3", "bf16x3"]
 
 #: Whether the kernel runs in Triton's interpreter (TRITON_INTERPRET=1 when Triton was imported): on the CPU, slowly.
 INTERPRETED = not isinstance(sweep_kernel, triton.JITFunction)
+
+#: The interpreter swaps Triton's functions for its own while a kernel runs, for all threads.
+_IN_TURN = Lock()
 
 #: bfloat16 numbers that stand for one float32 number in the product with the signs.
 PIECES: dict[Products, int] = {"ieee": 3, "tf32x3": 3, "bf16x3": 2}
@@ -142,7 +145,7 @@ def sweep(
     across, down = triton.cdiv(width, blocks.columns), triton.cdiv(height, blocks.rows)
     sums = tile.new_empty((len(packed.experts), across, height), dtype=torch.float32)
     gammas = tile.new_empty((0 if u is None else across * down, components), dtype=torch.float32)
-    with torch.cuda.device(tile.device) if tile.is_cuda else nullcontext():
+    with torch.cuda.device(tile.device) if tile.is_cuda else _IN_TURN:
         sweep_kernel[(across * down,)](
             tile,
             left,
