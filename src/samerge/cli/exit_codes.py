@@ -33,7 +33,7 @@ _WAYS_OUT = {
     errno.EROFS: "the disk cannot be written to; choose another place",
     errno.EACCES: "you may not read or write there; choose another place, or ask for the permission",
     errno.EPERM: "you may not read or write there; choose another place, or ask for the permission",
-    errno.ENOENT: "it is not there, or no longer: was its folder removed or renamed meanwhile?",
+    errno.ENOENT: "it is not there, or no longer; its folder may have been removed or renamed meanwhile",
     errno.EIO: "the disk has an error; check it, or use another one",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n)",
     errno.ENOMEM: "there is not enough memory",

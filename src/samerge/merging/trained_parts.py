@@ -10,7 +10,7 @@
 In a model with tied weights an output head is the input embedding, under whatever name: its copies, its trained rows
 and its trained weight are the embedding's.
 
-Biases are updates like any other: `scaling` as a number multiplies them. With "auto" and "unit" they are divided by
+Biases are updates like any other: `scaling` as a number multiplies them. With "auto" they are divided by
 sum |w_n| over the experts that have them: rules that are made for low-rank updates have no meaning for them, and one
 expert keeps its own.
 """
