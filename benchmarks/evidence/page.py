@@ -133,7 +133,7 @@ def answer(results: Results, title: str) -> str:
             if judging
             else ", on which the defaults were chosen: leads, not proof."
         )
-        + " Scores are per cent of the experts' accuracy."
+        + " Scores are per cent of the adapters' own accuracy."
     )
     for budget, what in BUDGETS.items():
         for mark, how in _HOWS:
@@ -200,14 +200,14 @@ def measured(results: Results) -> str:
         ]
         for name, about in results["suites"].items()
     ]
-    head = ["suite", "what", "tasks", "rows: validation / test", "base", "one expert for all", "role"]
+    head = ["suite", "what", "tasks", "rows: validation / test", "base", "one adapter for all", "role"]
     paragraphs = [
         "## What was measured",
         "Each suite is one base model and one LoRA adapter for each of its tasks, trained on rows that are in neither "
         "split. A merge of all adapters answers all tasks. Its score is its accuracy on a task as per cent of the "
-        "accuracy of that task's own expert on the same rows, mean over the tasks: 100 is as good as the experts.",
+        "accuracy of that task's own adapter on the same rows, mean over the tasks: 100 is as good as the adapters.",
         table(head, rows),
-        "*base* is the model without any adapter, *one expert for all* the mean score of a single expert on all tasks. "
+        "*base* is the model without any adapter, *one adapter for all* the mean score of a single adapter on all tasks. "
         "*design* suites were looked at while samerge's defaults were chosen; *judges* were not. The text suites share "
         "tasks. *published* is a method with the scale and density that its paper or registry gives"
         + (TUNED if any(about["items"]["validation"] for about in results["suites"].values()) else "")
@@ -217,7 +217,7 @@ def measured(results: Results) -> str:
         libraries = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
         checks = "".join(
             f" Computed with {check['precision']} instead, {check['differ']:.2f} % of the answers of the base, the "
-            f"experts and {listed(check['merges'])} differ, and their scores by at most {check['shift']:.1f}."
+            f"adapters and {listed(check['merges'])} differ, and their scores by at most {check['shift']:.1f}."
             for check in about["checks"]
         )
         paragraphs.append(f"`{name}`: {_asked(about)}{about['precision']}; {about['machine']}; {libraries}.{checks}")

@@ -8,7 +8,7 @@ from typing import Any
 Record = Mapping[str, Any]
 Results = Mapping[str, Any]
 
-BUDGETS = {"r": "the experts' rank", "2r": "twice that rank", "free": "as it comes"}
+BUDGETS = {"r": "the adapters' rank", "2r": "twice that rank", "free": "as it comes"}
 MAIN = ("default", "own", "published", "comparator", "rule")
 
 

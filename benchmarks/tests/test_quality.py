@@ -266,9 +266,9 @@ def test_the_default_is_held_against_the_best_of_the_others_at_its_best():
         *(("a", "ties", 1.0, 0.0, 85.0), ("b", "ties", 1.0, 0.0, 70.2)),
     ]
     page = prize(results_of(rows))
-    assert "| the experts' rank | a | 90.0 | tsv | λ 2 | 91.0 | -0.5 [-2.0, +1.0] |" in page
-    assert "| the experts' rank | b | 70.0 | ties | λ 1 | 70.2 | -0.5 [-2.0, +1.0] |" in page
-    assert "| the experts' rank | mean | 80.0 | tsv |  | 80.0 | +0.0 |" in page  # (91 + 69) / 2 against 80
+    assert "| the adapters' rank | a | 90.0 | tsv | λ 2 | 91.0 | -0.5 [-2.0, +1.0] |" in page
+    assert "| the adapters' rank | b | 70.0 | ties | λ 1 | 70.2 | -0.5 [-2.0, +1.0] |" in page
+    assert "| the adapters' rank | mean | 80.0 | tsv |  | 80.0 | +0.0 |" in page  # (91 + 69) / 2 against 80
     assert page.endswith("Everywhere it is within 0.5 of the best, or ahead.")
 
 

@@ -1,4 +1,4 @@
-"""The density of every expert in every layer, for methods by rows: one number, or adaptive."""
+"""The density of every adapter in every layer, for methods by rows: one number, or adaptive."""
 
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 
 Park, Lee and Sohn, ICML 2026, arXiv 2606.00511.
 
-Every expert's update tau_n = s_n B_n A_n is taken as a full matrix, a few rows at a time. T times over, the elements
+Every adapter's update tau_n = s_n B_n A_n is taken as a full matrix, a few rows at a time. T times over, the elements
 are scored against the state at the start of the iteration and those with the largest score stay; m_n is their mask, and
 T = sum_i w_i m_i * tau_i the merge as it stands:
 
     S_n = dR_n/dtau_n * T                      agreement="paper"
-    S_n = |dR_n/dtau_n| * w_n tau_n * T        agreement="task", positive only where the expert agrees with the merge
+    S_n = |dR_n/dtau_n| * w_n tau_n * T        agreement="task", positive only where the adapter agrees with the merge
 
 After masking an update is no longer of low rank, so every merged layer is brought back to the rank of the result
 by a randomised SVD that asks for T some rows at a time. What that loses is in the report, layer by
@@ -15,8 +15,8 @@ layer; it can be much, and then a warning says so. Layers in which nothing was m
 factors.
 
 Modules outside the flow graph have no dR/dtau; they are pruned by w_n tau_n * T (as "task" with alpha = beta = 1).
-Cost of an iteration: as `saliency`, and some ten operations more for each element and expert. Memory: the masks, one
-bit an element and expert, and two float tensors of the largest weight while it is scored; afterwards no merged update
+Cost of an iteration: as `saliency`, and some ten operations more for each element and adapter. Memory: the masks, one
+bit an element and adapter, and two float tensors of the largest weight while it is scored; afterwards no merged update
 exists as a whole.
 """
 

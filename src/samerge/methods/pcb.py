@@ -1,6 +1,6 @@
 """`pcb`: weigh every element by how it competes within and between adapters (PCB; Du et al. 2024).
 
-With v_i = w_i tau_i over the whole flattened adapter of d elements, N experts, a_i = |v_i| clipped at its `quantile`
+With v_i = w_i tau_i over the whole flattened adapter of d elements, N adapters, a_i = |v_i| clipped at its `quantile`
 and 1 - `quantile` quantiles, and n_i = a_i brought to [0, 1]:
 
     intra_i = exp(N n_i^2)                 the element among those of its own adapter

@@ -1,12 +1,12 @@
 """Element-wise methods, a few rows at a time: v_i = w_i tau_i as dense tiles that exist one after the other.
 
-Such a method is a function of the experts' tiles, and perhaps of a threshold over a whole layer or a whole adapter; it
+Such a method is a function of the adapters' tiles, and perhaps of a threshold over a whole layer or a whole adapter; it
 does not commute with orthogonal maps, so the core space is of no use to it. What it gives is no longer of low rank:
 every merged layer is brought to its rank by the streamed SVD of
 `samerge.linalg.randomised_svd`. What that loses of the energy is in the report.
 
 Cost: O(R d_out d_in) for each pass over a layer: 2 for a threshold and one for the merge; 5 more where the layer is too
-large to be held. Memory: the factors, the experts' tiles, and a merged layer of up to 128 MB.
+large to be held. Memory: the factors, the adapters' tiles, and a merged layer of up to 128 MB.
 """
 
 from __future__ import annotations

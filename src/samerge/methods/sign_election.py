@@ -1,4 +1,4 @@
-"""The election of signs (Yadav et al. 2023, TIES): which values of several experts are merged, element by element.
+"""The election of signs (Yadav et al. 2023, TIES): which values of several adapters are merged, element by element.
 
     gamma = sign(sum_i v_i)                          majority_sign_method="total"
     gamma = sign(sum_i sign(v_i))                    majority_sign_method="frequency"

@@ -1,6 +1,6 @@
 """`wudi`: the merge that disturbs each adapter's own inputs least, in closed form (WUDI; Cheng et al. 2025).
 
-The rows of tau_i span the inputs that expert i reacts to. With the weighted updates w_i tau_i as targets,
+The rows of tau_i span the inputs that adapter i reacts to. With the weighted updates w_i tau_i as targets,
 
     min over M of  sum_i ||(M - w_i tau_i) tau_i^T||_F^2 / ||tau_i||_F^2
     M = (sum_i w_i tau_i C_i) C^+,   C_i = tau_i^T tau_i / ||tau_i||_F^2,   C = sum_i C_i
