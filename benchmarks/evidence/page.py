@@ -207,7 +207,7 @@ def measured(results: Results) -> str:
         "split. A merge of all adapters answers all tasks. Its score is its accuracy on a task as per cent of the "
         "accuracy of that task's own adapter on the same rows, mean over the tasks: 100 is as good as the adapters.",
         table(head, rows),
-        "*base* is the model without any adapter, *one adapter for all* the mean score of a single adapter on all tasks. "
+        "*base* is the model without any adapter, *one adapter for all* the mean score of one of them on all tasks. "
         "*design* suites were looked at while samerge's defaults were chosen; *judges* were not. The text suites share "
         "tasks. *published* is a method with the scale and density that its paper or registry gives"
         + (TUNED if any(about["items"]["validation"] for about in results["suites"].values()) else "")
