@@ -1,83 +1,90 @@
-"""The least that the sweeps can take on this machine: what their products cost, and what reading the base costs."""
+"""The least that a merge can take on this machine, from what its parts cost here and now, in processor seconds.
+
+    sweeps     6 r + 4 operations for each weight of the graph, adapter and round, at the rate of a large square product,
+               and the base's bytes, twice a round, at the memory's rate
+    reading    every byte of the adapters' files, once
+    factors    two QRs of every adapter in every layer
+    stacks     in every layer the two Gram matrices of all adapters' vectors, in float64, and their eigenproblems
+
+One thread measures, in the process that merged.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
 
 
-def thin_products(weights: int, experts: int, ranks: list[int]) -> float:
-    """Seconds of the thin products and matrix-vector products alone, at the rate that torch reaches here and now.
+def least(work: Callable[[], object], runs: int = 5) -> float:
+    """Processor seconds of this thread, the least of several runs after one that does not count."""
+    work()
+    taken = []
+    for _ in range(runs):
+        start = time.thread_time()
+        work()
+        taken.append(time.thread_time() - start)
+    return min(taken)
 
-    Each weight, expert and iteration takes two rank-r updates, one product with the signs and two matrix-vector
-    products, on tiles that stay in a core's cache. One thread measures; the work is divided among all.
 
-    Args:
-        weights: entries of the base's matrices in the graph.
-        experts: adapters.
-        ranks: of each expert, in each iteration.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    most, m, d = max(ranks), 64, 2048
-    left, right, columns = torch.randn(m, most), torch.randn(most, d), torch.randn(d, most)
-    weight, flow = torch.randn(m, d), torch.rand(d)
-    out = torch.empty(m, d)
-
-    def products(r: int) -> float:
-        times = []
-        for _ in range(15):
-            start = time.thread_time()
-            for _ in range(20):
-                torch.mm(left[:, :r], right[:r], out=out)
-                torch.mm(left[:, :r], right[:r], out=out)
-                torch.mm(weight, columns[:, :r])
-                torch.mv(weight, flow)
-                torch.mv(weight, flow)
-            times.append((time.thread_time() - start) / 20)
-        return sorted(times)[len(times) // 2] / (m * d)
-
-    seconds = sum(products(r) for r in ranks) * weights * experts
-    torch.set_num_threads(threads)
-    return seconds / threads
+def rate() -> float:
+    """Operations a second of a large square product in float32."""
+    size = 1536
+    one, other, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
+    return 2 * size**3 / least(lambda: torch.mm(one, other, out=out))
 
 
 def bandwidth() -> float:
-    """Bytes a second that all threads together read from memory: the best of five sums over 512 MiB."""
-    import torch
-
+    """Bytes a second that are read from memory: a sum over 512 MiB."""
     block = torch.ones(2**27)
-    times = []
-    for _ in range(6):
-        start = time.perf_counter()
-        block.sum()
-        times.append(time.perf_counter() - start)
-    return block.numel() * block.element_size() / min(times[1:])
+    return block.numel() * block.element_size() / least(block.sum)
 
 
-def ranks_by_iteration(rank: int, final: int, iterations: int) -> list[int]:
-    """The rank that each expert has while an iteration scores: it falls geometrically from `rank` to `final`."""
-    return [max(1, round(rank * (final / rank) ** (t / iterations))) for t in range(iterations)]
+def ranks_by_round(rank: int, final: float, rounds: int) -> list[float]:
+    """The components that an adapter has while a round scores: they fall geometrically from `rank` to `final`."""
+    return [rank * (final / rank) ** (t / rounds) for t in range(rounds)]
 
 
-def floor(weights: int, stored_bytes: int, experts: int, iterations: int, rank: int, final: int) -> dict[str, float]:
-    """The floor of the scoring: the larger of its two parts.
+def sweeps(weights: int, stored: int, adapters: int, ranks: Sequence[float]) -> float:
+    """Two sweeps over the base for every round: `weights` entries in the graph, which take `stored` bytes on disk."""
+    operations = weights * adapters * sum(6 * rank + 4 for rank in ranks)
+    return operations / rate() + 2 * len(ranks) * stored / bandwidth()
 
-    Args:
-        weights: entries of the base's matrices in the graph.
-        stored_bytes: what these take on disk; every iteration reads them twice.
-        experts: adapters.
-        iterations: of scoring and pruning.
-        rank: of each adapter.
-        final: what each keeps on average.
-    """
-    products = thin_products(weights, experts, ranks_by_iteration(rank, final, iterations))
-    rate = bandwidth()
-    reading = 2 * iterations * stored_bytes / rate
-    return {
-        "products_seconds": round(products, 3),
-        "reading_seconds": round(reading, 3),
-        "gb_per_second": round(rate / 1e9, 1),
-        "seconds": round(max(products, reading), 3),
-    }
+
+def reading(files: Iterable[Path]) -> float:
+    """One read of every file, which is in the system's memory."""
+
+    def read() -> None:
+        for path in found:
+            with open(path, "rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+    found, buffer = list(files), bytearray(1 << 20)
+    return least(read, 3)
+
+
+def factors(shapes: Sequence[tuple[int, int]], adapters: int, rank: int) -> float:
+    """Two QRs of each adapter in each layer."""
+    heights = Counter(side for shape in shapes for side in shape)
+
+    def qr(height: int) -> float:
+        thin = torch.randn(height, rank)
+        return least(lambda: torch.linalg.qr(thin), 15)
+
+    return adapters * sum(count * qr(height) for height, count in heights.items())
+
+
+def stacks(shapes: Sequence[tuple[int, int]], components: int) -> float:
+    """The Gram matrix of each side of each layer, of the components or of the width, whichever is less."""
+    heights = Counter(side for shape in shapes for side in shape)
+
+    def side(height: int) -> float:
+        stack = torch.randn(height, components, dtype=torch.float64)
+        stack = stack if components <= height else stack.T.contiguous()
+        return least(lambda: torch.linalg.eigh(stack.T @ stack))
+
+    return sum(count * side(height) for height, count in heights.items())

@@ -28,6 +28,12 @@ class Case:
         """The largest rank of any adapter."""
         return max(json.loads((a / "adapter_config.json").read_text())["r"] for a in self.adapters)
 
+    def shapes(self) -> list[tuple[int, int]]:
+        """(out, in) of every layer that an adapter has."""
+        from samerge.adapters import read_adapter
+
+        return [module.shape for module in read_adapter(self.adapters[0], "0").modules.values()]
+
     def graph_size(self) -> tuple[int, int]:
         """Entries, and bytes on disk, of the base's matrices in the flow graph."""
         from samerge.graph import build_graph

@@ -42,44 +42,55 @@ def bytes_read() -> int | None:
 
 
 def measure_samerge(case: Case, folder: Path, iterations: int, method: str) -> dict[str, Any]:
-    """One merge in this process, from files to files; for saliency with the floor of its scoring."""
+    """One merge in this process, from files to files, and the floor of it."""
     import warnings
-
-    from floor import floor
 
     import samerge
 
     samerge.merge, samerge.__version__  # noqa: B018  # imports what a merge needs; not what is measured
     options = {"iterations": iterations} if method == "saliency" else {}
-    before, start = bytes_read(), time.perf_counter()
+    before, start, cpu = bytes_read(), time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        merged = samerge.merge(case.base, list(case.adapters), method=method, progress=False, **options)
+        base = case.base if method == "saliency" else None
+        merged = samerge.merge(base, list(case.adapters), method=method, progress=False, **options)
     merged.save(folder / "merged", overwrite=True)
-    seconds, after = time.perf_counter() - start, bytes_read()
+    seconds, cpu, after = time.perf_counter() - start, time.process_time() - cpu, bytes_read()
     peak = peak_mib()
     record = merged.report.record
-    found = {
+    parts = least_possible(case, iterations if method == "saliency" else 0)
+    return {
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "peak_rss_mib": peak,
         "read_mib": None if before is None or after is None else round((after - before) / 2**20),
         "timings": record.timings,
         "adapters_mib": round(sum((a / "adapter_model.safetensors").stat().st_size for a in case.adapters) / 2**20),
         "base_mib": round(sum(f.stat().st_size for f in case.base.glob("*.safetensors")) / 2**20),
-    }
-    if method != "saliency":
-        return found
-    weights, stored = case.graph_size()
-    count = len(case.adapters)
-    least = floor(weights, stored, count, iterations, case.rank, max(1, case.rank // count))
-    return {
-        **found,
         "kernel": record.kernel,
-        "weights_in_graph": weights,
-        "scoring_seconds": record.timings["scoring"],
-        "floor": least,
-        "ratio_to_floor": record.timings["scoring"] / least["seconds"],
+        "floor": {part: round(value, 3) for part, value in parts.items()},
+        "ratio_to_floor": cpu / sum(parts.values()),
     }
+
+
+def least_possible(case: Case, rounds: int) -> dict[str, float]:
+    """The parts of the floor, in processor seconds; see floor.py."""
+    import floor
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    weights, stored = case.graph_size()
+    count, shapes = len(case.adapters), case.shapes()
+    ranks = floor.ranks_by_round(case.rank, case.rank / count, rounds) if rounds else []
+    found = {
+        "sweeps": floor.sweeps(weights, stored, count, ranks),
+        "reading": floor.reading(folder / "adapter_model.safetensors" for folder in case.adapters),
+        "factors": floor.factors(shapes, count, case.rank),
+        "stacks": floor.stacks(shapes, count * case.rank),
+    }
+    torch.set_num_threads(threads)
+    return found
 
 
 def measure(side: str, case: Case, folder: Path, iterations: int, program: str | None) -> dict[str, Any]:

@@ -19,9 +19,7 @@ def _use_token(token: str | None) -> str | None:
 
 def _hush(quiet: bool) -> bool:
     if quiet:
-        from huggingface_hub.utils import disable_progress_bars
-
-        disable_progress_bars()
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # what huggingface_hub, imported later, looks for
     return quiet
 
 

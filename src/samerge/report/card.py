@@ -60,18 +60,20 @@ def model_card(record: Record, repo_id: str | None = None) -> str:
 
 
 def _metadata(record: Record) -> str:
-    from huggingface_hub import ModelCardData
-
     base = record.base.name or ""
     if _is_model(record):
         sources = [base, *(one.source or "" for one in record.inputs)]
         public = list(dict.fromkeys(name for name in sources if name and on_hub(name)))
         related = {"base_model": public, "base_model_relation": "merge"} if public else {}
-        whole = ModelCardData(library_name="transformers", tags=["merge", "samerge"], **related)
-        return str(whole.to_yaml(line_break="\n")).strip()
+        return _yaml({"library_name": "transformers", "tags": ["merge", "samerge"], **related})
     named = {"base_model": base, "base_model_relation": "adapter"} if base and on_hub(base) else {}
-    data = ModelCardData(library_name="peft", tags=["peft", "lora", "merge", "samerge"], **named)
-    return str(data.to_yaml(line_break="\n")).strip()
+    return _yaml({"library_name": "peft", "tags": ["peft", "lora", "merge", "samerge"], **named})
+
+
+def _yaml(fields: dict[str, Any]) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(fields, allow_unicode=True, line_break="\n")).strip()
 
 
 def _title(record: Record) -> str:

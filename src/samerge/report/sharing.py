@@ -71,6 +71,8 @@ def _conceal_base(file: Path) -> None:
 
 def on_hub(name: str) -> bool:
     """Whether a source can be a repository id; a folder that exists is read first, so it is the folder."""
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).exists():
+        return False  # without the import, which takes as long as a small merge
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -78,7 +80,7 @@ def on_hub(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return not Path(name).exists()
+    return True
 
 
 def local_folders(record: Record) -> list[str]:
