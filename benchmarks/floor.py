@@ -1,7 +1,7 @@
 """The least that a merge can take on this machine, from what its parts cost here and now, in processor seconds.
 
-    sweeps     6 r + 4 operations for each weight of the graph, adapter and round, at the rate of a large square product,
-               and the base's bytes, twice a round, at the memory's rate
+    sweeps     6 r + 4 operations for each weight of the graph, adapter and round, at the rate of a large square
+               product, and the base's bytes, twice a round, at the memory's rate
     reading    every byte of the adapters' files, once
     factors    two QRs of every adapter in every layer
     stacks     in every layer the two Gram matrices of all adapters' vectors, in float64, and their eigenproblems
