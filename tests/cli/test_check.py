@@ -37,7 +37,7 @@ def test_check_json(invoke, tmp_path) -> None:
     assert told["mergeable"] is True
     assert told["ranks"] == {"4": 4}
     assert told["scales"] == [0.25, 2.0]
-    assert "refuses alpha_pattern" in told["serving"]["SGLang"][0]
+    assert "does not know alpha_pattern" in told["serving"]["SGLang"][0]
     assert told["serving"]["LoRAX"] == []
 
 

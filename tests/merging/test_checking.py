@@ -54,9 +54,12 @@ def test_rank_stabilised_with_an_alpha_pattern(llama):
     assert report.mergeable
     assert report.variants == ("use_rslora", 'alpha_pattern={"q_proj": 4}')
     assert report.scales == (4 / 8**0.5, 6 / 8**0.5)
-    assert any("refuses alpha_pattern where it changes a value" in reason for reason in report.serving["SGLang"])
+    assert any(
+        "does not know alpha_pattern and scales by lora_alpha / r everywhere" in reason
+        for reason in report.serving["SGLang"]
+    )
     assert any("ignores use_rslora" in reason for reason in report.serving["SGLang"])
-    assert "ignores rank_pattern and alpha_pattern" in report.serving["vLLM"][0]
+    assert report.serving["vLLM"] == ()
     assert "would be scaled by 0.75 in place of" in report.serving["llama.cpp"][0]
     assert report.serving["LoRAX"] == ()
 
@@ -86,6 +89,91 @@ def test_kinds_of_adapter(llama, tmp_path, settings, problem, served):
     assert report.ranks == {4: 2}
     for server in SERVERS:
         assert any(served in reason for reason in report.serving[server]), (server, report.serving)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication"),
+        ({"alora_invocation_tokens": [1]}, "aLoRA"),
+        ({"use_qalora": True}, "QA-LoRA"),
+        ({"use_bdlora": {"nblocks": 2}}, "BD-LoRA"),
+    ],
+)
+def test_variants_that_no_server_serves(llama, tmp_path, changes, said):
+    shutil.copytree(llama.adapters["math"], tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps(config | changes))
+    report = check_adapter(tmp_path / "a")
+    for server in SERVERS:
+        assert any(said in reason for reason in report.serving[server]), (server, report.serving)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")
+def test_what_some_servers_take_beside_the_factors(llama, bert, tmp_path):
+    """Embeddings and heads, also with the copies of the base's weights that PEFT saves with them."""
+    report = saved(llama, tmp_path, target_modules=["q_proj", "v_proj", "embed_tokens", "lm_head"])
+    assert report.serving["vLLM"] == report.serving["llama.cpp"] == ()
+    assert any("it adapts an embedding" in reason for reason in report.serving["SGLang"])
+    shutil.rmtree(tmp_path / "adapter")
+    report = saved(bert, tmp_path, target_modules=["query"], task_type="SEQ_CLS")
+    assert report.serving["vLLM"] == ()
+    assert any("it carries classifier.weight" in reason for reason in report.serving["llama.cpp"])
+
+
+def test_what_sglang_stacks(llama, tmp_path):
+    stem = "model.layers.0.self_attn."
+    for adapted, lacking in (
+        (("q_proj",), "v_proj"),
+        (("v_proj",), "q_proj"),
+        (("q_proj", "k_proj"), "v_proj"),
+        (("q_proj", "v_proj"), None),
+    ):
+        served = Served({"peft_type": "LORA", "r": 4, "lora_alpha": 4}, {stem + name: 4 for name in adapted})
+        reasons = servability(served)["SGLang"]
+        assert reasons == (
+            []
+            if lacking is None
+            else [f"stacks q with v and gate with up: {stem}{lacking} is not adapted where its partner is"]
+        )
+        assert servability(served)["vLLM"] == []
+    up = Served({"peft_type": "LORA", "r": 4, "lora_alpha": 4}, {"h.0.mlp.up_proj": 4})
+    assert "h.0.mlp.gate_proj" in servability(up)["SGLang"][0]
+    path = write_adapter(tmp_path / "a", factors(q(0), q(0).replace("q_proj", "v_proj")))
+    (tmp_path / "a" / "added_tokens.json").write_text("{}")
+    assert check_adapter(path).serving["SGLang"] == ("refuses the added_tokens.json that lies beside it",)
+
+
+def test_fused_experts():
+    stack = {f"model.layers.0.mlp.experts.down_proj[{e}]": 4 for e in range(3)}
+    found = servability(Served({"peft_type": "LORA", "r": 4, "lora_alpha": 4}, stack))
+    assert found["vLLM"] == []
+    assert "does not read fused experts: model.layers.0.mlp.experts.down_proj" in found["SGLang"]
+    assert "does not convert fused experts: model.layers.0.mlp.experts.down_proj" in found["llama.cpp"]
+
+
+@pytest.mark.parametrize(
+    "module", ["down_blocks.0.attentions.0.to_q", "transformer.single_transformer_blocks.1.attn.to_k"]
+)
+def test_a_diffusion_models_adapter_is_no_language_models(module):
+    found = servability(Served({"peft_type": "LORA", "r": 4, "lora_alpha": 4}, {module: 4}))
+    assert all("it is an adapter of a diffusion model" in found[server][0] for server in SERVERS)
+
+
+def test_partners_are_filled_with_zeros(llama, tmp_path):
+    """What a server stacks with an adapted module is there, as zeros: the merge is the same."""
+    modules = {f"model.layers.{layer}.{part}": shape for layer in (0, 1) for part, shape in {
+        "self_attn.q_proj": (32, 32), "mlp.up_proj": (24, 32)}.items()}  # fmt: skip
+    own = {m: factors(m, out=out, into=into)[m] for m, (out, into) in modules.items()}
+    path = write_adapter(tmp_path / "a", own)
+    assert check_adapter(path).serving["SGLang"]
+    merged = samerge.merge(str(llama.folder), {"a": path}, method="linear", progress=False)
+    added = set(merged.factors) - set(modules)
+    assert {name.rpartition(".")[2] for name in added} == {"v_proj", "gate_proj"}
+    assert all(not merged.delta(name).any() for name in added)
+    assert merged.delta("model.layers.0.self_attn.v_proj").shape == (16, 32)
+    report = check_adapter(merged.save(tmp_path / "out"), llama.folder)
+    assert report.serving == dict.fromkeys(SERVERS, ())
 
 
 def test_what_is_no_lora(llama, tmp_path):
@@ -170,7 +258,7 @@ def test_ragged_ranks_of_one_scale():
     config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "rank_pattern": {"h.1.q": 4}, "alpha_pattern": {"h.1.q": 4}}
     found = servability(Served(config, {"h.0.q": 8, "h.1.q": 4}))
     assert found["vLLM"] == []
-    assert len(found["SGLang"]) == 2
+    assert len([reason for reason in found["SGLang"] if "does not know" in reason]) == 2
     assert found["LoRAX"] == ["drops h.*.q: its layers have different ranks [4, 8]"]
     assert "h.1.q would be scaled by 2 in place of 1" in found["llama.cpp"][0]
 

@@ -219,7 +219,7 @@ def assert_untouched(before: dict[str, Any], model: PeftModel, *added: str) -> N
 
 def close(got: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     """Within a share of the largest value: every output is a sum of all that went before, in some order."""
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    largest = float(expected.detach().abs().max()) if expected.numel() else 0.0
     torch.testing.assert_close(got, expected, rtol=0, atol=tolerance * max(1.0, largest))
 
 

@@ -17,6 +17,9 @@ from samerge.errors import AdapterError
 from samerge.graph.module_names import layer_numbers, module_type
 from samerge.linalg.factors import LoraFactors
 
+#: What must be adapted where a module of this name is.
+_PARTNERS = {"q_proj": ("v_proj",), "k_proj": ("q_proj", "v_proj"), "v_proj": ("q_proj",), "up_proj": ("gate_proj",)}
+
 
 def settings(base: str | None, rank: int, modules: Sequence[str], layouts: Iterable[Layout]) -> dict[str, Any]:
     """`adapter_config.json` of a plain LoRA in the servable profile.
@@ -87,6 +90,23 @@ def siblings(adapted: Collection[str], stems: Iterable[str]) -> list[str]:
     """
     types = {module_type(module) for module in adapted}
     return sorted(stem for stem in stems if stem not in adapted and module_type(stem) in types)
+
+
+def partners(adapted: Collection[str]) -> list[str]:
+    """Modules that a server stacks with adapted ones, and does not do without: v with q, both with k, gate with up.
+
+    SGLang stacks q, k and v, and gate and up, into one product. Where k is missing it takes zeros, and for up likewise.
+
+    Example:
+        >>> partners(["h.0.k_proj", "h.0.up_proj", "h.1.q_proj", "h.1.v_proj"])
+        ['h.0.gate_proj', 'h.0.q_proj', 'h.0.v_proj']
+    """
+    needed = {
+        f"{stem}.{partner}" if stem else partner
+        for stem, _, last in (module.rpartition(".") for module in adapted)
+        for partner in _PARTNERS.get(last, ())
+    }
+    return sorted(needed - set(adapted))
 
 
 def target_modules(adapted: Collection[str], others: Collection[str]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from samerge.adapters.servers import VERSIONS
 from samerge.cli.console import show_json, stdout
 from samerge.cli.exit_codes import BAD_INPUT
 from samerge.cli.shared_options import Adapters, Base, Json, Positional, Token
@@ -61,7 +62,10 @@ def _told(report: AdapterReport) -> Text:
         lines.append(("merge", "yes", "green"))
     lines += [("merge", f"no: {problem}", "red") for problem in report.problems]
     for server, reasons in (report.serving or {}).items():
-        lines += [(server, f"no: {reason}", "yellow") for reason in reasons] or [(server, "yes", "green")]
+        read = f"({VERSIONS[server]})"
+        lines += [(server, f"no: {reason} {read}", "yellow") for reason in reasons] or [
+            (server, f"yes {read}", "green")
+        ]
     lines += [("note", note, "") for note in report.notes]
     text = Text()
     before = ""

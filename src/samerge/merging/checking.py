@@ -127,7 +127,8 @@ def check_adapter(
         problems += more
         notes = [*adapter.notes, *notes]
     ranks = _ranks(adapter, file)
-    served = Served(config, ranks, _beside(config, file), missing or gaps(list(ranks)))
+    files = tuple(sorted(path.name for path in folder.iterdir()))
+    served = Served(config, ranks, _beside(file), missing or gaps(list(ranks)), files)
     scales = (
         sorted({scaling(config, module) for module in ranks})
         if None not in (config.get("r"), config.get("lora_alpha"))
@@ -221,26 +222,30 @@ def _variants(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _beside(config: Mapping[str, Any], file: TensorFile) -> list[str]:
-    """What the file holds beside lora_A and lora_B, in words."""
+def _beside(file: TensorFile) -> dict[str, list[str]]:
+    """What the file holds beside lora_A and lora_B, by kind, in words."""
     kinds = {
-        "lora_magnitude_vector": "it is a DoRA adapter",
-        "lora_embedding_": "it adapts an embedding (lora_embedding_A and lora_embedding_B)",
-        "token_adapter": "it carries trained token rows (trainable_token_indices)",
+        "lora_magnitude_vector": ("dora", "it is a DoRA adapter"),
+        "lora_embedding_": ("embedding", "it adapts an embedding (lora_embedding_A and lora_embedding_B)"),
+        "token_adapter": ("tokens", "it carries trained token rows (trainable_token_indices)"),
     }
-    found: dict[str, None] = {}
+    found: dict[str, dict[str, None]] = {}
     for key in sorted(file.entries):
         if key.endswith((".lora_A.weight", ".lora_B.weight")):
             continue
-        known = [words for part, words in kinds.items() if part in key]
-        if known:
-            found[known[0]] = None
-        elif key.endswith(".bias"):
-            found["it carries biases"] = None
-        else:
-            stem = module_type(key.removeprefix("base_model.model."))
-            found[f"it carries {stem}, which is neither lora_A nor lora_B"] = None
-    return list(found)
+        stem = module_type(key.removeprefix("base_model.model."))
+        kind, words = next(
+            (said for part, said in kinds.items() if part in key),
+            ("other", f"it carries {stem}, which is neither lora_A nor lora_B"),
+        )
+        if kind == "other" and stem.split(".")[0] in ("classifier", "score"):
+            kind = "head"
+        elif kind == "other" and ".base_layer." in key and key.endswith(".weight"):
+            kind = "copies"
+        elif kind == "other" and key.endswith(".bias"):
+            kind, words = "biases", "it carries biases"
+        found.setdefault(kind, {})[words] = None
+    return {kind: list(said) for kind, said in found.items()}
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -120,7 +120,9 @@ class Finisher:
         layers = {module: replace(layer, reach=_reach(squares, rank)) for module, (layer, squares) in told.items()}
         layouts: dict[str, Layout] = {site.module: site.layout for site in problem.sites}
         factors = dict(self.factors)
-        for module, (like, shape) in assemble.missing_layers(problem.sites, problem.source).items():
+        missing = assemble.missing_layers(problem.sites, problem.source)
+        missing |= assemble.missing_partners(problem.sites, missing, problem.source)
+        for module, (like, shape) in missing.items():
             empty = torch.zeros(0, shape[1], dtype=self.dtype), torch.zeros(shape[0], 0, dtype=self.dtype)
             factors[module] = LoraFactors(*empty)
             layouts[module] = like.layout

@@ -169,9 +169,9 @@ def merge_extras(
             warnings.append(f"dropped, as modules_to_save='drop' asks: {', '.join(dropped)}")
     if tensors:
         what = ", ".join(sorted(name for name, value in settings.items() if value))
-        warnings.append(
-            f"the merged adapter has more than LoRA factors ({what}): PEFT loads it, vLLM will not serve it"
-        )
+        heads = all(name.removeprefix(_PREFIX).startswith(("classifier.", "score.")) for name in tensors)
+        loads = "PEFT and vLLM load it, other servers do not" if heads else "PEFT loads it, vLLM will not serve it"
+        warnings.append(f"the merged adapter has more than LoRA factors ({what}): {loads}")
     return MergedExtras(tensors, settings, warnings)
 
 

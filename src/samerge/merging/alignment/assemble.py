@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from samerge.adapters import AdaptedModule, Adapter
 from samerge.adapters.layouts import Layout
-from samerge.adapters.servable import siblings
+from samerge.adapters.servable import partners, siblings
 from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.conv1d import CONV1D_FAMILIES, is_conv1d
@@ -105,6 +105,27 @@ def missing_layers(sites: Sequence[Site], source: WeightSource | None) -> dict[s
         for name in [full] if experts is None else [f"{full}[{e}]" for e in range(experts)]:
             result[name] = (site, sides)
     return result
+
+
+def missing_partners(
+    sites: Sequence[Site], others: Iterable[str], source: WeightSource | None
+) -> dict[str, tuple[Site, tuple[int, int]]]:
+    """Modules of the base that no expert adapts and a server stacks with adapted ones: as `missing_layers`.
+
+    Args:
+        sites: the adapted maps.
+        others: modules that are filled in already.
+        source: the base.
+    """
+    if source is None:
+        return {}
+    linear = {site.module: site for site in sites if site.layout.kind == "linear" and not site.layout.transposed}
+    found = {}
+    for module in partners({*linear, *others}):
+        shape = source.shapes.get(f"{module}.weight", ())
+        if len(shape) == 2:
+            found[module] = (next(iter(linear.values())), (shape[0], shape[1]))
+    return found
 
 
 def _keys(adapter: Adapter, source: WeightSource | None) -> dict[str, str]:
