@@ -7,7 +7,7 @@ import pytest
 from samerge import OptionError
 from samerge.cli.named_adapter import AdapterSpec
 from samerge.cli.recipe import parse_recipe
-from samerge.cli.target import Target
+from samerge.cli.target import AdapterTarget
 from samerge.merging.plan import plan
 from samerge.report.report import read_report
 
@@ -40,7 +40,7 @@ def test_parse() -> None:
     planned = plan(request.method, request.options).record()
     expected = {"rank": 8, "scaling": "auto", "density": 0.1, "residual": False}
     assert {name: planned[name] for name in expected} == expected
-    assert request.target == Target(out="merged/")
+    assert request.target == AdapterTarget(out="merged/")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_values_mean_what_they_mean_elsewhere(text: str, name: str, value: objec
 def test_where_it_goes() -> None:
     text = "adapters: [a]\npush_to_hub: a/b\ncreate-pr: yes\ncommit_message: mine\nweights: [0.5]"
     request = parse_recipe(text, "r.yaml")
-    assert request.target == Target(push_to_hub="a/b", create_pr=True, commit_message="mine")
+    assert request.target == AdapterTarget(push_to_hub="a/b", create_pr=True, commit_message="mine")
     assert request.weights == [0.5]
 
 
@@ -74,7 +74,7 @@ def test_adapters_as_a_mapping() -> None:
 
 
 def test_changes_win() -> None:
-    assert parse_recipe(RECIPE, "r.yaml", {"out": "elsewhere", "overwrite": True}).target == Target(
+    assert parse_recipe(RECIPE, "r.yaml", {"out": "elsewhere", "overwrite": True}).target == AdapterTarget(
         out="elsewhere", overwrite=True
     )
 

@@ -292,7 +292,7 @@ class TestResolveAdapter:
             hub.down = True
         else:
             hub.close()
-        asked = r"'ada/m' from the Hub: there is no adapter_model\.safetensors, and asking for adapter_model\.bin fail"
+        asked = r"'ada/m' from the Hub: there is no adapter_model\.safetensors, and asking for what else it has fail"
         with pytest.raises(HubError, match=f"{asked}ed: .*{words}") as caught:
             resolve_adapter("ada/m", endpoint=hub.endpoint)
         assert caught.value.__cause__ is not None
@@ -433,3 +433,30 @@ def test_importing_it_is_light():
     modules = json.loads(out)
     assert "samerge.weights.hub" in modules
     assert not {"huggingface_hub", "transformers", "peft"} & set(modules)
+
+
+class TestOneFileOfARepository:
+    """Adapters that are one file of any name, as of kohya's scripts."""
+
+    def test_the_only_one(self, hub):
+        add_repo(hub, "ada/m", {"style-v2.safetensors": b"x", "README.md": b"#", "model.safetensors": b"no adapter"})
+        found = resolve_adapter("ada/m", endpoint=hub.endpoint)
+        assert found.name == "style-v2.safetensors"
+        assert found.read_bytes() == b"x"
+        assert not (found.parent / "model.safetensors").exists()
+        assert resolve_adapter("ada/m", endpoint=hub.endpoint, local_files_only=True) == found
+        hub.down = True
+        assert resolve_adapter("ada/m", endpoint=hub.endpoint) == found
+
+    def test_one_of_several(self, hub):
+        files = {"a.safetensors": b"a", "c.gguf": b"c", "inner/b.safetensors": b"b"}
+        add_repo(hub, "ada/m", files)
+        with pytest.raises(AdapterError, match=r"it has a\.safetensors, c\.gguf, inner/b\.safetensors; .*ada/m/FILE"):
+            resolve_adapter("ada/m", endpoint=hub.endpoint)
+        for name, data in files.items():
+            assert resolve_adapter(f"ada/m/{name}", endpoint=hub.endpoint).read_bytes() == data
+            assert resolve_adapter(f"ada/m/{name}@main", endpoint=hub.endpoint).read_bytes() == data
+            assert files_beside(f"ada/m/{name}", hub.endpoint) == ()
+        assert resolve_adapter("ada/m/inner@main", endpoint=hub.endpoint).name == "b.safetensors"
+        with pytest.raises(AdapterError, match=r"no absent\.safetensors; it has a\.safetensors"):
+            resolve_adapter("ada/m/absent.safetensors", endpoint=hub.endpoint)

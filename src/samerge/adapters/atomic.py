@@ -1,4 +1,4 @@
-"""A folder that is there whole or not at all, whatever fails and whenever."""
+"""A folder, or a file, that is there whole or not at all, whatever fails and whenever."""
 
 from __future__ import annotations
 
@@ -81,6 +81,61 @@ def atomic_folder(target: str | Path, overwrite: bool = False, marker: str = CON
             for parent in reversed(created):
                 with contextlib.suppress(OSError):  # not empty: the output is there, or someone else's files
                     parent.rmdir()
+
+
+@contextlib.contextmanager
+def atomic_file(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """Write a file in a temporary folder beside it; it gets its place, complete and on the disk, when the block ends.
+
+    As `atomic_folder`: a failure leaves what was there, and the next run removes what killed runs have left.
+
+    Args:
+        target: the file to be. Its parents are created.
+        overwrite: replace the file if it is there. Default: False.
+
+    Yields:
+        The file to write, in the temporary folder.
+
+    Raises:
+        OutputExistsError: the target is taken, or is no file that may be replaced.
+    """
+    final = Path(os.path.abspath(Path(target).expanduser()))
+    _clear_up(final)
+    check_free_file(final, overwrite)
+    temporary: Path | None = None
+    created: list[Path] = []
+    with contextlib.ExitStack() as locks:
+        try:
+            _make_parents(final, created)
+            temporary = _made(final, locks)
+            yield temporary / final.name
+            _sync(temporary)
+            check_free_file(final, overwrite)  # again: writing may have taken hours
+            os.replace(temporary / final.name, final)
+            _sync_folder(final.parent)
+        finally:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+            for parent in reversed(created):
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+def check_free_file(target: Path, overwrite: bool = False) -> None:
+    """Check that the file `target` may be written: it is absent, or a file and may be replaced.
+
+    Raises:
+        OutputExistsError: it is taken, or is no file.
+    """
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not target.is_file():
+        raise OutputExistsError(f"writing {target}: it is there and no regular file; choose another name")
+    if not overwrite:
+        raise OutputExistsError(
+            f"writing {target}: it exists already; choose another name, or replace it with overwrite=True "
+            "(--overwrite on the command line)"
+        )
 
 
 def check_free(target: Path, overwrite: bool = False, marker: str = CONFIG_NAME) -> None:

@@ -106,6 +106,25 @@ def described(
         )
 
 
+def check_dtypes(adapter: str, module: str, kinds: Mapping[str, torch.dtype]) -> None:
+    """Refuse factors that are not floating-point numbers.
+
+    Args:
+        adapter: its name.
+        module: whose factors they are.
+        kinds: the dtype of each, by what it is.
+
+    Raises:
+        AdapterError: one is not.
+    """
+    whole = [f"{part} is {kind}" for part, kind in kinds.items() if not kind.is_floating_point]
+    if whole:
+        raise AdapterError(
+            f"reading adapter {adapter!r}, module {module!r}: {', '.join(whole)}, and a LoRA's tensors are "
+            f"floating-point numbers; save the adapter again, unquantised"
+        )
+
+
 def _scaled(read: Load, scale: float) -> Tensor:
     return read().float() * scale
 

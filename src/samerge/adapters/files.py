@@ -13,7 +13,7 @@ from torch import Tensor
 from samerge.adapters.checks import refuse_config, strange_fields
 from samerge.adapters.companions import companions_of
 from samerge.adapters.config import scaling
-from samerge.adapters.describe import Stored, described
+from samerge.adapters.describe import Stored, check_dtypes, described
 from samerge.adapters.extras import extras_of
 from samerge.adapters.model import AdaptedModule, Adapter, widest
 from samerge.adapters.names import sort_keys, targets_of
@@ -37,6 +37,24 @@ def read_adapter(folder: str | Path, name: str, source: str | None = None) -> Ad
     """
     folder = Path(folder)
     config, file = open_adapter(folder, name)
+    return peft_adapter(name, source or str(folder), config, file, companions_of(folder))
+
+
+def peft_adapter(
+    name: str, source: str, config: Mapping[str, Any], file: TensorFile, companions: tuple[Path, ...] = ()
+) -> Adapter:
+    """An adapter in PEFT's format whose files are open.
+
+    Args:
+        name: what to call it.
+        source: where it came from.
+        config: what `adapter_config.json` says.
+        file: of its weights.
+        companions: files of weights beside it.
+
+    Raises:
+        AdapterError: it is broken, or of a kind that cannot be merged.
+    """
     refuse_config(name, config)
     lora, others = sort_keys(name, file.entries)
     if not lora:
@@ -52,18 +70,19 @@ def read_adapter(folder: str | Path, name: str, source: str | None = None) -> Ad
         raise AdapterError(f"reading adapter {name!r}: {CONFIG_NAME}: {error}") from error
     return Adapter(
         name,
-        source or str(folder),
+        source,
         config,
         dict(sorted(modules.items())),
         file.sha256(),
         extras_of(config, others, lambda key: partial(file.read, key)),
         _ignored(name, config),
-        companions_of(folder),
+        companions,
+        weights_name=file.path.name,
     )
 
 
 def open_adapter(folder: Path, name: str) -> tuple[dict[str, Any], TensorFile]:
-    """The configuration of an adapter, as it stands there, and its file of weights.
+    """The configuration of an adapter in PEFT's format, as it stands there, and its file of weights.
 
     Raises:
         AdapterError: one of them is missing or broken.
@@ -112,12 +131,7 @@ def _stored(adapter: str, path: str, parts: Mapping[str, str], file: TensorFile)
             f"deepspeed.zero.GatheredParameters or FSDP.summon_full_params"
         )
     kinds = {part: file.dtype(key) for part, key in parts.items()}
-    whole = [f"{part} is {kind}" for part, kind in kinds.items() if not kind.is_floating_point]
-    if whole:
-        raise AdapterError(
-            f"reading adapter {adapter!r}, module {path!r}: {', '.join(whole)}, and a LoRA's tensors are "
-            f"floating-point numbers; save the adapter again, unquantised"
-        )
+    check_dtypes(adapter, path, kinds)
     magnitude = parts.get("lora_magnitude_vector")
     return Stored(
         shapes,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from samerge.adapters.layouts import Layout
 from samerge.linalg.factors import LoraFactors
+from samerge.weights.hub import WEIGHTS_NAME
 
 #: Reads one tensor, in the dtype it is stored in.
 Load = Callable[[], Tensor]
@@ -83,6 +84,9 @@ class Adapter:
         extras: what it carries beside its factors.
         notes: what the user should know of how it was read.
         companions: files of weights that lie beside its own, which no merge can mean.
+        format: the name of the format that it came in, and that a merge of its like is written in.
+        metadata: what the header of its file says beside the tensors.
+        weights_name: the name of the file of its weights.
     """
 
     name: str
@@ -93,6 +97,9 @@ class Adapter:
     extras: Extras = field(default_factory=Extras, repr=False)
     notes: tuple[str, ...] = ()
     companions: tuple[Path, ...] = ()
+    format: str = "peft"
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    weights_name: str = WEIGHTS_NAME
 
     @property
     def rank(self) -> int:

@@ -1,4 +1,4 @@
-"""Write an adapter folder whole or not at all."""
+"""Write an adapter's folder, or its file, whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from samerge.adapters.atomic import atomic_folder
+from samerge.adapters.atomic import atomic_file, atomic_folder
 from samerge.errors import AdapterError
 from samerge.weights.hub import CONFIG_NAME, RECORD_NAME, WEIGHTS_NAME
-from samerge.weights.untrusted import Origin, sha256
+from samerge.weights.untrusted import Origin, digest_of, open_regular, sha256
 
 CARD_NAME = "README.md"
+#: The field of a safetensors header with the digest of all that stands behind it.
+HASH_FIELD = "sshs_model_hash"
 
 _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, allow_nan=False)
 
@@ -64,17 +66,52 @@ def write_adapter(
         ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'samerge.json']
     """
     # All that can be wrong with the input is found before the disk is touched.
-    settings, _ = _json(config, CONFIG_NAME), _json(record, RECORD_NAME)
+    settings, _ = json_text(config, CONFIG_NAME), json_text(record, RECORD_NAME)
     target = Path(folder).expanduser()
     with atomic_folder(target, overwrite=overwrite) as temporary:
-        _save(_savable(tensors, target), temporary / WEIGHTS_NAME)
-        # safetensors may create its file readable by the owner only; the umask decides, as for the other files
-        os.chmod(temporary / WEIGHTS_NAME, 0o666 & (temporary.stat().st_mode & 0o777))
+        _save(_savable(tensors, target), temporary / WEIGHTS_NAME, {})
         (temporary / CONFIG_NAME).write_text(settings, encoding="utf-8", newline="\n")
         for file in beside:
             shutil.copyfile(file, temporary / file.name)
         write_text(temporary, record, card)
     return target
+
+
+def write_file(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], overwrite: bool = False) -> Path:
+    """Write one safetensors file, with a digest of its tensors in its header, as kohya's scripts do.
+
+    Args:
+        path: the file to be; parents are created.
+        tensors: by key; on any device.
+        metadata: fields of the header.
+        overwrite: replace a file that is there already. Default: False.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputExistsError: the file is taken.
+        AdapterError: there is no tensor, or one has no data.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     write_file(Path(parent, "style.safetensors"), {"w": torch.ones(2)}, {"ss_network_dim": "4"}).name
+        'style.safetensors'
+    """
+    with atomic_file(path, overwrite) as temporary:
+        found = _savable(tensors, path)
+        _save(found, temporary, metadata)
+        digest = tensors_digest(temporary, Origin(f"writing {path}", AdapterError))
+        _save(found, temporary, {**metadata, HASH_FIELD: digest})
+    return path
+
+
+def tensors_digest(path: Path, origin: Origin) -> str:
+    """sha256 of all that stands behind the header of a safetensors file."""
+    with open_regular(path, origin) as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return digest_of(file)
 
 
 def write_text(folder: Path, record: Mapping[str, Any], card: str) -> None:
@@ -86,18 +123,20 @@ def write_text(folder: Path, record: Mapping[str, Any], card: str) -> None:
     (folder / CARD_NAME).write_text(card, encoding="utf-8", newline="\n")
     origin = Origin(f"writing {folder}", AdapterError)
     files = {path.name: sha256(path, origin) for path in folder.iterdir() if path.name != RECORD_NAME}
-    text = _json({**record, "files": files}, RECORD_NAME)
+    text = json_text({**record, "files": files}, RECORD_NAME)
     (folder / RECORD_NAME).write_text(text, encoding="utf-8", newline="\n")
 
 
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
+def _save(tensors: dict[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
     try:
-        save_file(tensors, file, metadata={"format": "pt"})
+        save_file(tensors, file, metadata={"format": "pt", **metadata})
     except SafetensorError as error:  # says what the system said, in words of its own
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise
         raise OSError(int(code[1]), os.strerror(int(code[1])), str(file)) from error
+    # safetensors may create its file readable by the owner only; the umask decides, as for the other files
+    os.chmod(file, 0o666 & (file.parent.stat().st_mode & 0o777))
 
 
 def _savable(tensors: Mapping[str, Tensor], target: Path) -> dict[str, Tensor]:
@@ -118,9 +157,19 @@ def _savable(tensors: Mapping[str, Tensor], target: Path) -> dict[str, Tensor]:
     return out
 
 
-def _json(data: Mapping[str, Any], name: str) -> str:
+def json_text(data: Mapping[str, Any], name: str, lines: bool = True) -> str:
+    """Plain values as JSON, sets as sorted lists, numbers that are not finite as null.
+
+    Args:
+        data: the values.
+        name: of the file or field, for errors.
+        lines: in lines, as the files have it; else all in one.
+
+    Raises:
+        TypeError: one is no plain value.
+    """
     try:
-        return _text(_plain(data)) + "\n"
+        return _text(_plain(data)) + "\n" if lines else _ENCODER.encode(_plain(data))
     except TypeError as error:
         raise TypeError(f"writing {name}: {error}; give plain dicts, lists, strings and numbers") from error
 

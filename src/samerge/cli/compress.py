@@ -8,7 +8,7 @@ from samerge.cli.named_adapter import given_adapters
 from samerge.cli.shared_options import Adapters, Base, Manner, Positional
 from samerge.cli.shrunk import Energy, Rank, deliver, size
 from samerge.cli.spread import FromTable
-from samerge.cli.target import Target
+from samerge.cli.target import AdapterTarget, came_as
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
 
@@ -21,7 +21,7 @@ def compress(
     rank: Rank = None,
     energy: Energy = None,
     options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype", "modules_to_save", "dora"))],
-    target: Target,
+    target: AdapterTarget,
     manner: Manner,
 ) -> None:
     """Bring an adapter to a smaller rank, exactly through its factors: the best approximation in every layer.
@@ -38,7 +38,7 @@ def compress(
     specs = given_adapters(one, adapter)
     if len(specs) > 1 or specs[0].weight != 1:
         raise OptionError("compress takes one adapter, without a weight; samerge merge takes several")
-    target.check()
+    target.check(came=came_as([specs[0].source]))
     from samerge.merging.conversion.compressing import compress_adapter
 
     made = lambda: compress_adapter(  # noqa: E731

@@ -9,7 +9,7 @@ import typer
 from samerge.cli.shared_options import Base, Manner
 from samerge.cli.shrunk import Energy, Rank, deliver, size
 from samerge.cli.spread import FromTable
-from samerge.cli.target import Target
+from samerge.cli.target import AdapterTarget
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
 
@@ -29,7 +29,7 @@ def extract(
     energy: Energy = None,
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Take embeddings, too.")] = False,
     options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype", "device"))],
-    target: Target,
+    target: AdapterTarget,
     manner: Manner,
 ) -> None:
     """Make an adapter of what a full fine-tuning changed in the linear weights. Both models are streamed, never built.

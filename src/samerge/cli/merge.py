@@ -11,7 +11,7 @@ from samerge.cli.own_options import own_options
 from samerge.cli.request import Request, carry_out
 from samerge.cli.shared_options import Adapters, Base, Manner, MethodName, Weights
 from samerge.cli.spread import FromTable
-from samerge.cli.target import Target
+from samerge.cli.target import AdapterTarget
 from samerge.options.common import CommonOptions
 
 
@@ -23,7 +23,7 @@ def merge(
     weights: Weights = None,
     method: MethodName = None,
     options: Annotated[dict[str, Any], FromTable(CommonOptions)],
-    target: Target,
+    target: AdapterTarget,
     manner: Manner,
 ) -> None:
     """Merge LoRA adapters of one base model into one. The base is streamed, never built.

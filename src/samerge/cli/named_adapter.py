@@ -29,7 +29,7 @@ class AdapterSpec:
 
 
 def parse_adapter(
-    text: str, is_folder: Callable[[str], bool] = lambda path: Path(path).is_dir(), option: str = "--adapter"
+    text: str, is_folder: Callable[[str], bool] = lambda path: Path(path).exists(), option: str = "--adapter"
 ) -> AdapterSpec:
     """An adapter from `[name=]source[:weight]`.
 
@@ -38,7 +38,7 @@ def parse_adapter(
 
     Args:
         text: what the user wrote.
-        is_folder: whether a path is an existing folder.
+        is_folder: whether a path is an existing folder or file.
         option: where the user wrote it, for messages.
 
     Raises:
@@ -85,15 +85,20 @@ def _weight_after_equals(text: str, option: str) -> None:
 
 
 def default_name(source: str) -> str:
-    """The last part of a folder or hub id, of either kind of system, without a revision.
+    """The last part of a folder, a file or a hub id, of either kind of system, without a revision or an ending.
 
     Example:
         >>> default_name("ada/math-lora@v2"), default_name("runs/code/"), default_name("C:\\\\loras\\\\code")
         ('math-lora', 'code', 'code')
+        >>> default_name("loras/style.safetensors")
+        'style'
     """
     if not Path(source).is_dir():
         source = source.partition("@")[0] or source
-    return PureWindowsPath(source).name or Path(source).resolve().name or source
+    from samerge.weights.hub import ADAPTER_ENDINGS
+
+    name = PureWindowsPath(source).name or Path(source).resolve().name or source
+    return PureWindowsPath(name).stem if name.endswith(ADAPTER_ENDINGS) else name
 
 
 def unique(adapters: Sequence[AdapterSpec], what: str = "adapter") -> tuple[AdapterSpec, ...]:

@@ -9,12 +9,12 @@ from typing import Any
 
 from samerge.cli.named_adapter import AdapterSpec, default_name
 from samerge.cli.request import Request
-from samerge.cli.target import Target
+from samerge.cli.target import AdapterTarget
 from samerge.errors import OptionError
 from samerge.options.kinds import check_number, flag
 from samerge.options.option import meant
 
-_TARGET = tuple(item.name for item in fields(Target))
+_TARGET = tuple(item.name for item in fields(AdapterTarget))
 _FLAGS = ("overwrite", "private", "create_pr")
 _KEYS = ("base", "adapters", "method", "weights", *_TARGET)
 _ADAPTER_KEYS = ("name", "source", "model", "weight")
@@ -65,7 +65,7 @@ def parse_recipe(text: str, origin: str, changes: Mapping[str, Any] | None = Non
         method=values.get("method"),
         weights={adapter.name: adapter.weight for adapter in adapters} if weights is None else weights,
         options=options,
-        target=Target(**{key: values[key] for key in _TARGET if key in values}),
+        target=AdapterTarget(**{key: values[key] for key in _TARGET if key in values}),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from samerge.cli.console import show_json, show_warnings, stdout
 from samerge.cli.named_adapter import AdapterSpec, unique
 from samerge.cli.shared_options import Manner
-from samerge.cli.target import Target
+from samerge.cli.target import AdapterTarget, came_as
 
 if TYPE_CHECKING:
     from samerge.merging.merged_adapter import MergedAdapter
@@ -38,7 +38,7 @@ class Request:
     method: str | None = None
     weights: Mapping[str, float] | str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    target: Target = field(default_factory=Target)
+    target: AdapterTarget = field(default_factory=AdapterTarget)
 
     def __post_init__(self) -> None:
         unique(self.adapters)
@@ -53,7 +53,8 @@ def carry_out(request: Request, manner: Manner) -> None:
         request: what to do.
         manner: how to speak.
     """
-    request.target.check("merged adapter")
+    sources = [adapter.source for adapter in request.adapters]
+    request.target.check("merged adapter", came=came_as(sources))
     from samerge.merging.merge_adapters import merge
     from samerge.parallel.processes import join, leave
 
@@ -90,9 +91,9 @@ def _show(merged: MergedAdapter, request: Request, url: str | None, seconds: flo
     console = stdout()
     console.print(merged.report.table())
     console.print(f"{len(request.adapters)} adapters merged in {seconds:.1f} s.", markup=False)
-    if request.target.out:
-        load = f'PeftModel.from_pretrained(base, "{request.target.out}")'
-        console.print(f"Load it:   {load}", markup=False, soft_wrap=True)
-        console.print(f"Look in:   samerge inspect {request.target.out}", markup=False, soft_wrap=True)
+    placed = request.target.place(merged)
+    if placed:
+        console.print(f"Load it:   {placed[1]}", markup=False, soft_wrap=True)
+        console.print(f"Look in:   samerge inspect {placed[0]}", markup=False, soft_wrap=True)
     if url:
         console.print(f"Pushed to: {url}", markup=False, soft_wrap=True)

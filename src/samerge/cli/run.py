@@ -10,11 +10,14 @@ import typer
 from samerge.cli.recipe import read_recipe
 from samerge.cli.request import carry_out
 from samerge.cli.shared_options import Manner
-from samerge.cli.target import Target
+from samerge.cli.target import AdapterTarget
 
 
 def run_recipe(
-    *, file: Annotated[str, typer.Argument(metavar="FILE", help="The recipe, in YAML.")], target: Target, manner: Manner
+    *,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The recipe, in YAML.")],
+    target: AdapterTarget,
+    manner: Manner,
 ) -> None:
     """Merge as a YAML file says. Its keys are the words of `samerge merge`; paths are taken from the current folder.
 

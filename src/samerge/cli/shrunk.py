@@ -10,7 +10,7 @@ import typer
 
 from samerge.cli.console import show_json, show_warnings, stdout
 from samerge.cli.shared_options import Manner
-from samerge.cli.target import Target
+from samerge.cli.target import AdapterTarget
 from samerge.options.kinds import share, whole
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def size(rank: str | None, energy: str | None) -> dict[str, Any]:
     }
 
 
-def deliver(make: Callable[[], MergedAdapter], target: Target, manner: Manner) -> None:
+def deliver(make: Callable[[], MergedAdapter], target: AdapterTarget, manner: Manner) -> None:
     """Make an adapter, save and push it if it has a place to go, and say what it lost."""
     with python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")  # what the user should know is in the report
@@ -51,7 +51,8 @@ def deliver(make: Callable[[], MergedAdapter], target: Target, manner: Manner) -
         show_json({"out": target.out, "url": url, **parts, "layers": layers, "warnings": made.report.warnings})
     elif not manner.quiet:
         stdout().print(made.report.layers_table())
-        if target.out is not None:
-            stdout().print(f'Load it:   PeftModel.from_pretrained(base, "{target.out}")', markup=False, soft_wrap=True)
+        placed = target.place(made)
+        if placed:
+            stdout().print(f"Load it:   {placed[1]}", markup=False, soft_wrap=True)
         if url is not None:
             stdout().print(f"Pushed to: {url}", markup=False, soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samerge.cli.console import stderr
-from samerge.errors import HubError, OptionError, OutputExistsError
+from samerge.cli.spread import completion
+from samerge.errors import HubError, OptionError, OutputExistsError, SamergeError
 
 if TYPE_CHECKING:
     from samerge.full.streamed_model import StreamedModel
@@ -35,7 +37,7 @@ class Target:
     """
 
     out: Annotated[
-        str | None, typer.Option("--out", "--output", "-o", metavar="FOLDER", help="The folder to make.")
+        str | None, typer.Option("--out", "--output", "-o", metavar="PATH", help="The folder, or the file, to make.")
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False
     push_to_hub: Annotated[
@@ -65,6 +67,16 @@ class Target:
         """
         if what and not self.out and not self.push_to_hub:
             raise OptionError(f"nowhere to put the {what}; give --out FOLDER, --push-to-hub USER/NAME, or both")
+        self._check_hub()
+        if self.out:
+            check_folder(self.out, self.overwrite, marker)
+
+    def _check_hub(self) -> None:
+        """Refuse what does not go with the repository, or without one.
+
+        Raises:
+            OptionError: it does not.
+        """
         hub = ("private", "revision", "commit_message", "create_pr")
         given = [f"--{name.replace('_', '-')}" for name in hub if getattr(self, name)]
         if given and not self.push_to_hub:
@@ -74,8 +86,6 @@ class Target:
                 f"--create-pr opens a pull request against the main branch and --revision {self.revision} names "
                 f"another; leave one of them out"
             )
-        if self.out:
-            check_folder(self.out, self.overwrite, marker)
         if self.push_to_hub:
             _check_repository(self.push_to_hub)
 
@@ -88,9 +98,9 @@ class Target:
             **sized: what saving takes beside, as the size of a model's files.
         """
         if self.out:
-            result.save(self.out, overwrite=self.overwrite, **sized)
+            saved = result.save(self.out, overwrite=self.overwrite, **sized)
             if not quiet:
-                stderr().print(f"saved in {self.out}", markup=False)
+                stderr().print(f"saved in {saved}", markup=False)
         if not self.push_to_hub:
             return None
         told: dict[str, Any] = {"commit_message": self.commit_message} if self.commit_message else {}
@@ -110,6 +120,79 @@ class Target:
             raise HubError(f"{error}. The merge is not lost: it is in {kept}") from error
 
 
+@dataclass(frozen=True)
+class AdapterTarget(Target):
+    """Where an adapter goes, and in which format.
+
+    Args:
+        format: its name; the sources' own by default, where all have one.
+    """
+
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            autocompletion=completion("peft", "kohya", "diffusers", "mlx", "gguf"),
+            help="What to write: peft, kohya, diffusers, mlx or gguf. --out is a file for kohya, diffusers and gguf. "
+            "Default: as the adapters came, where all came alike; else peft.",
+        ),
+    ] = None
+
+    def check(self, what: str | None = None, marker: str | None = None, came: str = "peft") -> None:
+        """As `Target.check`, for a file where the format is one.
+
+        Args:
+            what: what has to go somewhere, for messages; None where nothing has to.
+            marker: the file that shows that what is in the folder may be replaced.
+            came: the format that the sources have.
+
+        Raises:
+            OutputExistsError: the folder or file is taken, or cannot be made.
+            OptionError: there is nowhere to put it, the format is not known, or the repository id is not valid.
+        """
+        from samerge.adapters.atomic import check_free_file
+        from samerge.adapters.formats.table import named
+
+        format = named(self.format or came)
+        if format.file is None or not self.out:
+            super().check(what, marker)
+            return
+        self._check_hub()
+        target = Path(os.path.abspath(format.target(self.out)))
+        check_free_file(target, self.overwrite)
+        _check_parent(self.out, target)
+
+    def place(self, result: MergedAdapter) -> tuple[str, str] | None:
+        """Where the adapter was written, and how to use it; None where it was not."""
+        from samerge.adapters.formats.table import named
+
+        if not self.out:
+            return None
+        format = named(self.format or result.format)
+        path = str(format.target(self.out)) if format.file else self.out
+        return path, format.use.format(path=path)
+
+    def deliver(self, result: MergedAdapter | MergedModel, quiet: bool, **sized: Any) -> str | None:
+        """As `Target.deliver`."""
+        return super().deliver(result, quiet, **({"format": self.format} if self.format else {}), **sized)
+
+
+def came_as(sources: Iterable[str]) -> str:
+    """The format that a merge of these is written in where nothing else is said.
+
+    PEFT's where one cannot be read: the merge itself says why.
+    """
+    from samerge.adapters.formats.place import find
+    from samerge.adapters.formats.table import DEFAULT, common, format_of
+    from samerge.weights.hub import resolve_adapter
+
+    try:
+        return common(format_of(find(resolve_adapter(source), source, source)).family for source in sources)
+    except SamergeError:
+        return DEFAULT.name
+
+
 def check_folder(out: str, overwrite: bool, marker: str | None = None) -> None:
     """Refuse a folder that may not be written.
 
@@ -126,6 +209,10 @@ def check_folder(out: str, overwrite: bool, marker: str | None = None) -> None:
 
     target = Path(os.path.abspath(Path(out).expanduser()))
     check_free(target, overwrite, marker or CONFIG_NAME)
+    _check_parent(out, target)
+
+
+def _check_parent(out: str, target: Path) -> None:
     parent = next(folder for folder in target.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         why = "cannot be written to" if parent.is_dir() else "is a file"

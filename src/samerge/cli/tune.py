@@ -18,7 +18,7 @@ from samerge.cli.named_adapter import given_adapters, given_weights
 from samerge.cli.own_options import own_options
 from samerge.cli.shared_options import Adapters, Base, Manner, MethodName, Picture, Weights
 from samerge.cli.spread import FromTable
-from samerge.cli.target import Target
+from samerge.cli.target import AdapterTarget, came_as
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
 from samerge.report.picture import check_picture
@@ -76,7 +76,7 @@ def tune(
         ),
     ] = None,
     options: Annotated[dict[str, Any], FromTable(CommonOptions)],
-    target: Target,
+    target: AdapterTarget,
     picture: Picture = None,
     manner: Manner,
 ) -> None:
@@ -100,7 +100,7 @@ def tune(
     values = None if weights is None and all(spec.weight == 1 for spec in specs) else given_weights(weights, specs)
     if not target.out:
         raise OptionError("nowhere to put the best adapter; give --out FOLDER")
-    target.check("best adapter")
+    target.check("best adapter", came=came_as([spec.source for spec in specs]))
     if picture:
         check_picture(picture)
     score = _score(command, score_callable)
@@ -135,7 +135,7 @@ def tune(
         result.picture(picture)
     if study is None:
         Path(kept).unlink(missing_ok=True)
-    _tell(result, target.out, url, study, manner)
+    _tell(result, target, url, study, manner)
 
 
 def search_space(texts: list[str] | None) -> dict[str, Any] | None:
@@ -200,13 +200,13 @@ def _say(trial: TuneTrial) -> None:
         stderr().print(f"trial {trial.number}: {trial.score:.6g}", markup=False)
 
 
-def _tell(result: TuneResult, out: str, url: str | None, study: str | None, manner: Manner) -> None:
+def _tell(result: TuneResult, target: AdapterTarget, url: str | None, study: str | None, manner: Manner) -> None:
     show_warnings(result.merged.report.warnings)
     failed = sum(trial.state == "failed" for trial in result.trials)
     if manner.as_json:
         figures = {name: getattr(result, name) for name in ("score", "default_score", "direction")}
         counts = {"trials": len(result.trials), "failed": failed, "warnings": result.merged.report.warnings}
-        show_json({"out": out, "url": url, "study": study, "best": dict(result.best), **figures, **counts})
+        show_json({"out": target.out, "url": url, "study": study, "best": dict(result.best), **figures, **counts})
     elif not manner.quiet:
         console = stdout()
         for name, value in result.best.items():
@@ -214,7 +214,9 @@ def _tell(result: TuneResult, out: str, url: str | None, study: str | None, mann
         untuned = "failed" if result.default_score is None else f"{result.default_score:.6g}"
         trials = f"{len(result.trials)} trials" + (f", {failed} failed" if failed else "")
         console.print(f"score {result.score:.6g} (untuned: {untuned}) after {trials}", markup=False)
-        console.print(f'Load it:   PeftModel.from_pretrained(base, "{out}")', markup=False, soft_wrap=True)
+        placed = target.place(result.merged)
+        if placed:
+            console.print(f"Load it:   {placed[1]}", markup=False, soft_wrap=True)
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,7 @@ from samerge.cli.shared_options import Json
 
 
 def verify(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="What samerge merge or samerge full wrote.")],
+    folder: Annotated[str, typer.Argument(metavar="PATH", help="What samerge merge or samerge full wrote.")],
     reproduce: Annotated[
         bool, typer.Option("--reproduce", help="Merge again with the recorded options, too, and compare.")
     ] = False,

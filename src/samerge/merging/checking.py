@@ -15,8 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from samerge.adapters import Adapter, read_adapter, scaling
+from samerge.adapters import Adapter, scaling
 from samerge.adapters.files import open_adapter
+from samerge.adapters.formats.format import Place
+from samerge.adapters.formats.place import find
+from samerge.adapters.formats.table import DEFAULT, format_of, read_any
 from samerge.adapters.servers import Served, gaps, hints, servability
 from samerge.adapters.settings import readable
 from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeError
@@ -29,6 +32,7 @@ from samerge.merging.configuration import strangers_of
 from samerge.merging.conversion.dora import check_dora
 from samerge.merging.inputs import open_base
 from samerge.merging.trained_parts import check_extras
+from samerge.report.origin import name_of
 from samerge.weights import WeightSource
 from samerge.weights.hub import resolve_adapter
 from samerge.weights.tensorfile import TensorFile
@@ -110,13 +114,18 @@ def check_adapter(
     opened = _opened(base)
     try:
         folder = resolve_adapter(source)
-        config, file = open_adapter(folder, name)
+        place = find(folder, name, str(source))
+        if format_of(place) is not DEFAULT:
+            return _of_another_format(place, folder, opened, base)
+        if place.config is None or place.file is None:
+            open_adapter(folder, name)  # which says what is missing
+        config, file = dict(place.config or {}), place.tensors
     except AdapterError as error:
         return AdapterReport(name, str(source), problems=(str(error),))
     problems: list[str] = []
     adapter = None
     try:
-        adapter = read_adapter(folder, name, str(source))
+        adapter = read_any(folder, name, str(source))
     except AdapterError as error:
         problems.append(str(error))
         config = readable(config)
@@ -148,6 +157,26 @@ def check_adapter(
         problems=tuple(problems),
         notes=(*notes, *hints(served)),
         serving={server: tuple(reasons) for server, reasons in servability(served).items()},
+    )
+
+
+def _of_another_format(place: Place, path: Path, source: WeightSource | None, base: object) -> AdapterReport:
+    """What is in an adapter that is none of PEFT's LoRAs."""
+    adapter, title = read_any(path, place.name, place.source), format_of(place).title
+    problems, notes, _ = _against(adapter, source, base)
+    modules = adapter.modules
+    told = f"it is {title}, and servers of language models read PEFT's: samerge convert --format peft"
+    return AdapterReport(
+        place.name,
+        place.source,
+        kind=f"LoRA ({title})",
+        base=adapter.config.get("base_model_name_or_path"),
+        ranks=dict(sorted(Counter(one.rank for one in modules.values()).items())),
+        targets=dict(sorted(Counter(module_type(module) for module in modules).items())),
+        dtypes=tuple(sorted({name_of(one.dtype) for one in modules.values()})),
+        parameters=sum(one.rank * sum(one.shape) for one in modules.values()),
+        problems=tuple(problems),
+        notes=(*adapter.notes, *notes, told),
     )
 
 

@@ -10,6 +10,8 @@ from dataclasses import replace
 import torch
 
 from samerge.adapters import Adapter, widest
+from samerge.adapters.formats.header import carried
+from samerge.adapters.formats.table import common
 from samerge.adapters.layouts import Layout
 from samerge.adapters.servable import cast, check_finite
 from samerge.linalg.factors import LoraFactors, pad
@@ -165,7 +167,18 @@ class Finisher:
             **origin(),
         )
         kept = {module: layouts[module] for module in factors}
-        return MergedAdapter(factors, kept, settings, Report(record), beside.tensors, companions)
+        active = self._active()
+        return MergedAdapter(
+            factors,
+            kept,
+            settings,
+            Report(record),
+            beside.tensors,
+            companions,
+            common(expert.format for expert in active),
+            carried([expert.metadata for expert in active]),
+            {} if problem.source is None else problem.source.config,
+        )
 
     def _active(self) -> list[Adapter]:
         """The adapters of a weight other than 0; all of them where there is none."""

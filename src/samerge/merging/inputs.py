@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from samerge.adapters import Adapter, live_adapter, read_adapter
+from samerge.adapters import Adapter, live_adapter
 from samerge.adapters.companions import weight_files
+from samerge.adapters.formats.table import read_any
 from samerge.errors import OptionError
 from samerge.options.kinds import check_number
 from samerge.weights import FolderSource, ModelSource, WeightSource
-from samerge.weights.hub import files_beside, resolve_adapter, resolve_base
+from samerge.weights.hub import ADAPTER_ENDINGS, files_beside, resolve_adapter, resolve_base
 
 AdapterLike = str | Path | Adapter
 Given = TypeVar("Given")
@@ -101,9 +102,11 @@ def _open_adapter(base: str | Path | nn.Module | None, name: str, adapter: Adapt
 
 
 def _from_hub(name: str, source: str) -> Adapter:
-    folder = resolve_adapter(source)
-    adapter = read_adapter(folder, name, source)
-    there = {folder / file for file in weight_files(files_beside(source))}
+    path = resolve_adapter(source)
+    adapter = read_any(path, name, source)
+    if path.is_file():
+        return adapter
+    there = {path / file for file in weight_files(files_beside(source)) if file != adapter.weights_name}
     return replace(adapter, companions=tuple(sorted({*adapter.companions, *there})))
 
 
@@ -114,7 +117,8 @@ def _name_of(given: Any) -> str:
         path = str(getattr(getattr(given, "config", None), "name_or_path", "") or "")
         return PurePath(path).name or type(given).__name__
     text = str(given) if isinstance(given, Path) or Path(given).exists() else str(given).partition("@")[0]
-    return PurePath(text).name or str(given)
+    name = PurePath(text).name or str(given)
+    return PurePath(name).stem if name.endswith(ADAPTER_ENDINGS) else name
 
 
 def weights_of(

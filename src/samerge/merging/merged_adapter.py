@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,13 @@ from samerge.adapters.layouts import Layout, stored_tensors
 from samerge.errors import OptionError
 from samerge.linalg.factors import LoraFactors
 from samerge.report.card import model_card
+from samerge.report.record import Record
 from samerge.report.report import Report
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+    from samerge.adapters.formats.format import Content
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class MergedAdapter:
         report: what the merge did.
         extras: what the adapter carries beside its factors (biases, fully trained modules), by name in the file.
         companions: files to copy beside it when it is saved.
+        format: what it is saved as where nothing else is said: the sources' format, where all have one.
+        metadata: fields of the sources' headers that hold for it, too.
+        base: the base model's configuration; empty where none was given.
     """
 
     factors: Mapping[str, LoraFactors] = field(repr=False)
@@ -39,6 +45,9 @@ class MergedAdapter:
     report: Report = field(repr=False)
     extras: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     companions: tuple[Path, ...] = ()
+    format: str = "peft"
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    base: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def config(self) -> LoraConfig:
@@ -63,26 +72,61 @@ class MergedAdapter:
         state = {**stored_tensors(self.factors, self.layouts), **self.extras}
         return dict(sorted(state.items()))
 
-    def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write the adapter in PEFT's format, with `samerge.json` and a model card beside it, all or nothing.
+    def save(self, path: str | Path, overwrite: bool = False, format: str | None = None) -> Path:
+        """Write the adapter, with the record of the merge, all or nothing.
 
         Args:
-            path: the folder to make; `PeftModel.from_pretrained(base, path)` loads it.
+            path: the folder to make, or the file: one without the ending, or an existing folder, gets one.
             overwrite: replace an adapter that is there already.
+            format: "peft", "kohya", "diffusers", "mlx" or "gguf"; by default that of the sources, where all have one,
+                and PEFT's otherwise. PEFT's has `samerge.json` and a model card beside the weights;
+                `PeftModel.from_pretrained(base, path)` loads it.
 
         Returns:
-            The folder.
+            What was written.
 
         Raises:
-            OutputExistsError: the folder exists and `overwrite` is False, or it is no adapter folder.
+            OptionError: there is no such format.
+            AdapterError: the format has no place for what the adapter holds.
+            OutputExistsError: the place is taken and `overwrite` is False, or holds no adapter.
         """
-        from samerge.adapters.writer import write_adapter
+        from samerge.adapters.formats.table import write
 
+        name = format or self.format
+        return write(self._content(self._record(name)), name, path, overwrite)
+
+    def _record(self, format: str) -> Record:
+        """The record of what is written in a format; that it is PEFT's need not be said."""
         record = self.report.record
-        card = model_card(record)
-        return write_adapter(
-            path, self.tensors(), self.settings, record.json(), card, overwrite=overwrite, beside=self.companions
+        return record if format == "peft" else replace(record, output=replace(record.output, format=format))
+
+    def _content(self, record: Record | None) -> Content:
+        from samerge.adapters.formats.format import Content
+
+        return Content(
+            self.factors,
+            self.layouts,
+            self.settings,
+            self.extras,
+            self.metadata,
+            {} if record is None else record.json(),
+            "" if record is None else model_card(record),
+            self.companions,
+            self.base,
         )
+
+    def _save_to_share(self, folder: Path, format: str) -> Path:
+        """A folder for the Hub: a file of weights gets its card and its record beside it, and none in its header."""
+        from samerge.adapters.formats.table import named, write
+        from samerge.adapters.writer import write_text
+
+        file = named(format).file
+        if file is None:
+            return self.save(folder, format=format)
+        record = self._record(format)
+        write(self._content(None), format, folder / file)
+        write_text(folder, record.json(), model_card(record))
+        return folder
 
     def push_to_hub(
         self,
@@ -93,6 +137,7 @@ class MergedAdapter:
         revision: str | None = None,
         commit_message: str = "Add merged LoRA adapter",
         create_pr: bool = False,
+        format: str | None = None,
     ) -> str:
         """Upload the adapter, its record and its card to the Hugging Face Hub.
 
@@ -103,6 +148,7 @@ class MergedAdapter:
             revision: branch to commit to.
             commit_message: of the commit.
             create_pr: open a pull request instead of committing.
+            format: as in `save`.
 
         Returns:
             The URL of the commit or pull request.
@@ -113,7 +159,7 @@ class MergedAdapter:
         from samerge.report.sharing import shareable
         from samerge.weights.hub import push_folder
 
-        with shareable(self.save, "adapter") as saved:
+        with shareable(lambda folder: self._save_to_share(folder, format or self.format), "adapter") as saved:
             return push_folder(
                 saved,
                 repo_id,

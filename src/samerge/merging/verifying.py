@@ -11,16 +11,27 @@ from typing import Any
 
 import torch
 
-from samerge.adapters import CONFIG_NAME, read_adapter
+from samerge.adapters import CONFIG_NAME
+from samerge.adapters.formats.table import read_any
+from samerge.adapters.writer import HASH_FIELD, tensors_digest
 from samerge.errors import AdapterError, HubError, SamergeError
+from samerge.report.reading import raw_record
 from samerge.weights.fields import NUMBER, OBJECT, TEXT, check_fields, list_of, table_of
 from samerge.weights.hub import RECORD_NAME, resolve_adapter
-from samerge.weights.untrusted import MOST_RECORD_BYTES, Origin, read_json, sha256
+from samerge.weights.tensorfile import TensorFile
+from samerge.weights.untrusted import Origin, sha256
 
 #: What two runs of one merge may differ by, as a share of the largest entry of a layer: sums in another order.
 _ROUNDING = 1e-3
 
-_KINDS = {"inputs": list_of(OBJECT), "files": table_of(TEXT), "method": TEXT, "options": OBJECT, "base": OBJECT}
+_KINDS = {
+    "inputs": list_of(OBJECT),
+    "files": table_of(TEXT),
+    "method": TEXT,
+    "options": OBJECT,
+    "base": OBJECT,
+    "output": OBJECT,
+}
 _INPUT = {"name": TEXT, "source": TEXT, "weight": NUMBER, "sha256": table_of(TEXT)}
 
 
@@ -43,7 +54,7 @@ def verify(folder: str | Path, reproduce: bool = False) -> list[Finding]:
     """Compare a merge's files, and those that it was made of, with what its record says.
 
     Args:
-        folder: what a merge wrote.
+        folder: what a merge wrote, a folder or a file.
         reproduce: merge again, too, with the recorded options, and compare the updates.
 
     Returns:
@@ -58,13 +69,12 @@ def verify(folder: str | Path, reproduce: bool = False) -> list[Finding]:
     """
     folder = Path(folder)
     origin = Origin(f"verifying {folder}", AdapterError)
-    if not os.path.lexists(folder / RECORD_NAME):
-        raise origin.refusal(f"there is no {RECORD_NAME} in it; was it written by samerge?")
-    record = read_json(folder / RECORD_NAME, origin, MOST_RECORD_BYTES)
+    record = raw_record(folder, origin)
     check_fields(record, _KINDS, RECORD_NAME, origin, needed=("inputs",))
     for entry in record["inputs"]:
         check_fields(entry, _INPUT, RECORD_NAME, origin, needed=("name",))
-    found = [*_outputs(folder, record, origin), *(_input(entry, origin) for entry in record["inputs"])]
+    outputs = _own(folder, origin) if folder.is_file() else _outputs(folder, record, origin)
+    found = [*outputs, *(_input(entry, origin) for entry in record["inputs"])]
     if reproduce:
         found.append(_again(folder, record))
     return found
@@ -78,6 +88,20 @@ def _outputs(folder: Path, record: Mapping[str, Any], origin: Origin) -> Iterato
         yield _compared(f"output {name}", folder, name, digest, origin)
 
 
+def _own(file: Path, origin: Origin) -> Iterator[Finding]:
+    """A file whose record is in its own header: what stands behind that has a digest there, the header has none."""
+    what, said = f"output {file.name}", TensorFile(file, origin).metadata.get(HASH_FIELD)
+    if said is None:
+        yield Finding(what, None, "its header names no digest of its tensors")
+        return
+    now = tensors_digest(file, origin)
+    sound = now == said
+    told = f"as recorded, sha256 {now[:12]}" if sound else f"are others now: sha256 {now[:12]}, recorded {said[:12]}"
+    yield Finding(
+        what, sound, f"its tensors {told}; the record itself is in the same file, and could have been changed"
+    )
+
+
 def _input(entry: Mapping[str, Any], origin: Origin) -> Finding:
     what = f"input {entry['name']}"
     recorded: Mapping[str, str] = entry.get("sha256") or {}
@@ -85,7 +109,8 @@ def _input(entry: Mapping[str, Any], origin: Origin) -> Finding:
     if not recorded or source is None:
         return Finding(what, None, "the record has no digest of it: it was a model in memory")
     try:
-        folder = resolve_adapter(source, local_files_only=True)
+        place = resolve_adapter(source, local_files_only=True)
+        folder = place.parent if place.is_file() else place
     except (AdapterError, HubError):
         return Finding(what, None, f"{source} is not here, and not in the Hub's cache")
     found = [_compared(what, folder, name, digest, origin) for name, digest in recorded.items()]
@@ -109,7 +134,7 @@ def _compared(what: str, folder: Path, name: str, digest: str, origin: Origin) -
 def _again(folder: Path, record: Mapping[str, Any]) -> Finding:
     """Merge once more and compare the update of every module."""
     what = "merged again"
-    if not (folder / CONFIG_NAME).is_file():
+    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
         return Finding(what, None, "only merges of adapters are made again")
     from samerge.merging.merge_adapters import merge
 
@@ -123,13 +148,14 @@ def _again(folder: Path, record: Mapping[str, Any]) -> Finding:
                 progress=False,
                 **{key: value for key, value in (record.get("options") or {}).items() if key != "weights"},
             )
-            return _alike(what, folder, merged.save(Path(parent) / "again"))
+            told = record.get("output") or {}
+            return _alike(what, folder, merged.save(Path(parent) / "again", format=told.get("format") or "peft"))
     except (SamergeError, TypeError) as error:  # TypeError: options of another version
         return Finding(what, False, f"it cannot be made again: {error}")
 
 
 def _alike(what: str, folder: Path, again: Path) -> Finding:
-    one, other = read_adapter(folder, "recorded"), read_adapter(again, "again")
+    one, other = read_any(folder, "recorded"), read_any(again, "again")
     if set(one.modules) != set(other.modules):
         return Finding(what, False, "it has other modules")
     worst, where = 0.0, ""

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from samerge.adapters.formats.table import named
 from samerge.report.markdown import code, one_line, table
 from samerge.report.record import Record
 from samerge.report.sharing import last_part, local_folders, on_hub
@@ -108,6 +109,10 @@ def _usage(record: Record, repo_id: str | None) -> str:
         here = json.dumps(repo_id or "path/or/repository-of-this-model")
         lines = ["## Use", "", "```python", f"from transformers import {cls}", ""]
         return "\n".join([*lines, f"model = {cls}.from_pretrained({here})", "```"])
+    if record.output.format is not None:
+        format = named(record.output.format)
+        here = format.use.format(path=repo_id or "path/or/repository-of-this-adapter")
+        return f"## Use\n\nThis is {format.title}: {code(here)}"
     return "\n".join(
         [
             "## Use",

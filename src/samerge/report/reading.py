@@ -1,4 +1,4 @@
-"""`samerge.json` back into a record: ours, one of an older version, or whatever a stranger's file holds."""
+"""`samerge.json`, or the header of a file, back into a record: ours, an older version's, or a stranger's."""
 
 from __future__ import annotations
 
@@ -7,35 +7,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from samerge.adapters.formats.table import record_in
 from samerge.errors import AdapterError
 from samerge.report.decoding import decoded
 from samerge.report.old_record import renewed
 from samerge.report.record import FORMAT, Record
 from samerge.weights.hub import RECORD_NAME
-from samerge.weights.untrusted import MOST_RECORD_BYTES, Origin, read_json
+from samerge.weights.untrusted import MOST_RECORD_BYTES, Origin, parse_json, read_json
 
 
 def read_record(folder: str | Path) -> Record:
-    """The record in a folder.
+    """The record in a folder, or in the header of a file.
 
     Args:
-        folder: of an adapter or a model that samerge wrote.
+        folder: of an adapter or a model that samerge wrote; or the file.
 
     Raises:
         AdapterError: there is none, or it cannot be read; says what is wrong and where.
     """
-    path = Path(folder) / RECORD_NAME
-    if not os.path.lexists(path):
-        raise AdapterError(f"reading {folder}: there is no {RECORD_NAME} in it; was this made by samerge?")
     doing = Origin(f"reading the record of {folder}", AdapterError)
+    told = raw_record(Path(folder), doing)
     try:
-        return record_from(read_json(path, doing, MOST_RECORD_BYTES))
+        return record_from(told)
     except ValueError as error:
         if isinstance(error, AdapterError):
             raise
         raise doing.refusal(
             f"{RECORD_NAME} is no record as samerge writes it: {error}; merge again, or ask who made it"
         ) from error
+
+
+def raw_record(path: Path, origin: Origin) -> dict[str, Any]:
+    """The plain values of the record in a folder or in the header of a file, as they stand there.
+
+    Raises:
+        AdapterError: there is none.
+    """
+    if path.is_file():
+        text = record_in(path, origin)
+        if text is None:
+            raise origin.refusal(f"there is none in the header of {path.name}; was this made by samerge?")
+        return parse_json(text.encode(), f"the record in {path.name}", origin)
+    if not os.path.lexists(path / RECORD_NAME):
+        raise AdapterError(f"reading {path}: there is no {RECORD_NAME} in it; was this made by samerge?")
+    return read_json(path / RECORD_NAME, origin, MOST_RECORD_BYTES)
 
 
 def record_from(told: Mapping[str, Any]) -> Record:

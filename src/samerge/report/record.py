@@ -159,6 +159,7 @@ class Output:
         rank: of an adapter.
         tensors: how many a model has.
         task_type: PEFT's, of an adapter.
+        format: of an adapter's file, "kohya" and so on; known when it is written, and None for PEFT's.
     """
 
     kind: str
@@ -168,6 +169,7 @@ class Output:
     rank: int | None = None
     tensors: int | None = None
     task_type: str | None = None
+    format: str | None = None
 
     @property
     def size(self) -> str:

@@ -6,17 +6,27 @@ huggingface_hub is imported inside the functions, so that `import samerge` stays
 from __future__ import annotations
 
 import contextlib
+import glob
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from samerge.errors import AdapterError, BaseModelError, HubError, OptionError, SamergeError
+
+#: Files that a message lists.
+_SHOWN = 6
 
 logger = logging.getLogger(__name__)
 
 #: What an adapter in PEFT's format consists of.
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 RECORD_NAME = "samerge.json"
+#: What a file that holds an adapter, of PEFT or not, ends with, and what it is usually called.
+ADAPTER_ENDINGS = (".safetensors", ".gguf")
+USUAL_NAMES = (WEIGHTS_NAME, "adapters.safetensors", "pytorch_lora_weights.safetensors")
+#: Names of whole models, which are no adapters.
+_MODELS = ("model", "diffusion_pytorch_model", "consolidated")
 _PICKLED_WEIGHTS_NAME = "adapter_model.bin"
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*")
 _LOGIN = "log in with `hf auth login`, or pass a token"
@@ -91,12 +101,13 @@ def resolve_adapter(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    """The local folder of an adapter: a folder as it is, or a repository of the Hub, downloaded or from the cache.
+    """The local folder or file of an adapter: as it is, or a repository of the Hub, downloaded or from the cache.
 
-    A folder that exists wins over a repository of the same name.
+    What exists here wins over a repository of the same name.
 
     Args:
-        source: a folder, or `user/name` on the Hub; `user/name/folder@revision` where these are not given apart.
+        source: a folder or a file, or `user/name` on the Hub; `user/name/folder@revision` or
+            `user/name/file.safetensors` where these are not given apart.
         revision: branch, tag or commit, for a repository. Default: the main branch.
         subfolder: where in the folder or the repository the adapter lies. Default: at the top.
         token: an access token, for private and gated repositories. Default: the one of `hf auth login`.
@@ -105,10 +116,10 @@ def resolve_adapter(
         local_files_only: use what is in the cache and no network; HF_HUB_OFFLINE=1 means the same. Default: False.
 
     Returns:
-        A folder with `adapter_config.json` and `adapter_model.safetensors` (checked for a repository only).
+        The folder, or the file where there is no other adapter in it (checked for a repository only).
 
     Raises:
-        AdapterError: there is no such folder, or the repository holds no adapter in safetensors.
+        AdapterError: there is no such folder, or the repository holds no adapter in safetensors, or several.
         HubError: the Hub refuses or cannot be reached, and the cache does not have all of it.
 
     Example:
@@ -116,44 +127,78 @@ def resolve_adapter(
         PosixPath('/home/ada/.cache/huggingface/hub/models--ada--math-lora/snapshots/4d5c...')
     """
     doing = f"reading the adapter {str(source)!r}"
-    local = _local_folder(source, doing, AdapterError)
+    local = _local(source, doing, AdapterError, ADAPTER_ENDINGS)
     if local is not None:
-        folder = local / (subfolder or "")
-        if not folder.is_dir():
+        found = local / (subfolder or "")
+        if subfolder and not found.is_dir():
             raise AdapterError(f"{doing}: it has no folder {subfolder!r}; check the subfolder")
-        return folder
+        return found
     source, inner, told = _parts(str(source))
     subfolder, revision = subfolder or inner, revision or told
-    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    root = _download(
-        str(source),
-        doing,
-        allow_patterns=[prefix + CONFIG_NAME, prefix + WEIGHTS_NAME],
-        revision=revision,
-        token=token,
-        endpoint=endpoint,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
-    folder = root / prefix
-    absent = next((prefix + name for name in (CONFIG_NAME, WEIGHTS_NAME) if not (folder / name).is_file()), None)
-    if absent is None:
-        return folder
+    named = subfolder.endswith(ADAPTER_ENDINGS)
+    prefix = subfolder.rpartition("/")[0] if named else subfolder
+    prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+
+    def fetched(*names: str) -> Path:
+        return _download(
+            str(source),
+            doing,
+            allow_patterns=[glob.escape(prefix + name) for name in names],
+            revision=revision,
+            token=token,
+            endpoint=endpoint,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        ) / (prefix or "")
+
+    usual = (subfolder.rpartition("/")[2],) if named else USUAL_NAMES
+    folder = fetched(CONFIG_NAME, *usual)
+    if any((folder / name).is_file() for name in usual):
+        return folder / usual[0] if named else folder
+    absent = prefix + (usual[0] if named or (folder / CONFIG_NAME).is_file() else CONFIG_NAME)
+    known = only_adapter([path.name for path in folder.iterdir()] if folder.is_dir() and not named else [])
     if local_files_only:  # what was downloaded once may be a part of the repository
+        if known is not None:
+            return folder / known
         raise AdapterError(
             f"{doing} from the Hub's cache: there is no {absent}; leave local_files_only out, or run `hf download "
             f"{source}` where there is a network; check the revision, and whether the adapter lies in a subfolder"
         )
-    pickle = prefix + _PICKLED_WEIGHTS_NAME
-    if absent == prefix + WEIGHTS_NAME and _in_repo(str(source), absent, pickle, doing, revision, token, endpoint):
+    try:
+        there = _files_of(str(source), f"{doing} from the Hub: there is no {absent}", revision, token, endpoint)
+    except HubError:
+        if known is None:
+            raise
+        return folder / known
+    here = [file.removeprefix(prefix) for file in there if file.startswith(prefix)]
+    only = only_adapter(name for name in here if "/" not in name)
+    if only is not None and not named:
+        return fetched(only) / only
+    if _PICKLED_WEIGHTS_NAME in here:
         raise AdapterError(
-            f"{doing} from the Hub: the repository has no {absent}, only {_PICKLED_WEIGHTS_NAME}, a pickle, which is "
-            "not opened because it can run code; load it with PEFT and save it again, which writes safetensors"
+            f"{doing} from the Hub: the repository has no {prefix}{WEIGHTS_NAME}, only {_PICKLED_WEIGHTS_NAME}, a "
+            "pickle, which is not opened because it can run code; load it with PEFT and save it again, which writes "
+            "safetensors"
         )
+    others = sorted({prefix + name for name in here if name.endswith(ADAPTER_ENDINGS)})
+    listed = f"; it has {', '.join(others[:_SHOWN])}{' and more' if len(others) > _SHOWN else ''}" if others else ""
     raise AdapterError(
-        f"{doing} from the Hub: the repository has no {absent}; check that it is a PEFT adapter, its revision, and "
-        "whether it lies in a subfolder"
+        f"{doing} from the Hub: the repository has no {absent}{listed}; check that it is an adapter, its revision, "
+        f"and whether it lies in a subfolder; one file of several is given as {source}/FILE"
     )
+
+
+def only_adapter(names: Iterable[str]) -> str | None:
+    """The file of a folder that holds its adapter: the only one that can; None where none can, or several.
+
+    Example:
+        >>> only_adapter(["README.md", "style.safetensors"]), only_adapter(["a.safetensors", "b.safetensors"])
+        ('style.safetensors', None)
+    """
+    found = [
+        name for name in names if name.endswith(ADAPTER_ENDINGS) and not re.match(rf"({'|'.join(_MODELS)})[.-]", name)
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def files_beside(source: str | Path, endpoint: str | None = None) -> tuple[str, ...]:
@@ -162,7 +207,7 @@ def files_beside(source: str | Path, endpoint: str | None = None) -> tuple[str, 
     Returns:
         Nothing for a local folder, and where the Hub cannot be asked: then only what was downloaded is known.
     """
-    if not str(source) or Path(source).expanduser().is_dir():
+    if not str(source) or Path(source).expanduser().exists() or str(source).partition("@")[0].endswith(ADAPTER_ENDINGS):
         return ()
     from huggingface_hub import HfApi
 
@@ -214,7 +259,7 @@ def resolve_base(
         PosixPath('/home/ada/.cache/huggingface/hub/models--meta-llama--Llama-3.1-8B/snapshots/d04e...')
     """
     doing = f"reading the base model {str(source)!r}"
-    local = _local_folder(source, doing, BaseModelError)
+    local = _local(source, doing, BaseModelError)
     if local is not None:
         return local
     source, inner, told = _parts(str(source))
@@ -245,10 +290,11 @@ def resolve_base(
 
 
 def resolve_record(source: str | Path, *, endpoint: str | None = None) -> Path:
-    """The local folder with the record of a merge, `samerge.json`: a folder as it is, or that of a repository.
+    """Where the record of a merge is: the folder with `samerge.json`, of here or of a repository, or a file.
 
     Args:
-        source: a folder, or `user/name`, `user/name/folder@revision` on the Hub; only the record is downloaded.
+        source: a folder, a file with the record in its header, or `user/name`, `user/name/folder@revision` on the Hub,
+            of which only the record is downloaded.
         endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
 
     Raises:
@@ -256,7 +302,7 @@ def resolve_record(source: str | Path, *, endpoint: str | None = None) -> Path:
         HubError: the Hub refuses or cannot be reached, and the cache does not have it.
     """
     doing = f"reading the record of {str(source)!r}"
-    local = _local_folder(source, doing, AdapterError)
+    local = _local(source, doing, AdapterError, ADAPTER_ENDINGS)
     if local is not None:
         return local
     name, inner, revision = _parts(str(source))
@@ -287,18 +333,20 @@ def _parts(source: str) -> tuple[str, str, str | None]:
     return "/".join(parts[:2]), "/".join(parts[2:]), revision or None
 
 
-def _local_folder(source: str | Path, doing: str, error: type[SamergeError]) -> Path | None:
-    """The folder that `source` names, or None if it can only be a repository id."""
+def _local(source: str | Path, doing: str, error: type[SamergeError], endings: tuple[str, ...] = ()) -> Path | None:
+    """The folder, or the file of one of these endings, that `source` names; None if it can only be a repository id."""
     text = str(source)
     path = Path(source).expanduser()
     if text and path.is_dir():  # an empty string would be the current folder
+        return path
+    if endings and path.exists() and text.endswith(endings):
         return path
     if path.is_file():
         raise error(f"{doing}: it is a file; give the folder that holds it")
     if "://" in text:
         raise error(f"{doing}: it is an address; give the repository id alone, such as 'user/name'")
     looks_like_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
-    deep = text.count("/") > 1 and "@" not in text
+    deep = text.count("/") > 1 and "@" not in text and not (endings and text.endswith(endings))
     if not text or looks_like_path or text.endswith("/") or deep:
         raise error(
             f"{doing}: there is no such folder; check the path, or give a repository id such as 'user/name', "
@@ -337,14 +385,12 @@ def _download(
         )
 
 
-def _in_repo(
-    repo_id: str, absent: str, name: str, doing: str, revision: str | None, token: str | None, endpoint: str | None
-) -> bool:
-    """Whether the repository holds a file where another one is absent; asks the Hub."""
+def _files_of(repo_id: str, doing: str, revision: str | None, token: str | None, endpoint: str | None) -> list[str]:
+    """All files of a repository; asks the Hub."""
     from huggingface_hub import HfApi
 
-    with _hub_errors(f"{doing} from the Hub: there is no {absent}, and asking for {name} failed", repo_id):
-        return bool(HfApi(endpoint=endpoint, token=token).file_exists(repo_id, name, revision=revision))
+    with _hub_errors(f"{doing}, and asking for what else it has failed", repo_id):
+        return list(HfApi(endpoint=endpoint, token=token).list_repo_files(repo_id, revision=revision))
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ class TensorFile:
         self._file = OpenFile()
         with open_regular(self.path, self.origin) as file:
             self._identity = Identity.of(file.fileno())
-            self.entries = self._header(file)
+            self.entries, self.metadata = self._header(file)
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor as stored."""
@@ -156,7 +156,8 @@ class TensorFile:
                 f"again when nothing writes to it"
             )
 
-    def _header(self, file: BinaryIO) -> dict[str, TensorEntry]:
+    def _header(self, file: BinaryIO) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+        """What the header says of every tensor, and what its writer put beside, both text by text."""
         from safetensors import SafetensorError, safe_open
 
         size = self._identity.size
@@ -181,13 +182,14 @@ class TensorFile:
         text = file.read(length)
         self._check(file.fileno())
         header = parse_json(text, f"the header of {self.path}", self.origin)
-        header.pop("__metadata__", None)
+        metadata = header.pop("__metadata__", None) or {}
         odd = next((name for name in header if len(name) > _LONGEST_NAME or _LONG_NUMBER.search(name)), None)
         if odd is not None:
             raise self.origin.refusal(f"{self.path}: a tensor is called {odd[:60]!r}..., which is no name of a layer")
         if not all(isinstance(info, dict) for info in header.values()):
             raise self.origin.refusal(f"{self.path}: its header describes a tensor by a list; fetch it again")
-        return {
+        entries = {
             name: TensorEntry(info["dtype"], tuple(info["shape"]), 8 + length + info["data_offsets"][0])
             for name, info in header.items()
         }
+        return entries, metadata

@@ -15,6 +15,7 @@ from samerge.adapters import Adapter, Extras
 from samerge.errors import BaseModelError
 from samerge.graph.module_names import first_layer
 from samerge.merging.alignment.matching import bare
+from samerge.merging.alignment.underscored import refuse_mixed_names
 
 Value = TypeVar("Value")
 
@@ -39,6 +40,7 @@ def agreed(adapters: Sequence[Adapter], strict: bool) -> tuple[tuple[Adapter, ..
     Raises:
         BaseModelError: they do not fit each other, or it is in doubt whether they do.
     """
+    refuse_mixed_names(adapters)
     shapes: dict[str, tuple[int, int]] = {}
     stacks: set[str] = set()
     spelled: list[Adapter] = []

@@ -1,0 +1,163 @@
+"""The parts of a diffusion pipeline in the names of modules: kohya's stems, and the prefixes of diffusers.
+
+| kohya | diffusers |
+|---|---|
+| `lora_unet_` | `unet.` |
+| `lora_transformer_` (OneTrainer, ComfyUI) | `transformer.` |
+| `lora_te_` alone, `lora_te1_` beside others | `text_encoder.` |
+| `lora_te2_` | `text_encoder_2.` |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from samerge.errors import AdapterError
+
+#: What a stem of kohya's begins with -> the components that it can mean, in diffusers' words.
+STEMS = {
+    "lora_unet_": ("unet", "transformer"),
+    "lora_transformer_": ("transformer",),
+    "lora_te_": ("text_encoder",),
+    "lora_te1_": ("text_encoder",),
+    "lora_te2_": ("text_encoder_2",),
+    "lora_te3_": ("text_encoder_3", "text_encoder_2"),
+    "lycoris_": ("unet", "transformer"),
+}
+COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
+#: Language models whose own names begin with `transformer.`: GPT-2, Falcon, DistilBERT, ChatGLM.
+_LANGUAGE = re.compile(r"transformer\.(h|wte|wpe|layer|encoder|word_embeddings|embedding|output_layer)\b.*")
+
+#: What the names of a component's modules begin with where the component itself is not named.
+_BARE = (
+    ("unet", re.compile(r"(down_blocks|up_blocks|mid_block|conv_in|conv_out|time_embedding|add_embedding)\b.*")),
+    ("transformer", re.compile(r"(single_)?transformer_blocks\..*")),
+    ("text_encoder", re.compile(r"text_model\..*")),
+)
+#: Names of the models' makers, which kohya's stems are made of as they are.
+_MAKERS = re.compile(r"(double_blocks|single_blocks|joint_blocks|input_blocks|middle_block|output_blocks)\..*")
+
+
+def is_stem(name: str) -> bool:
+    """Whether a module is named as kohya does, with `_` for `.`.
+
+    Example:
+        >>> is_stem("lora_unet_mid_block_attentions_0_proj_in"), is_stem("unet.mid_block.attentions.0.proj_in")
+        (True, False)
+    """
+    return "." not in name and name.startswith(tuple(STEMS))
+
+
+def split_stem(stem: str) -> tuple[tuple[str, ...], str]:
+    """The components that one of kohya's stems can mean, and the rest of it.
+
+    Example:
+        >>> split_stem("lora_te2_text_model_final")
+        (('text_encoder_2',), 'text_model_final')
+    """
+    prefix = next(prefix for prefix in STEMS if stem.startswith(prefix))
+    return STEMS[prefix], stem.removeprefix(prefix)
+
+
+def underscored(name: str) -> str:
+    """A path as kohya writes it."""
+    return name.replace(".", "_")
+
+
+def component_of(name: str) -> tuple[str, str] | None:
+    """The component of a pipeline that a dotted name belongs to, and its path in it; None where it says neither.
+
+    Example:
+        >>> component_of("unet.mid_block.resnets.0.conv1"), component_of("down_blocks.0.resnets.0.conv1")
+        (('unet', 'mid_block.resnets.0.conv1'), ('unet', 'down_blocks.0.resnets.0.conv1'))
+        >>> component_of("model.layers.0.self_attn.q_proj") is None
+        True
+    """
+    first, _, rest = name.partition(".")
+    if first in COMPONENTS and rest and not _LANGUAGE.fullmatch(name):
+        return first, rest
+    return next(((component, name) for component, pattern in _BARE if pattern.fullmatch(name)), None)
+
+
+def kohya_stems(modules: Collection[str], path: Path) -> dict[str, str]:
+    """What each module is called in one of kohya's files.
+
+    Args:
+        modules: the names, kohya's own, ComfyUI's, or those of a pipeline's components.
+        path: what is being written, for errors.
+
+    Raises:
+        AdapterError: a name is of another kind, or two would be called the same.
+    """
+    parts = {module: component_of(module) for module in modules}
+    several = {found[0] for found in parts.values() if found} & {"text_encoder_2", "text_encoder_3"}
+    prefixes = {
+        "unet": "lora_unet_",
+        "transformer": "lora_transformer_",
+        "text_encoder": "lora_te1_" if several else "lora_te_",
+        "text_encoder_2": "lora_te2_",
+        "text_encoder_3": "lora_te3_",
+    }
+    stems: dict[str, str] = {}
+    for module, found in parts.items():
+        if is_stem(module) or module.startswith("diffusion_model."):
+            stems[module] = module
+        elif _MAKERS.fullmatch(module):
+            stems[module] = f"lora_unet_{underscored(module)}"
+        elif found is not None and found[0] in prefixes:
+            stems[module] = prefixes[found[0]] + underscored(found[1])
+        else:
+            raise AdapterError(
+                f"writing {path} in kohya's format: the module {module!r} is of no diffusion model (no unet, no "
+                f"transformer, no text encoder of one), and only their LoRAs are in such files; choose another format"
+            )
+    return unique(stems, path)
+
+
+def unique(names: dict[str, str], path: Path) -> dict[str, str]:
+    """The names themselves, each of them once.
+
+    Raises:
+        AdapterError: two modules would be called the same.
+    """
+    owners: dict[str, str] = {}
+    for module, name in names.items():
+        if name in owners:
+            raise AdapterError(
+                f"writing {path}: the modules {owners[name]!r} and {module!r} would both be called {name!r} there; "
+                f"choose another format"
+            )
+        owners[name] = module
+    return names
+
+
+def of_one_model(modules: Collection[str], path: Path) -> dict[str, str]:
+    """What each module is called in the model that it is a module of, for formats that hold one model.
+
+    Args:
+        modules: the names.
+        path: what is being written, for errors.
+
+    Raises:
+        AdapterError: they are of several components of a pipeline, or kohya's, which do not say where dots belong.
+    """
+    stems = [module for module in modules if is_stem(module)]
+    if stems:
+        raise AdapterError(
+            f"writing {path}: the module {min(stems)!r} is named as kohya does, and the format needs the model's own "
+            f"names, which '_' for '.' does not tell; give base=, the model that has them, or choose format='kohya'"
+        )
+    parts = {module: component_of(module) for module in modules}
+    found = {part[0] for module, part in parts.items() if part and part[1] != module}
+    if not found:
+        return {module: module for module in modules}
+    plain = [module for module, part in parts.items() if part is None]
+    if len(found) > 1 or plain:
+        listed = ", ".join([*sorted(found), *plain[:1]])
+        raise AdapterError(
+            f"writing {path}: the adapter has modules of {listed}, and the format holds one model; choose "
+            f"format='diffusers' or 'kohya'"
+        )
+    return unique({module: part[1] for module, part in parts.items() if part}, path)

@@ -1,0 +1,178 @@
+"""kohya sd-scripts, A1111, ComfyUI, ai-toolkit: one safetensors file, with LoCon, LoHa and LoKr of LyCORIS.
+
+| key | shape |
+|---|---|
+| `<module>.lora_down.weight`, or `.lora_A.weight` | (r, in), of a convolution (r, in, *kernel) |
+| `<module>.lora_up.weight`, or `.lora_B.weight` | (out, r), (out, r, 1, 1) |
+| `<module>.lora_mid.weight` | (r, r, *kernel) of a convolution in CP form, whose `lora_down` is (r, in, 1, 1) |
+| `<module>.alpha` | a number; the scale is alpha / r, and 1 where it is missing |
+| `<module>.hada_*`, `.lokr_*` | see `products.py` |
+| `<module>.dora_scale` | (out, 1): DoRA |
+
+A module is `lora_unet_` and its path with `_` for `.`, `lora_te_...` for text encoders, or, as ComfyUI and ai-toolkit
+have it, `diffusion_model.` and its path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from samerge.adapters.describe import Stored, check_dtypes
+from samerge.adapters.formats.components import kohya_stems
+from samerge.adapters.formats.format import Content, Format, Place
+from samerge.adapters.formats.header import header_of
+from samerge.adapters.formats.pairs import Parts, adapter, grouped, module_of, number, pair, refuse_more, trimmed
+from samerge.adapters.formats.products import as_lora, divisor, kind_of
+from samerge.adapters.model import AdaptedModule, Adapter, widest
+from samerge.adapters.writer import write_file
+from samerge.linalg.products import through_core
+from samerge.weights.untrusted import Origin
+
+TITLE = "a kohya file"
+_KEY = re.compile(
+    r"(?P<module>.+?)\.(?P<part>lora_(?:down|up|mid|A|B)\.weight|alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])"
+    r"|lokr_(?:w[12](?:_[ab])?|t2))"
+)
+#: What only files of this kind have.
+_OWN = re.compile(r"(?!base_model\.).*\.(lora_(down|up)\.weight|hada_w1_a|lokr_w1|lokr_w1_a)")
+
+
+def reads(place: Place) -> bool:
+    """Whether any key is one that only files of this kind have, or ComfyUI's name of a diffusion model."""
+    return any(_OWN.fullmatch(key) or key.startswith("diffusion_model.") for key in place.keys)
+
+
+def open_file(place: Place) -> Adapter:
+    """The adapter in a file.
+
+    Raises:
+        AdapterError: the file is broken, or holds more than a LoRA.
+    """
+    origin = place.origin(TITLE)
+    modules: dict[str, AdaptedModule] = {}
+    products: Counter[str] = Counter()
+    for module, parts in grouped(place, _KEY, origin).items():
+        kind = kind_of({part: place.tensors.entries[key].shape for part, key in parts.items() if part != "alpha"})
+        modules.update(_product(place, module, parts, origin) if kind else _pair(place, module, parts, origin))
+        if kind:
+            products[kind] += 1
+    if not modules:
+        raise origin.refusal(f"{place.path.name} holds no tensors")
+    return adapter(place, FORMAT.name, modules, notes=notes_of(place.name, modules, products))
+
+
+def notes_of(name: str, modules: Mapping[str, AdaptedModule], products: Mapping[str, int]) -> list[str]:
+    """What to say of modules that are products of low-rank matrices.
+
+    Args:
+        name: of the adapter.
+        modules: all that it adapts.
+        products: how many of them are of which kind.
+    """
+    if not products:
+        return []
+    told = " and ".join(f"{count} modules as {kind}" for kind, count in sorted(products.items()))
+    most = max(one.rank for one in modules.values())
+    return [
+        f"the adapter {name} has {told}, which are read exactly, as LoRA of rank {most} at most: nothing is lost. "
+        f"rank=, or samerge compress, makes the result smaller and says what that loses"
+    ]
+
+
+def _pair(place: Place, module: str, parts: Parts, origin: Origin) -> Mapping[str, AdaptedModule]:
+    style = ("lora_A.weight", "lora_B.weight") if "lora_A.weight" in parts else ("lora_down.weight", "lora_up.weight")
+    stored = pair(place, module, parts, *style, origin)
+    known = {*style, "lora_mid.weight", "alpha", "dora_scale"}
+    if set(parts) - known:
+        raise origin.refusal(f"module {module!r} has {sorted(parts)}, which do not go together; the file is broken")
+    rank = stored.shapes[0][0]
+    if "lora_mid.weight" in parts:
+        stored = _through_mid(place, module, parts, stored, origin)
+    if "dora_scale" in parts:
+        stored = replace(stored, magnitude=_magnitude(place, module, parts, stored, origin))
+    return module_of(place, module, stored, _alpha(place, parts, rank, origin) / rank)
+
+
+def _product(place: Place, module: str, parts: Parts, origin: Origin) -> Mapping[str, AdaptedModule]:
+    shapes = {part: place.tensors.entries[key].shape for part, key in parts.items() if part != "alpha"}
+    kinds = {part: place.tensors.dtype(parts[part]) for part in shapes}
+    check_dtypes(place.name, module, kinds)
+    try:
+        stored = as_lora(shapes, widest(kinds.values()), lambda part: place.tensors.read(parts[part]))
+    except ValueError as error:
+        raise origin.refusal(f"module {module!r}: {error}; the file is broken") from error
+    rank = divisor(shapes)
+    scale = 1.0 if rank is None else _alpha(place, parts, rank, origin) / rank
+    return module_of(place, module, stored, scale)
+
+
+def _alpha(place: Place, parts: Parts, rank: int, origin: Origin) -> float:
+    return number(place, parts["alpha"], origin) if "alpha" in parts else float(rank)
+
+
+def _through_mid(place: Place, module: str, parts: Parts, stored: Stored, origin: Origin) -> Stored:
+    """A convolution in CP form: its core between the two factors goes into A, exactly."""
+    down, up = stored.shapes
+    mid = place.tensors.entries[parts["lora_mid.weight"]].shape
+    if len(mid) < 3 or mid[0] != up[1] or mid[1] != down[0] or any(size != 1 for size in down[2:]):
+        raise origin.refusal(
+            f"module {module!r}: lora_down has shape {down}, lora_mid {mid} and lora_up {up}; expected (r, in, 1, 1), "
+            f"(r, r, *kernel) and (out, r, 1, 1)"
+        )
+    read, core = stored.read, partial(place.tensors.read, parts["lora_mid.weight"])
+
+    def whole() -> tuple[Tensor, Tensor]:
+        a, b = read()
+        return through_core(core().float(), a.flatten(1).float()), b.float()
+
+    return replace(stored, shapes=((mid[0], down[1], *mid[2:]), up), read=whole)
+
+
+def _magnitude(place: Place, module: str, parts: Parts, stored: Stored, origin: Origin) -> partial[Tensor]:
+    """DoRA's magnitude of every output, as PEFT has it; that of every input is another method."""
+    shape, out = place.tensors.entries[parts["dora_scale"]].shape, stored.shapes[1][0]
+    if not shape or shape[0] != out or any(size != 1 for size in shape[1:]):
+        raise origin.refusal(
+            f"module {module!r}: its dora_scale has shape {shape}, a magnitude of every input, which is not what "
+            f"PEFT's DoRA is. Merge it into its base model, and turn the result into a LoRA with samerge extract"
+        )
+    return partial(place.tensors.read, parts["dora_scale"])
+
+
+def write(content: Content, path: Path, overwrite: bool) -> Path:
+    """Write one file: alpha is what makes the scale right, a rank for each module.
+
+    Raises:
+        AdapterError: it holds what such files have no place for.
+        OutputExistsError: the file is taken.
+    """
+    refuse_more(content, path, TITLE)
+    factors = trimmed(content.factors)
+    stems = kohya_stems(factors, path)
+    tensors: dict[str, Tensor] = {}
+    for module, one in factors.items():
+        A, B = content.layouts[module].tensors(one)
+        stem, dotted = stems[module], "." in stems[module]
+        down, up = ("lora_A", "lora_B") if dotted else ("lora_down", "lora_up")
+        tensors[f"{stem}.{down}.weight"], tensors[f"{stem}.{up}.weight"] = A, B
+        tensors[f"{stem}.alpha"] = torch.tensor(one.scale * one.rank)
+    return write_file(path, tensors, header_of(content, factors, path.stem), overwrite)
+
+
+FORMAT = Format(
+    "kohya",
+    TITLE,
+    reads,
+    open_file,
+    write,
+    file="merged.safetensors",
+    use="put {path} where ComfyUI or A1111 looks for LoRA files",
+)
