@@ -50,6 +50,16 @@ def is_stem(name: str) -> bool:
     return "." not in name and name.startswith(tuple(STEMS))
 
 
+def is_maker(name: str) -> bool:
+    """Whether a module is named as the model's makers do, not diffusers.
+
+    Example:
+        >>> is_maker("diffusion_model.double_blocks.0.img_attn.qkv"), is_maker("unet.down_blocks.0.resnets.0.conv1")
+        (True, False)
+    """
+    return name.startswith("diffusion_model.") or _MAKERS.fullmatch(name) is not None
+
+
 def split_stem(stem: str) -> tuple[tuple[str, ...], str]:
     """The components that one of kohya's stems can mean, and the rest of it.
 

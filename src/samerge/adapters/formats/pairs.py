@@ -22,25 +22,30 @@ from samerge.weights.untrusted import Origin
 Parts = Mapping[str, str]
 
 
-def grouped(place: Place, key: re.Pattern[str], origin: Origin) -> dict[str, dict[str, str]]:
+def grouped(
+    place: Place, key: re.Pattern[str], origin: Origin, today: Callable[[str], str] = str
+) -> dict[str, dict[str, str]]:
     """The tensors of every module.
 
     Args:
         place: where the adapter lies.
         key: what a key looks like, with the groups `module` and `part`.
         origin: what is being read, for errors.
+        today: makes one of today's keys of an older one.
 
     Raises:
-        AdapterError: there is a tensor that is no part of a LoRA.
+        AdapterError: there is a tensor that is no part of a LoRA, or two mean the same.
     """
     found: dict[str, dict[str, str]] = {}
     strange = []
     for name in sorted(place.keys):
-        match = key.fullmatch(name)
+        match = key.fullmatch(today(name))
         if match is None:
             strange.append(name)
+        elif match["part"] in found.setdefault(match["module"], {}):
+            raise origin.refusal(f"{place.path.name} holds {match['module']}.{match['part']} twice")
         else:
-            found.setdefault(match["module"], {})[match["part"]] = name
+            found[match["module"]][match["part"]] = name
     if strange:
         raise origin.refusal(
             f"{place.path.name} also holds {strange[0]!r} {place.tensors.entries[strange[0]].shape}"
