@@ -173,7 +173,7 @@ class AdapterTarget(Target):
         path = str(format.target(self.out)) if format.file else self.out
         return path, format.use.format(path=path)
 
-    def deliver(self, result: MergedAdapter | MergedModel, quiet: bool, **sized: Any) -> str | None:
+    def deliver(self, result: MergedAdapter | StreamedModel, quiet: bool, **sized: Any) -> str | None:
         """As `Target.deliver`."""
         return super().deliver(result, quiet, **({"format": self.format} if self.format else {}), **sized)
 

@@ -56,7 +56,7 @@ def input_of(adapter: Adapter, weight: float) -> Input:
         len(adapter.modules),
         name_of(adapter.dtype),
         adapter.config.get("base_model_name_or_path"),
-        {"adapter_model.safetensors": adapter.sha256} if adapter.sha256 else None,
+        {adapter.weights_name: adapter.sha256} if adapter.sha256 else None,
     )
 
 
