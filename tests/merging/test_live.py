@@ -273,7 +273,9 @@ def test_arguments_of_peft_that_mean_nothing_are_said_to_be_ignored(llama: Beast
 
 def test_only_a_peft_model_takes_an_adapter(llama: Beast):
     merged = samerge.merge(llama.base, llama.adapters, **OPTIONS)
-    with pytest.raises(samerge.AdapterError, match="expected a PeftModel, got LlamaForCausalLM"):
+    with pytest.raises(
+        samerge.AdapterError, match="expected a PeftModel, or a model with adapters in it, got LlamaForCausalLM"
+    ):
         merged.apply_to(llama.model(), "merged")
 
 

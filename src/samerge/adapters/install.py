@@ -1,8 +1,12 @@
-"""Putting an adapter on a live `PeftModel`: all of it or nothing, and taking it off again."""
+"""Putting an adapter on a live model: all of it or nothing, and taking it off again.
+
+A `PeftModel`, or a model of diffusers or transformers that PEFT's layers were put into (`pipe.unet`, `add_adapter`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,35 +35,45 @@ def refuse_taken(model: nn.Module, adapter_name: str) -> None:
 
 
 def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Register an adapter on a live `PeftModel` and give it its weights; on any failure take it off again.
+    """Register an adapter on a live model and give it its weights; on any failure take it off again.
 
     Raises:
-        AdapterError: the model is not a `PeftModel`.
+        AdapterError: the model has no adapters of PEFT's.
         OutputExistsError: the name is taken.
         BaseModelError: keys or shapes do not fit; nothing was added.
     """
-    from peft import PeftModel, set_peft_model_state_dict
+    from peft import PeftModel, inject_adapter_in_model, set_peft_model_state_dict
 
-    if not isinstance(model, PeftModel):
+    wrapped = isinstance(model, PeftModel)
+    if not wrapped and not getattr(model, "peft_config", None):
         raise AdapterError(
-            f"expected a PeftModel, got {type(model).__name__}; wrap it with PeftModel.from_pretrained, or save the "
-            f"merged adapter and load it from there"
+            f"expected a PeftModel, or a model with adapters in it, got {type(model).__name__}; wrap it with "
+            f"PeftModel.from_pretrained, or save the merged adapter and load it from there"
         )
     refuse_taken(model, adapter_name)
-    active = model.base_model.active_adapter
+    activate = _activation(model)
+    if not wrapped:
+        tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     with _merged_stays_merged(model), fork_rng(devices=[]):  # PEFT draws factors for embeddings all the same
         try:
             # On the meta device first: PEFT then neither draws random numbers nor touches the base weights. PeftModel's
             # own method: those for classifiers would train a head with it.
             replicated, config.layer_replication = config.layer_replication, None  # or PEFT replicates them once more
-            PeftModel.add_adapter(model, adapter_name, config, low_cpu_mem_usage=True)
+            if isinstance(model, PeftModel):
+                PeftModel.add_adapter(model, adapter_name, config, low_cpu_mem_usage=True)
+            else:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # of course
+                    inject_adapter_in_model(config, model, adapter_name, low_cpu_mem_usage=True)
             config.layer_replication = replicated
             result = set_peft_model_state_dict(
                 model, dict(tensors), adapter_name=adapter_name, low_cpu_mem_usage=True, ignore_mismatched_sizes=False
             )
             _fill_offloaded(model, adapter_name, tensors)
             _settle_dtypes(model, adapter_name, tensors)
+            if not wrapped:
+                activate()  # PEFT makes what it puts into a model the active adapter
             unexpected = list(getattr(result, "unexpected_keys", []))
             left = [name for name, p in model.named_parameters() if f".{adapter_name}." in f"{name}." and p.is_meta]
             if unexpected or left:
@@ -68,7 +82,7 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
                     f"{f'no module for {unexpected[:3]}' if unexpected else f'no tensor for {left[:3]}'}"
                 )
         except BaseException as error:
-            take_off(model, adapter_name, active)
+            take_off(model, adapter_name, activate)
             if isinstance(error, (ValueError, RuntimeError)) and not isinstance(error, BaseModelError):
                 raise BaseModelError(f"adding {adapter_name!r} to this {type(model).__name__}: {error}") from error
             raise
@@ -90,15 +104,47 @@ def _merged_stays_merged(model: nn.Module) -> Iterator[None]:
             layer.merged_adapters = names
 
 
-def take_off(model: Any, adapter_name: str, active: str | list[str]) -> None:
+def _activation(model: Any) -> Callable[[], None]:
+    """A function that makes the adapters active that are active now."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if isinstance(model, PeftModel):
+        active = model.base_model.active_adapter
+        return lambda: model.base_model.set_adapter(active)
+    layers = {name: list(m.active_adapters) for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    everywhere = sorted({name for names in layers.values() for name in names})
+
+    def activate() -> None:
+        for name, module in model.named_modules():
+            if isinstance(module, BaseTunerLayer):  # a layer that had no adapter before has those of the others
+                module.set_adapter(layers.get(name, everywhere))
+
+    return activate
+
+
+def take_off(model: Any, adapter_name: str, activate: Callable[[], None] | None = None) -> None:
     """Remove whatever there is of an adapter. PEFT's own roll-back leaves it in the layers that it had reached."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    activate = activate or _activation(model)
     model.peft_config.pop(adapter_name, None)
     for module in list(model.modules()):
         if isinstance(module, BaseTunerLayer):
             module.delete_adapter(adapter_name)
-    model.base_model.set_adapter(active)
+    for name, layer in list(model.named_modules()):
+        if _is_empty(layer):  # put there for this adapter alone
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, layer.get_base_layer())
+    activate()
+
+
+def _is_empty(layer: Any) -> bool:
+    """Whether it is a plain layer of PEFT's that holds no adapter any more."""
+    from peft.tuners.lora.layer import Conv1d, Conv2d, Conv3d, Embedding, Linear
+
+    kinds = (Linear, Embedding, Conv1d, Conv2d, Conv3d)
+    return isinstance(layer, kinds) and not any(getattr(layer, part, None) for part in layer.adapter_layer_names)
 
 
 def restore_trained(model: nn.Module, trained: Mapping[str, bool]) -> None:

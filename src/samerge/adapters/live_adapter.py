@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -41,7 +42,35 @@ def live_adapter(model: nn.Module, name: str) -> Adapter:
                 modules.update(_described(name, _plain(path), layer, part, config))
     if not modules:
         raise AdapterError(f"adapter {name!r} of this {type(model).__name__} has no LoRA layers")
-    return Adapter(name, f"live:{name}", config, dict(sorted(modules.items())), None, _extras(base, name))
+    notes = _scaled(base, name, config)
+    return Adapter(name, f"live:{name}", config, dict(sorted(modules.items())), None, _extras(base, name), notes)
+
+
+def _scales(layer: Any, name: str, config: Mapping[str, Any]) -> tuple[float, float]:
+    """An adapter's scale in a layer as trained, and as it is on this model at the moment.
+
+    `set_scale` and diffusers' `set_adapters(names, weights)` change the second. A scale that is a tensor is that of an
+    adapter that was hot-swapped, and its own.
+    """
+    now = layer.scaling[name]
+    if isinstance(now, Tensor):
+        return float(now), float(now)
+    rank, stabilised = layer.r[name], getattr(layer, "use_rslora", {}).get(name, bool(config.get("use_rslora")))
+    return layer.lora_alpha[name] / (math.sqrt(rank) if stabilised else rank), float(now)
+
+
+def _scaled(base: nn.Module, name: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What to say where an adapter's strength on the model is another one than as trained."""
+    layers: list[Any] = [layer for layer in base.modules() if name in getattr(layer, "lora_alpha", {})]
+    pairs = [_scales(layer, name, config) for layer in layers]
+    other = sorted({round(now / own, 6) for own, now in pairs if own and not math.isclose(now, own, rel_tol=1e-6)})
+    if not other:
+        return ()
+    many = f"{other[0]:g}" if len(other) == 1 else f"{other[0]:g} to {other[-1]:g}"
+    return (
+        f"the adapter {name} runs at {many} of its strength on this model (set_adapters or set_scale); it was merged "
+        f"as trained, times its weight in the merge alone",
+    )
 
 
 def _described(
@@ -71,7 +100,7 @@ def _described(
         _target(path, layer),
         config,
         stored,
-        float(layer.scaling[adapter]),
+        _scales(layer, adapter, config)[0],
         bool(getattr(layer, "fan_in_fan_out", False)),
         int(layer.r[adapter]),
     )

@@ -34,6 +34,7 @@ def open_base(base: str | Path | nn.Module | FolderSource | None, required: bool
         BaseModelError: it cannot be read.
         HubError: it could not be downloaded.
     """
+    _refuse_pipeline(base)
     if isinstance(base, nn.Module):
         return ModelSource(base)
     if isinstance(base, FolderSource):
@@ -62,7 +63,16 @@ def open_adapters(
         AdapterError: one cannot be read or is not a plain LoRA.
         HubError: one could not be downloaded.
     """
+    _refuse_pipeline(base)
     return [replace(_open_adapter(base, name, adapter), name=name) for name, adapter in named(adapters, "adapters")]
+
+
+def _refuse_pipeline(base: object) -> None:
+    if isinstance(getattr(base, "components", None), Mapping):
+        raise OptionError(
+            f"base is a {type(base).__name__}, which is several models; give one of them, such as pipe.unet or "
+            f"pipe.transformer, or merge in all of them at once with samerge.add_weighted_adapter(pipe, ...)"
+        )
 
 
 def named(given: Mapping[str, Given] | Sequence[Given], what: str) -> list[tuple[str, Given]]:

@@ -1,0 +1,150 @@
+"""Models and pipelines of diffusers: merged live, all components at once, at the strength that the weights say."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from alike import same_values
+from peft.tuners.lora.layer import LoraLayer
+
+import samerge
+
+pytest.importorskip("diffusers")
+from pipelines import flux, painted, put_on, stable_diffusion, text_encoder, unet
+
+_ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+MODELS: dict[str, tuple[Any, tuple[list[str], list[str]]]] = {
+    "unet": (unet, (_ATTENTION, ["to_q", "conv1", "proj_in"])),
+    "flux": (flux, (_ATTENTION, ["to_q", "proj_mlp"])),
+    "text encoder": (text_encoder, (["q_proj", "v_proj"], ["q_proj", "fc1"])),
+}
+
+
+@pytest.fixture(autouse=True)
+def _peft_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.integrations.peft as integration
+
+    if hasattr(integration, "check_peft_version"):  # asks for a PEFT that is not out yet
+        monkeypatch.setattr(integration, "check_peft_version", lambda **given: None)
+
+
+def two(kind: str) -> Any:
+    make, (first, second) = MODELS[kind]
+    model = make()
+    put_on(model, "a", 1, first)
+    put_on(model, "b", 2, second, r=2, use_rslora=True)
+    return model
+
+
+def active(model: Any, name: str) -> None:
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.set_adapter(name)
+
+
+def dense(model: Any, weights: dict[str, float]) -> Any:
+    """The model with the weighted updates added to its weights."""
+    plain = type(model).from_config(model.config) if hasattr(model, "from_config") else type(model)(model.config)
+    base, state = {}, model.state_dict()
+    for key, tensor in state.items():
+        if "lora_" not in key:
+            base[key.replace(".base_layer", "")] = tensor.clone()
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            for name, weight in weights.items():
+                if name in module.lora_A:
+                    base[f"{path}.weight"] += weight * module.get_delta_weight(name)
+    plain.load_state_dict(base)
+    return plain.eval()
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_a_live_model(kind: str) -> None:
+    model = two(kind)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    merged = samerge.add_weighted_adapter(model, ["a", "b"], [1.0, -0.5], "m", "linear", progress=False)
+    assert all(
+        torch.equal(tensor, model.state_dict()[key]) for key, tensor in before.items() if key in model.state_dict()
+    )
+    assert {name for m in model.modules() if isinstance(m, LoraLayer) for name in m.active_adapters} == {"b"}
+    assert set(model.peft_config) == {"a", "b", "m"}
+    active(model, "m")
+    same_values(painted(model), painted(dense(model, {"a": 1.0, "b": -0.5})), 1e-4)
+    assert merged.report.record.method == "linear"
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS))
+def test_the_default_says_how_it_ranked(kind: str) -> None:
+    model = two(kind)
+    merged = samerge.merge(model, ["a", "b"], progress=False)
+    assert merged.report.record.method == "even" if kind != "text encoder" else "saliency"
+    local = samerge.merge(model, ["a", "b"], method="saliency", connectivity="local", progress=False)
+    assert local.report.record.options["connectivity"] == "local"
+
+
+@pytest.mark.parametrize("scale", [0.7, 0.0, -2.0])
+def test_a_live_scale_is_seen_said_and_not_counted_twice(scale: float) -> None:
+    pipe = stable_diffusion()
+    put_on(pipe.unet, "a", 1, _ATTENTION)
+    put_on(pipe.unet, "b", 2, _ATTENTION, use_rslora=True)
+    plain = samerge.merge(pipe.unet, ["a", "b"], weights=[1.0, 0.7], method="linear", progress=False)
+    assert not [text for text in plain.report.warnings if "strength on this model" in text]
+    pipe.set_adapters(["a", "b"], [1.0, scale])
+    found = samerge.merge(pipe.unet, ["a", "b"], weights=[1.0, 0.7], method="linear", progress=False)
+    for module in plain.factors:
+        same_values(found.delta(module), plain.delta(module), 1e-6, module)
+    [told] = [text for text in found.report.warnings if "strength on this model" in text]
+    assert told.startswith(f"the adapter b runs at {scale:g} of its strength on this model (set_adapters")
+
+
+def test_scales_that_differ_by_block() -> None:
+    pipe = stable_diffusion()
+    put_on(pipe.unet, "a", 1, _ATTENTION)
+    pipe.set_adapters("a", {"unet": {"down": 0.5, "up": 2.0}})
+    found = samerge.merge(pipe.unet, ["a"], method="linear", progress=False)
+    assert any("the adapter a runs at 0.5 to 2 of its strength" in text for text in found.report.warnings)
+
+
+def test_a_whole_pipeline() -> None:
+    """Each model gets what the adapters have for it; one of them has nothing for the text encoder."""
+    pipe = stable_diffusion()
+    put_on(pipe.unet, "a", 1, _ATTENTION)
+    put_on(pipe.unet, "b", 2, ["to_q", "conv1"])
+    put_on(pipe.text_encoder, "b", 3, ["q_proj", "v_proj"])
+    found = samerge.add_weighted_adapter(pipe, ["a", "b"], [1.0, 0.5], "m", "linear", progress=False)
+    assert sorted(found) == ["text_encoder", "unet"]
+    pipe.set_adapters("m")
+    same_values(painted(pipe.unet), painted(dense(pipe.unet, {"a": 1.0, "b": 0.5})), 1e-4)
+    same_values(painted(pipe.text_encoder), painted(dense(pipe.text_encoder, {"b": 0.5})), 1e-4)
+    assert pipe.get_list_adapters() == {"unet": ["a", "b", "m"], "text_encoder": ["b", "m"]}
+    for names, words in ((["a", "x"], "no adapter 'x' in this StableDiffusionPipeline; it has"), ([], "no adapter ''")):
+        with pytest.raises(samerge.AdapterError, match=words):
+            samerge.add_weighted_adapter(pipe, names, None, "n")
+    with pytest.raises(samerge.OutputExistsError):
+        samerge.add_weighted_adapter(pipe, ["a", "b"], None, "m")
+    with pytest.raises(samerge.OptionError, match="base is a StableDiffusionPipeline, which is several models"):
+        samerge.merge(pipe, ["a", "b"])
+
+
+def test_all_of_a_pipeline_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = stable_diffusion()
+    put_on(pipe.unet, "a", 1, _ATTENTION)
+    put_on(pipe.text_encoder, "a", 3, ["q_proj"])
+    before = [copy.deepcopy(one.state_dict()) for one in (pipe.unet, pipe.text_encoder)]
+    install, calls = samerge.MergedAdapter.apply_to, []
+
+    def fails(self: Any, model: Any, name: str) -> None:
+        calls.append(name)
+        if len(calls) == 2:
+            raise MemoryError
+        install(self, model, name)
+
+    monkeypatch.setattr(samerge.MergedAdapter, "apply_to", fails)
+    with pytest.raises(MemoryError):
+        samerge.add_weighted_adapter(pipe, ["a"], None, "m", "linear", progress=False)
+    for one, state in zip((pipe.unet, pipe.text_encoder), before, strict=True):
+        assert set(one.peft_config) == {"a"}
+        assert one.state_dict().keys() == state.keys()

@@ -1,0 +1,97 @@
+"""Tiny pipelines of diffusers with random weights, and adapters on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor, nn
+
+
+def unet(**settings: Any) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "sample_size": 8,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 16,
+        "attention_head_dim": 8,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**sizes, **settings).eval()
+
+
+def flux() -> nn.Module:
+    from diffusers import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    sizes = {"in_channels": 4, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16}
+    more = {"num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 16}
+    return FluxTransformer2DModel(**sizes, **more, axes_dims_rope=[4, 4, 8]).eval()
+
+
+def text_encoder() -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "num_hidden_layers": 2}
+    return CLIPTextModel(CLIPTextConfig(**sizes, vocab_size=40, max_position_embeddings=16, projection_dim=16)).eval()
+
+
+def stable_diffusion() -> Any:
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=[8, 8],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+    return StableDiffusionPipeline(
+        unet=unet(),
+        text_encoder=text_encoder(),
+        vae=vae,
+        tokenizer=None,
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def put_on(model: Any, name: str, seed: int, targets: Sequence[str], **settings: Any) -> None:
+    """An adapter with random values on a live model, beside those that it has."""
+    given = {"r": 4, "lora_alpha": 8, **settings}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        model.add_adapter(LoraConfig(target_modules=list(targets), **given), adapter_name=name)
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in model.named_parameters():
+        if f".{name}." in key and "lora_" in key:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+
+
+def painted(model: Any) -> Tensor:
+    """What a UNet, a transformer or a text encoder says to a fixed input."""
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    kind = type(model).__name__
+    with torch.no_grad():
+        if kind == "CLIPTextModel":
+            return model(torch.arange(7)[None]).last_hidden_state
+        if kind == "FluxTransformer2DModel":
+            places = {"img_ids": torch.zeros(6, 3), "txt_ids": torch.zeros(5, 3), "timestep": torch.tensor([0.5])}
+            return model(draw(1, 6, 4), draw(1, 5, 16), draw(1, 16), **places, return_dict=False)[0]
+        return model(draw(1, 4, 8, 8), 3, draw(1, 7, 16)).sample
