@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from samerge.adapters.servers import VERSIONS
 from samerge.cli.console import show_json, stdout
 from samerge.cli.exit_codes import BAD_INPUT
 from samerge.cli.shared_options import Adapters, Base, Json, Positional, Token
@@ -52,6 +51,8 @@ def check(
 def _told(report: AdapterReport) -> Text:
     """A report as lines: a word, and what is to be said."""
     from rich.text import Text
+
+    from samerge.adapters.servers import VERSIONS
 
     lines: list[tuple[str, str, str]] = [("", report.name, "bold")]
     if report.source != report.name:
