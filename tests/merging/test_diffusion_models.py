@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from alike import same_values
 from peft.tuners.lora.layer import LoraLayer
+from safetensors.torch import save_file
 
 import samerge
 
@@ -148,3 +151,83 @@ def test_all_of_a_pipeline_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for one, state in zip((pipe.unet, pipe.text_encoder), before, strict=True):
         assert set(one.peft_config) == {"a"}
         assert one.state_dict().keys() == state.keys()
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Path:
+    """A pipeline's folder, as `pipe.save_pretrained` writes it, the UNet in shards."""
+    pipe = stable_diffusion()
+    pipe.save_pretrained(tmp_path / "sd")
+    pipe.unet.save_pretrained(tmp_path / "sd" / "unet", max_shard_size="20KB")
+    assert (tmp_path / "sd" / "unet" / "diffusion_pytorch_model.safetensors.index.json").exists()
+    return tmp_path / "sd"
+
+
+def saved(model: Any, folder: Path, prefix: str = "") -> str:
+    """An adapter of a live model as a PEFT folder."""
+    from peft.utils import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, adapter_name="a")
+    tensors = {f"base_model.model.{prefix}{key}": tensor.contiguous() for key, tensor in state.items()}
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["to_q"], "use_rslora": False}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_model_of_diffusers_on_disk_is_a_base(on_disk: Path, tmp_path: Path) -> None:
+    model = unet()
+    put_on(model, "a", 1, _ATTENTION)
+    folder = saved(model, tmp_path / "a")
+    merged = samerge.merge(on_disk / "unet", [folder], method="saliency", connectivity="local", progress=False)
+    live = samerge.merge(model, ["a"], method="saliency", connectivity="local", progress=False)
+    for module in live.factors:
+        same_values(merged.delta(module), live.delta(module), 1e-5, module)
+    assert merged.report.record.base.model_type == "UNet2DConditionModel"
+    with pytest.raises(samerge.GraphError, match=r"for _class_name 'UNet2DConditionModel'.*connectivity=.local"):
+        samerge.merge(on_disk / "unet", [folder], method="saliency", progress=False)
+    active(model, "a")
+    expected = painted(model)
+    samerge.bake(on_disk / "unet", folder, progress=False).save(tmp_path / "baked", max_shard_size="20KB")
+    baked = type(model).from_pretrained(tmp_path / "baked").eval()
+    same_values(painted(baked), expected, 1e-5)
+    extracted = samerge.extract_adapter(on_disk / "unet", tmp_path / "baked", rank=4, progress=False)
+    for module in live.factors:
+        same_values(extracted.delta(module), live.delta(module), 1e-4, module)
+    full = samerge.merge_full(
+        on_disk / "unet", [tmp_path / "baked"], connectivity="local", density=1, scaling=1.0, progress=False
+    )
+    full.save(tmp_path / "full")
+    same_values(painted(type(model).from_pretrained(tmp_path / "full").eval()), expected, 1e-4)
+
+
+def test_a_pipelines_folder_is_a_base_of_all_its_models(on_disk: Path, tmp_path: Path) -> None:
+    model = unet()
+    put_on(model, "a", 1, _ATTENTION)
+    folder = saved(model, tmp_path / "a", prefix="unet.")
+    merged = samerge.merge(on_disk, [folder], method="linear", progress=False)
+    live = samerge.merge(model, ["a"], method="linear", progress=False)
+    assert set(merged.factors) == {f"unet.{module}" for module in live.factors}
+    for module in live.factors:
+        same_values(merged.delta(f"unet.{module}"), live.delta(module), 1e-6, module)
+    with pytest.raises(samerge.OptionError, match=r"is a pipeline of several models.*such as .*unet"):
+        samerge.bake(on_disk, folder, progress=False)
+
+
+def test_folders_of_diffusers_that_are_broken(on_disk: Path, tmp_path: Path) -> None:
+    model = unet()
+    put_on(model, "a", 1, _ATTENTION)
+    folder = saved(model, tmp_path / "a")
+    index = on_disk / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    table = json.loads(index.read_text())
+    table["weight_map"]["conv_in.weight"] = "../../secret.safetensors"
+    index.write_text(json.dumps(table))
+    with pytest.raises(samerge.BaseModelError, match=r"diffusion_pytorch_model.safetensors.index.json names"):
+        samerge.merge(on_disk / "unet", [folder], method="linear")
+    (on_disk / "model_index.json").write_text("{}")
+    with pytest.raises(samerge.BaseModelError, match=r"model_index.json"):
+        samerge.merge(on_disk, [folder], method="linear")
+    (on_disk / "model_index.json").write_text('{"_class_name": "X", "nothing": ["a", "b"]}')
+    with pytest.raises(samerge.BaseModelError, match=r"none of the models that model_index.json names has safetensors"):
+        samerge.merge(on_disk, [folder], method="linear")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from samerge.errors import OptionError
 from samerge.merging.inputs import named
 from samerge.weights import FolderSource, ModelSource, WeightSource
+from samerge.weights.folder import CONFIG_NAME, PIPELINE_NAME
 from samerge.weights.hub import resolve_base
 from samerge.weights.inside_peft import base_modules
 from samerge.weights.stored import InMemory, Stored, StoredSource
@@ -67,6 +69,11 @@ def open_model(name: str, model: ModelLike, companions: bool = False) -> Opened:
     if isinstance(model, nn.Module):
         return Opened(name, _with_buffers(ModelSource(model), model), model=model)
     folder = resolve_base(str(model), companions=companions)
+    if os.path.lexists(folder / PIPELINE_NAME) and not os.path.lexists(folder / CONFIG_NAME):
+        raise OptionError(
+            f"{str(model)!r} is a pipeline of several models, and a checkpoint is one; give the folder of one of them, "
+            f"such as {folder / 'unet'}"
+        )
     return Opened(name, FolderSource(folder, name=str(model)), folder=folder)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from samerge.errors import OptionError
-from samerge.weights.folder import INDEX_NAME, SINGLE_NAME
+from samerge.weights.folder import STEM
 from samerge.weights.tensorfile import dtype_names
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -37,12 +37,13 @@ def shard_bytes(size: int | str) -> int:
     return int(float(found[1]) * unit)
 
 
-def plan(specs: Mapping[str, Spec], limit: int) -> dict[str, list[str]]:
+def plan(specs: Mapping[str, Spec], limit: int, stem: str = STEM) -> dict[str, list[str]]:
     """Which tensors go into which file, in the order of their names; a tensor larger than a shard has one of its own.
 
     Args:
         specs: shape and dtype by name.
         limit: bytes of a shard.
+        stem: what the files are called.
 
     Returns:
         Tensor names by file name.
@@ -62,8 +63,8 @@ def plan(specs: Mapping[str, Spec], limit: int) -> dict[str, list[str]]:
         groups[-1].append(name)
         filled += size
     if len(groups) == 1:
-        return {SINGLE_NAME: groups[0]}
-    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, start=1)}
+        return {f"{stem}.safetensors": groups[0]}
+    return {f"{stem}-{i:05d}-of-{len(groups):05d}.safetensors": group for i, group in enumerate(groups, start=1)}
 
 
 def write_shards(
@@ -72,6 +73,7 @@ def write_shards(
     tiles: Callable[[str], Iterable[Tensor]],
     limit: int,
     advance: Callable[[int], None] = lambda entries: None,
+    stem: str = STEM,
 ) -> None:
     """Write all tensors, never more than a tile in memory.
 
@@ -81,8 +83,9 @@ def write_shards(
         tiles: gives a tensor's values in order, in pieces.
         limit: bytes of a shard.
         advance: called with the number of entries written.
+        stem: what the files are called.
     """
-    files = plan(specs, limit)
+    files = plan(specs, limit, stem)
     for file, names in files.items():
         _write(folder / file, {name: specs[name] for name in names}, tiles, advance)
     if len(files) > 1:
@@ -91,7 +94,7 @@ def write_shards(
             "metadata": {"total_size": sum(_size(spec) for spec in specs.values())},
             "weight_map": dict(sorted(where.items())),
         }
-        (folder / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _write(

@@ -16,6 +16,7 @@ from samerge.errors import OptionError, OutputExistsError
 from samerge.full.given_models import Opened
 from samerge.parallel.progress import Progress
 from samerge.report.report import Report
+from samerge.weights.folder import file_stem
 
 MARKER = "config.json"
 
@@ -116,7 +117,7 @@ class StreamedModel:
         with atomic_folder(target, overwrite=overwrite, marker=MARKER) as folder:
             notes = write_companions(folder, self.base, self.dtype, trust_remote_code, self.settings)
             with Progress(self.progress).task("writing", entries) as advance:
-                write_shards(folder, specs, self.assembly.tiles, limit, advance)
+                write_shards(folder, specs, self.assembly.tiles, limit, advance, file_stem(self.base.source.config))
             record = replace(self.report.record, warnings=(*self.report.warnings, *notes))
             write_text(folder, record.json(), model_card(record))
         return target

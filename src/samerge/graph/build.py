@@ -44,7 +44,7 @@ def build_graph(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     family = find_family(str(config.get("model_type")))
     if family is None:
         raise GraphError(
-            f"no flow graph is known for model_type {config.get('model_type')!r} (architectures "
+            f"no flow graph is known for {_kind(config)} (architectures "
             f"{config.get('architectures')}), whose tensors are {some(shapes)}. Known model_types: "
             f"{', '.join(families())}. {WAYS_ON}"
         )
@@ -126,3 +126,9 @@ def _is_parallel(layers: Layers) -> bool:
     if isinstance(parallel, bool):
         return parallel
     return any(bool(layers.config.get(key, default)) for key, default in parallel.items())
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    """What a configuration says of the kind of model: transformers' word, or diffusers'."""
+    key = "_class_name" if config.get("model_type") is None and "_class_name" in config else "model_type"
+    return f"{key} {config.get(key)!r}"

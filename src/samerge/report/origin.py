@@ -43,7 +43,11 @@ def versions() -> dict[str, str | None]:
 
 def base_of(source: WeightSource | None) -> Base:
     """The base as a record names it."""
-    return Base() if source is None else Base(source.name, source.config.get("model_type"))
+    return (
+        Base()
+        if source is None
+        else Base(source.name, source.config.get("model_type") or source.config.get("_class_name"))
+    )
 
 
 def input_of(adapter: Adapter, weight: float) -> Input:
