@@ -13,7 +13,7 @@ from tiny import Beast, chain, chain_factors, write_adapter
 
 import samerge
 from samerge.adapters.servable import siblings, target_modules
-from samerge.graph.module_names import module_type
+from samerge.options.module_names import module_type
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from samerge.graph.module_names import expert_of
 from samerge.linalg.factors import LoraFactors
+from samerge.options.module_names import expert_of
 
 Kind = Literal["linear", "embedding", "conv", "in_proj", "out_proj", "parameter"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from samerge.adapters.layouts import Layout
 from samerge.errors import AdapterError
-from samerge.graph.module_names import layer_numbers, module_type
 from samerge.linalg.factors import LoraFactors
+from samerge.options.module_names import layer_numbers, module_type
 
 #: What must be adapted where a module of this name is.
 _PARTNERS = {"q_proj": ("v_proj",), "k_proj": ("q_proj", "v_proj"), "v_proj": ("q_proj",), "up_proj": ("gate_proj",)}

@@ -24,7 +24,7 @@ from typing import Any
 
 from samerge.adapters.config import pattern_value, scaling
 from samerge.adapters.servable import partners
-from samerge.graph.module_names import expert_of, layer_numbers, module_type
+from samerge.options.module_names import expert_of, layer_numbers, module_type
 
 #: What the rules were read from, or run with.
 VERSIONS: Mapping[str, str] = {

@@ -24,13 +24,13 @@ from torch import Tensor
 from samerge.adapters import AdaptedModule, Adapter
 from samerge.errors import AdapterError
 from samerge.full.baked_tensors import Change, Recipe, Rows
-from samerge.graph.module_names import expert_of
 from samerge.linalg.factors import LoraFactors, concatenate, norm
 from samerge.merging.alignment.memory import in_memory
 from samerge.merging.alignment.origins import places
 from samerge.merging.conversion.dora import update_rows
 from samerge.merging.saved_modules import SavedParts
 from samerge.methods.problem import Site
+from samerge.options.module_names import expert_of
 from samerge.saliency.elements import TILE_ELEMENTS
 from samerge.weights import WeightSource
 

@@ -23,7 +23,6 @@ from samerge.adapters.formats.table import DEFAULT, format_of, read_any
 from samerge.adapters.servers import Served, gaps, hints, servability
 from samerge.adapters.settings import readable
 from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeError
-from samerge.graph.module_names import module_type
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.architecture import base_graph
 from samerge.merging.alignment.spelling import together
@@ -32,6 +31,7 @@ from samerge.merging.configuration import strangers_of
 from samerge.merging.conversion.dora import check_dora
 from samerge.merging.inputs import open_base
 from samerge.merging.trained_parts import check_extras
+from samerge.options.module_names import module_type
 from samerge.report.origin import name_of
 from samerge.weights import WeightSource
 from samerge.weights.hub import resolve_adapter

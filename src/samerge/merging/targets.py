@@ -13,9 +13,9 @@ from typing import Any
 
 from samerge.adapters import Adapter, servable
 from samerge.adapters.layouts import Layout
-from samerge.graph.module_names import expert_of
 from samerge.linalg.factors import LoraFactors
 from samerge.methods.problem import Problem
+from samerge.options.module_names import expert_of
 
 #: The fields of a LoraConfig that say together which modules it means.
 _FIELDS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")

@@ -31,7 +31,6 @@ from torch import Tensor
 
 from samerge.errors import BaseModelError
 from samerge.graph import FlowGraph, Weight
-from samerge.graph.module_names import expert_of
 from samerge.graph.widths import local_graph
 from samerge.linalg.factors import LoraFactors, concatenate, norm
 from samerge.linalg.randomised_svd import truncated_svd
@@ -42,6 +41,7 @@ from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site, iterate
 from samerge.options.connectivity import HELP, connectivity
 from samerge.options.kinds import density, flag, mean_of, whole, word
+from samerge.options.module_names import expert_of
 from samerge.options.option import Options, option
 from samerge.saliency.element_densities import element_densities
 from samerge.saliency.element_masks import Masks

@@ -1,1 +1,1 @@
-"""The options of a merge, and the checks of single values."""
+"""The options of a merge, the checks of single values, and what the name of a module says."""

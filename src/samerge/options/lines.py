@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from samerge.errors import OptionError
-from samerge.graph.module_names import first_layer
+from samerge.options.module_names import first_layer
 
 
 def is_lines(scaling: object) -> bool:

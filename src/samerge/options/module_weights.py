@@ -17,8 +17,8 @@ from functools import lru_cache
 from typing import Any
 
 from samerge.errors import OptionError
-from samerge.graph.module_names import expert_of, module_type
 from samerge.options.kinds import Kind, check_number
+from samerge.options.module_names import expert_of, module_type
 
 _HELP = "a mapping of patterns to a number, or to a mapping of adapters to numbers"
 

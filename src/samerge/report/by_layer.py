@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from samerge.graph.module_names import first_layer, module_type
+from samerge.options.module_names import first_layer, module_type
 from samerge.report.record import AdapterInLayer, LayerRecord, elements, energy_kept, lost
 
 

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from samerge.graph.module_names import expert_of
 from samerge.graph.widths import matrix_shape
 from samerge.linalg.factors import LoraFactors
+from samerge.options.module_names import expert_of
 from samerge.weights import WeightSource, read_tile
 
 

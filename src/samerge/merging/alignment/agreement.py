@@ -13,9 +13,9 @@ from typing import TypeVar
 
 from samerge.adapters import Adapter, Extras
 from samerge.errors import BaseModelError
-from samerge.graph.module_names import first_layer
 from samerge.merging.alignment.matching import bare
 from samerge.merging.alignment.underscored import refuse_mixed_names
+from samerge.options.module_names import first_layer
 
 Value = TypeVar("Value")
 

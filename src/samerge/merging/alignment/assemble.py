@@ -11,10 +11,10 @@ from samerge.adapters.servable import partners, siblings
 from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.conv1d import CONV1D_FAMILIES, is_conv1d
-from samerge.graph.module_names import expert_of, module_type
 from samerge.graph.widths import local_graph
 from samerge.merging.alignment.architecture import base_graph
 from samerge.methods.problem import Site
+from samerge.options.module_names import expert_of, module_type
 from samerge.weights import WeightSource, matrix_shape
 
 #: Models whose stacked experts are stored (in, out), where a square one does not show it.

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 from samerge.errors import BaseModelError
-from samerge.graph.module_names import layer_numbers
+from samerge.options.module_names import layer_numbers
 
 #: Components that transformers moved around at the front of names.
 _CONTAINERS = ("model", "language_model")

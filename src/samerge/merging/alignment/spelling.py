@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 from torch import nn
 
 from samerge.adapters import Adapter, Extras
-from samerge.graph.module_names import expert_of
 from samerge.merging.alignment.agreement import agreed
 from samerge.merging.alignment.experts import stacked_experts
 from samerge.merging.alignment.fused import FusedSource
@@ -33,6 +32,7 @@ from samerge.merging.alignment.matching import Names, match_modules, refuse_doub
 from samerge.merging.alignment.memory import Memory, in_memory, may_be_renamed, of_live
 from samerge.merging.alignment.underscored import dotted
 from samerge.merging.alignment.views import RenamedSource, replicated, replication, with_aliases
+from samerge.options.module_names import expert_of
 from samerge.weights import WeightSource
 
 Value = TypeVar("Value")

@@ -20,10 +20,10 @@ from torch import Tensor
 from samerge.adapters import AdaptedModule, Adapter
 from samerge.adapters.describe import finite
 from samerge.errors import AdapterError
-from samerge.graph.module_names import expert_of
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.randomised_svd import Rows, truncated_svd
 from samerge.methods.problem import Site
+from samerge.options.module_names import expert_of
 from samerge.parallel.progress import Progress
 from samerge.parallel.shared_work import everywhere, own
 from samerge.parallel.supply import elsewhere

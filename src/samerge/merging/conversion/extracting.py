@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from samerge.adapters import AdaptedModule, Adapter
 from samerge.errors import BaseModelError
-from samerge.graph.module_names import module_type
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.randomised_svd import truncated_svd
 from samerge.linalg.triplets import singular
@@ -29,6 +28,7 @@ from samerge.merging.inputs import device_of, open_base
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.methods.method import Begun, MergedLayer, Share
 from samerge.methods.problem import Problem, Site
+from samerge.options.module_names import module_type
 from samerge.parallel.progress import Progress
 from samerge.report.record import LayerRecord
 from samerge.report.report import Report
