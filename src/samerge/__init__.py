@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from samerge.linalg.factors import LoraFactors
     from samerge.merging.comparison import Comparison, compare
     from samerge.merging.conversion.compressing import compress_adapter
+    from samerge.merging.conversion.converting import convert_adapter
     from samerge.merging.conversion.extracting import extract_adapter
     from samerge.merging.live import add_weighted_adapter
     from samerge.merging.merge_adapters import merge
@@ -53,6 +54,7 @@ _LAZY = {
     "bake": "samerge.full.bake",
     "compare": "samerge.merging.comparison",
     "compress_adapter": "samerge.merging.conversion.compressing",
+    "convert_adapter": "samerge.merging.conversion.converting",
     "extract_adapter": "samerge.merging.conversion.extracting",
     "merge": "samerge.merging.merge_adapters",
     "merge_full": "samerge.full.merge_full",
@@ -89,6 +91,7 @@ __all__ = [
     "bake",
     "compare",
     "compress_adapter",
+    "convert_adapter",
     "extract_adapter",
     "merge",
     "merge_full",

@@ -177,13 +177,13 @@ def test_partners_are_filled_with_zeros(llama, tmp_path):
 
 
 def test_what_is_no_lora(llama, tmp_path):
-    from peft import LoHaConfig
+    from peft import VeraConfig
 
-    get_peft_model(llama.model(), LoHaConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    get_peft_model(llama.model(), VeraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
     report = check_adapter(tmp_path)
-    assert (report.kind, report.mergeable, report.ranks) == ("LOHA", False, {})
-    assert "it is a LOHA adapter" in report.problems[0]
-    assert report.serving["vLLM"][0] == "it is a LOHA adapter, not a LoRA"
+    assert (report.kind, report.mergeable, report.ranks) == ("VERA", False, {})
+    assert "it is a VERA adapter" in report.problems[0]
+    assert report.serving["vLLM"][0] == "it is a VERA adapter, not a LoRA"
 
 
 def test_another_base(llama, bert):

@@ -93,8 +93,6 @@ def test_initialisations_that_leave_the_base_alone(bench, init) -> None:
 
 
 TYPES = {
-    "LOHA": (peft.LoHaConfig, "save_as_lora"),
-    "LOKR": (peft.LoKrConfig, "save_as_lora"),
     "VERA": (peft.VeraConfig, "save_as_lora"),
     "IA3": (peft.IA3Config, "merge_and_unload"),
     "OFT": (peft.OFTConfig, "merge_and_unload"),
@@ -117,6 +115,14 @@ def test_other_types_of_peft(bench, kind: str) -> None:
     ):
         with pytest.raises(samerge.AdapterError, match=rf"it is a {kind} adapter.*{way_out}"):
             merge()
+
+
+def test_kinds_that_are_read_from_their_folder_alone(bench) -> None:
+    lab = bench(llama)
+    with quiet():
+        model = get_peft_model(lab.fresh(), peft.LoHaConfig(target_modules=["q_proj"], r=2))
+    with pytest.raises(samerge.AdapterError, match=r"it is a LOHA adapter.*Saved, it is read from its folder"):
+        samerge.add_weighted_adapter(model, ["default"], combination_type="paper")
 
 
 def test_prompts_are_no_weights(bench) -> None:

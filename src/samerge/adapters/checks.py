@@ -60,9 +60,11 @@ _MUTATING = ("pissa", "olora", "corda", "lora_ga")
 _PROMPTS = frozenset(
     {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"}
 )
+#: Those that are read as LoRA from their folder (`adapters/formats/`), but not from a live model.
+_READ = frozenset({"ADALORA", "LOHA", "LOKR"})
 #: Those that `peft.save_as_lora` can turn into a LoRA.
 _CONVERTIBLE = frozenset(
-    {"LOHA", "LOKR", "VERA", "C3A", "DELORA", "GRALORA", "MISS", "PSOFT", "RANDLORA", "TINYLORA", "UNILORA", "VBLORA"}
+    {"VERA", "C3A", "DELORA", "GRALORA", "MISS", "PSOFT", "RANDLORA", "TINYLORA", "UNILORA", "VBLORA"}
     | {"FOURIERFT", "WAVEFT"}
 )
 
@@ -132,7 +134,9 @@ def _refuse_kind(name: str, config: Mapping[str, Any]) -> None:
             f"reading adapter {name!r}: its configuration names no peft_type, so that PEFT did not write it; convert "
             f"the adapter to PEFT's format with the tool that it comes from"
         )
-    if kind in _PROMPTS:
+    if kind in _READ:
+        way = "Saved, it is read from its folder: give that in place of its name"
+    elif kind in _PROMPTS:
         way = "It changes the prompt and no weight: use it beside a merged LoRA, it cannot be merged into one"
     elif kind in _CONVERTIBLE:
         way = (

@@ -36,8 +36,9 @@ def write_adapter(
     card: str,
     overwrite: bool = False,
     beside: Iterable[Path] = (),
+    weights_name: str = WEIGHTS_NAME,
 ) -> Path:
-    """Write an adapter in PEFT's layout, with its record and its card; the same tensors give the same bytes.
+    """Write an adapter's folder, with its record and its card; the same tensors give the same bytes.
 
     Args:
         folder: where to; parents are created.
@@ -48,6 +49,7 @@ def write_adapter(
         card: the text of `README.md`.
         overwrite: replace an adapter folder that is already there. Default: False.
         beside: files to copy into the folder, as they are.
+        weights_name: what the file of the tensors is called.
 
     Returns:
         The folder.
@@ -69,7 +71,7 @@ def write_adapter(
     settings, _ = json_text(config, CONFIG_NAME), json_text(record, RECORD_NAME)
     target = Path(folder).expanduser()
     with atomic_folder(target, overwrite=overwrite) as temporary:
-        _save(_savable(tensors, target), temporary / WEIGHTS_NAME, {})
+        _save(_savable(tensors, target), temporary / weights_name, {})
         (temporary / CONFIG_NAME).write_text(settings, encoding="utf-8", newline="\n")
         for file in beside:
             shutil.copyfile(file, temporary / file.name)

@@ -10,6 +10,7 @@ from samerge.cli.bake import bake
 from samerge.cli.check import check
 from samerge.cli.compare import compare
 from samerge.cli.compress import compress
+from samerge.cli.convert import convert
 from samerge.cli.exit_codes import guarded
 from samerge.cli.extract import extract
 from samerge.cli.full import full
@@ -78,6 +79,7 @@ for _name, _command, _settings in (
     ("check", check, {}),
     ("verify", verify, {}),
     ("compress", compress, {}),
+    ("convert", convert, {}),
     ("extract", extract, {}),
     ("methods", methods, {}),
 ):

@@ -42,7 +42,12 @@ def hadamard_rank(one: int, two: int, shape: tuple[int, int]) -> int:
 def kronecker(one: LoraFactors, two: LoraFactors) -> LoraFactors:
     """The Kronecker product of two low-rank matrices."""
     one, two = one.folded(), two.folded()
-    return LoraFactors(torch.kron(one.A, two.A), torch.kron(one.B, two.B))
+    return LoraFactors(_kron(one.A, two.A), _kron(one.B, two.B))
+
+
+def _kron(one: Tensor, two: Tensor) -> Tensor:
+    """As torch.kron, which takes no transposed matrices."""
+    return torch.einsum("ij,kl->ikjl", one, two).reshape(one.shape[0] * two.shape[0], -1)
 
 
 def trivial(dense: Tensor) -> LoraFactors:

@@ -15,7 +15,7 @@ from samerge.report.tables import adapters_table
 from samerge.report.wording import in_words
 
 #: What became of the inputs of methods that do not merge.
-_MADE = {"compress": "compressed", "extract": "extracted"}
+_MADE = {"compress": "compressed", "convert": "converted", "extract": "extracted"}
 _CLASS_OF_TASK = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",

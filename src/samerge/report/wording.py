@@ -32,6 +32,7 @@ _METHODS = {
     "svd": "The weighted sum of the adapters' updates, brought to a lower rank by a truncated SVD.",
     "bake": "The weighted sum of the adapters' updates, added to the base's weights.",
     "compress": "The adapter with every layer's update replaced by its best approximation of a lower rank.",
+    "convert": "The adapter itself, in another format.",
     "extract": "The difference between the checkpoint's linear weights and the base's, truncated to a low rank (SVD).",
 }
 #: What comes before a method.

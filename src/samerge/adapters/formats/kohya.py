@@ -30,7 +30,7 @@ from samerge.adapters.formats.components import kohya_stems
 from samerge.adapters.formats.format import Content, Format, Place
 from samerge.adapters.formats.header import header_of
 from samerge.adapters.formats.pairs import Parts, adapter, grouped, module_of, number, pair, refuse_more, trimmed
-from samerge.adapters.formats.products import as_lora, divisor, kind_of
+from samerge.adapters.formats.products import as_lora, divisor, kind_of, notes_of
 from samerge.adapters.model import AdaptedModule, Adapter, widest
 from samerge.adapters.writer import write_file
 from samerge.linalg.products import through_core
@@ -67,24 +67,6 @@ def open_file(place: Place) -> Adapter:
     if not modules:
         raise origin.refusal(f"{place.path.name} holds no tensors")
     return adapter(place, FORMAT.name, modules, notes=notes_of(place.name, modules, products))
-
-
-def notes_of(name: str, modules: Mapping[str, AdaptedModule], products: Mapping[str, int]) -> list[str]:
-    """What to say of modules that are products of low-rank matrices.
-
-    Args:
-        name: of the adapter.
-        modules: all that it adapts.
-        products: how many of them are of which kind.
-    """
-    if not products:
-        return []
-    told = " and ".join(f"{count} modules as {kind}" for kind, count in sorted(products.items()))
-    most = max(one.rank for one in modules.values())
-    return [
-        f"the adapter {name} has {told}, which are read exactly, as LoRA of rank {most} at most: nothing is lost. "
-        f"rank=, or samerge compress, makes the result smaller and says what that loses"
-    ]
 
 
 def _pair(place: Place, module: str, parts: Parts, origin: Origin) -> Mapping[str, AdaptedModule]:

@@ -14,10 +14,18 @@ from samerge.adapters.describe import Stored, check_dtypes, described
 from samerge.adapters.formats.format import Content, Place
 from samerge.adapters.model import AdaptedModule, Adapter, widest
 from samerge.adapters.names import Target
+from samerge.adapters.settings import KINDS
 from samerge.errors import AdapterError
 from samerge.linalg.factors import LoraFactors
+from samerge.weights.fields import Kind, check_fields
+from samerge.weights.hub import CONFIG_NAME
 from samerge.weights.untrusted import Origin
 
+#: Fields that all of PEFT's kinds have alike, and that matter for a merge.
+_COMMON = (
+    *("base_model_name_or_path", "task_type", "target_modules", "exclude_modules", "layers_to_transform"),
+    *("layers_pattern", "modules_to_save", "fan_in_fan_out", "bias"),
+)
 #: Tensors of a module by what they are -> their keys.
 Parts = Mapping[str, str]
 
@@ -160,6 +168,26 @@ def trimmed(factors: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
     first = min(factors)
     one = factors[first]
     return {first: LoraFactors(one.A[:1], one.B[:, :1], one.scale)}
+
+
+def kind_config(
+    place: Place, kinds: Mapping[str, Kind], origin: Origin, needed: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What the configuration of one of PEFT's other kinds says that counts, checked.
+
+    Args:
+        place: where the adapter lies.
+        kinds: fields of that kind alone.
+        origin: what is being read, for errors.
+        needed: those of them that must be there; all by default.
+
+    Raises:
+        AdapterError: a field does not hold what it may.
+    """
+    common = {field: KINDS[field] for field in _COMMON}
+    given = {field: value for field, value in (place.config or {}).items() if field in {*common, *kinds}}
+    check_fields(given, {**common, **kinds}, CONFIG_NAME, origin, needed=needed or tuple(kinds))
+    return given
 
 
 def refuse_more(content: Content, path: Path, title: str, kinds: Collection[str] = ("linear", "conv")) -> None:

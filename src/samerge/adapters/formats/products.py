@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from samerge.adapters.describe import Stored
+from samerge.adapters.model import AdaptedModule
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.products import hadamard, hadamard_rank, kronecker, through_core, trivial
 
@@ -73,6 +74,24 @@ def as_lora(parts: Mapping[str, Shape], dtype: torch.dtype, read: Read) -> Store
     across = (columns // _size(two.kernel), *two.kernel)
     up = (out, rank, *[1] * len(two.kernel))
     return Stored(((rank, *across), up), dtype, False, partial(_read, "hada_w1_a" in parts, sorted(parts), read))
+
+
+def notes_of(name: str, modules: Mapping[str, AdaptedModule], products: Mapping[str, int]) -> list[str]:
+    """What to say of modules that are products of low-rank matrices.
+
+    Args:
+        name: of the adapter.
+        modules: all that it adapts.
+        products: how many of them are of which kind.
+    """
+    if not products:
+        return []
+    told = " and ".join(f"{count} modules as {kind}" for kind, count in sorted(products.items()))
+    most = max(one.rank for one in modules.values())
+    return [
+        f"the adapter {name} has {told}, which are read exactly, as LoRA of rank {most} at most: nothing is lost. "
+        f"rank=, or samerge compress, makes the result smaller and says what that loses"
+    ]
 
 
 def _size(kernel: Shape) -> int:

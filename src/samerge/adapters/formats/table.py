@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from samerge.adapters.formats import diffusers, kohya, peft
+from samerge.adapters.formats import adalora, diffusers, kohya, lycoris, mlx, peft
 from samerge.adapters.formats.format import Content, Format, Place
 from samerge.adapters.formats.header import RECORD_FIELD
 from samerge.adapters.formats.place import find
@@ -15,7 +15,14 @@ from samerge.weights.tensorfile import TensorFile
 from samerge.weights.untrusted import Origin
 
 #: In the order in which they are asked whether a file is theirs.
-FORMATS: tuple[Format, ...] = (kohya.FORMAT, diffusers.FORMAT, peft.FORMAT)
+FORMATS: tuple[Format, ...] = (
+    mlx.FORMAT,
+    kohya.FORMAT,
+    adalora.FORMAT,
+    lycoris.FORMAT,
+    diffusers.FORMAT,
+    peft.FORMAT,
+)
 DEFAULT = peft.FORMAT
 #: Keys that a message shows.
 _SHOWN = 2

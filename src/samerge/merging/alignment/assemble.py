@@ -155,7 +155,9 @@ def _fitted(adapter: str, module: str, adapted: AdaptedModule, tensor: str, sour
     """
     shape, layout = source.shapes[tensor], adapted.layout
     rows, columns = matrix_shape(shape, 0 if layout.kind == "parameter" and len(shape) == 3 else None)
-    if layout.kind == "linear" or (layout.kind == "parameter" and len(shape) == 3):
+    if len(shape) > 2 and (layout.kind == "conv" or (layout.kind == "linear" and adapted.shape == (rows, columns))):
+        layout = replace(layout, kind="conv", transposed=False, kernel=tuple(shape[1:]))  # the file may have it flat
+    elif layout.kind == "linear" or (layout.kind == "parameter" and len(shape) == 3):
         layout = replace(layout, transposed=_is_transposed(module, adapted, rows, columns, source))
     expected = (columns, rows) if layout.transposed else (rows, columns)
     experts = shape[0] if layout.kind == "parameter" and len(shape) == 3 else 1

@@ -1,0 +1,56 @@
+"""`samerge convert`: an adapter in another format."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from samerge.cli.console import show_json, show_warnings, stdout
+from samerge.cli.named_adapter import given_adapters
+from samerge.cli.shared_options import Adapters, Base, Manner, Positional
+from samerge.cli.spread import FromTable
+from samerge.cli.target import AdapterTarget
+from samerge.errors import OptionError
+from samerge.options.common import CommonOptions
+
+
+def convert(
+    *,
+    one: Positional = None,
+    adapter: Adapters = None,
+    base: Base = None,
+    options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype",))],
+    target: AdapterTarget,
+    manner: Manner,
+) -> None:
+    """Bring an adapter to another format, exactly: its factors as they are, its scale as alpha.
+
+        samerge convert style.safetensors --format diffusers --out style-diffusers.safetensors
+
+        samerge convert ./math-lora --format gguf --base meta-llama/Llama-3.1-8B --out math.gguf
+
+    The base is read for the names of its modules alone, where the two formats name them otherwise.
+    """
+    specs = given_adapters(one, adapter)
+    if len(specs) > 1 or specs[0].weight != 1:
+        raise OptionError("convert takes one adapter, without a weight; samerge merge takes several")
+    if target.format is None:
+        raise OptionError("converting needs a format; give --format peft, kohya, diffusers, mlx or gguf")
+    target.check("converted adapter")
+    from samerge.merging.conversion.converting import convert_adapter
+
+    made = convert_adapter({specs[0].name: specs[0].source}, target.format, base, progress=not manner.quiet, **options)
+    url = target.deliver(made, manner.quiet or manner.as_json)
+    placed = target.place(made)
+    notes = made.report.notes
+    show_warnings(made.report.warnings)
+    if manner.as_json:
+        told = made.report.record.json()
+        parts = {key: told[key] for key in ("samerge", "base", "inputs", "output")}
+        show_json({"out": placed[0] if placed else None, "url": url, **parts, "notes": notes})
+    elif not manner.quiet:
+        for note in notes:
+            stdout().print(note, markup=False, soft_wrap=True)
+        if placed:
+            stdout().print(f"Load it:   {placed[1]}", markup=False, soft_wrap=True)
+        if url is not None:
+            stdout().print(f"Pushed to: {url}", markup=False, soft_wrap=True)
