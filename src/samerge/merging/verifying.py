@@ -90,7 +90,8 @@ def _outputs(folder: Path, record: Mapping[str, Any], origin: Origin) -> Iterato
 
 def _own(file: Path, origin: Origin) -> Iterator[Finding]:
     """A file whose record is in its own header: what stands behind that has a digest there, the header has none."""
-    what, said = f"output {file.name}", TensorFile(file, origin).metadata.get(HASH_FIELD)
+    what = f"output {file.name}"
+    said = None if file.suffix == ".gguf" else TensorFile(file, origin).metadata.get(HASH_FIELD)
     if said is None:
         yield Finding(what, None, "its header names no digest of its tensors")
         return

@@ -32,6 +32,7 @@ CARRIED = (
     "modelspec.implementation",
     "modelspec.prediction_type",
     "modelspec.resolution",
+    "general.architecture",
 )
 
 

@@ -216,7 +216,8 @@ def refuse_more(content: Content, path: Path, title: str, kinds: Collection[str]
     strange = [module for module, layout in content.layouts.items() if layout.kind not in kinds]
     if strange:
         kind = content.layouts[strange[0]].kind
-        what = {"embedding": "an embedding", "parameter": "a stack of parameters"}.get(kind, "part of an attention")
+        kinds_in_words = {"embedding": "an embedding", "parameter": "a stack of parameters", "conv": "a convolution"}
+        what = kinds_in_words.get(kind, "part of an attention")
         raise AdapterError(
             f"{doing}: the module {strange[0]!r} is {what}, which it has no place for; choose format='peft'"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from samerge.adapters.formats import adalora, diffusers, kohya, lycoris, mlx, peft
+from samerge.adapters.formats import adalora, diffusers, gguf, kohya, lycoris, mlx, peft
 from samerge.adapters.formats.format import Content, Format, Place
 from samerge.adapters.formats.header import RECORD_FIELD
 from samerge.adapters.formats.place import find
@@ -16,6 +16,7 @@ from samerge.weights.untrusted import Origin
 
 #: In the order in which they are asked whether a file is theirs.
 FORMATS: tuple[Format, ...] = (
+    gguf.FORMAT,
     mlx.FORMAT,
     kohya.FORMAT,
     adalora.FORMAT,
@@ -74,6 +75,8 @@ def record_in(path: Path, origin: Origin) -> str | None:
     Raises:
         SamergeError: of the origin's class; the file is broken.
     """
+    if path.suffix == ".gguf":
+        return gguf.recorded(path, origin)
     return TensorFile(path, origin).metadata.get(RECORD_FIELD)
 
 
