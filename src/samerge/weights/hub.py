@@ -94,11 +94,7 @@ def push_folder(
 def resolve_adapter(
     source: str | Path,
     *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    token: str | None = None,
     endpoint: str | None = None,
-    cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
     """The local folder or file of an adapter: as it is, or a repository of the Hub, downloaded or from the cache.
@@ -107,12 +103,8 @@ def resolve_adapter(
 
     Args:
         source: a folder or a file, or `user/name` on the Hub; `user/name/folder@revision` or
-            `user/name/file.safetensors` where these are not given apart.
-        revision: branch, tag or commit, for a repository. Default: the main branch.
-        subfolder: where in the folder or the repository the adapter lies. Default: at the top.
-        token: an access token, for private and gated repositories. Default: the one of `hf auth login`.
+            `user/name/file.safetensors`. Private and gated repositories need `hf auth login`, or HF_TOKEN.
         endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
-        cache_dir: where downloads are kept. Default: the cache of huggingface_hub.
         local_files_only: use what is in the cache and no network; HF_HUB_OFFLINE=1 means the same. Default: False.
 
     Returns:
@@ -123,20 +115,16 @@ def resolve_adapter(
         HubError: the Hub refuses or cannot be reached, and the cache does not have all of it.
 
     Example:
-        >>> resolve_adapter("ada/math-lora", revision="v2")  # doctest: +SKIP
+        >>> resolve_adapter("ada/math-lora@v2")  # doctest: +SKIP
         PosixPath('/home/ada/.cache/huggingface/hub/models--ada--math-lora/snapshots/4d5c...')
     """
     doing = f"reading the adapter {str(source)!r}"
     local = _local(source, doing, AdapterError, ADAPTER_ENDINGS)
     if local is not None:
-        found = local / (subfolder or "")
-        if subfolder and not found.is_dir():
-            raise AdapterError(f"{doing}: it has no folder {subfolder!r}; check the subfolder")
-        return found
-    source, inner, told = _parts(str(source))
-    subfolder, revision = subfolder or inner, revision or told
-    named = subfolder.endswith(ADAPTER_ENDINGS)
-    prefix = subfolder.rpartition("/")[0] if named else subfolder
+        return local
+    source, inner, revision = _parts(str(source))
+    named = inner.endswith(ADAPTER_ENDINGS)
+    prefix = inner.rpartition("/")[0] if named else inner
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
 
     def fetched(*names: str) -> Path:
@@ -145,13 +133,11 @@ def resolve_adapter(
             doing,
             allow_patterns=[glob.escape(prefix + name) for name in names],
             revision=revision,
-            token=token,
             endpoint=endpoint,
-            cache_dir=cache_dir,
             local_files_only=local_files_only,
         ) / (prefix or "")
 
-    usual = (subfolder.rpartition("/")[2],) if named else USUAL_NAMES
+    usual = (inner.rpartition("/")[2],) if named else USUAL_NAMES
     folder = fetched(CONFIG_NAME, *usual)
     if any((folder / name).is_file() for name in usual):
         return folder / usual[0] if named else folder
@@ -165,7 +151,7 @@ def resolve_adapter(
             f"{source}` where there is a network; check the revision, and whether the adapter lies in a subfolder"
         )
     try:
-        there = _files_of(str(source), f"{doing} from the Hub: there is no {absent}", revision, token, endpoint)
+        there = _files_of(str(source), f"{doing} from the Hub: there is no {absent}", revision, endpoint)
     except HubError:
         if known is None:
             raise
@@ -226,10 +212,7 @@ def files_beside(source: str | Path, endpoint: str | None = None) -> tuple[str, 
 def resolve_base(
     source: str | Path,
     *,
-    revision: str | None = None,
-    token: str | None = None,
     endpoint: str | None = None,
-    cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     companions: bool = False,
 ) -> Path:
@@ -239,11 +222,9 @@ def resolve_base(
     more.
 
     Args:
-        source: a folder, or `user/name` or `user/name@revision` on the Hub.
-        revision: branch, tag or commit, for a repository. Default: the main branch.
-        token: an access token, for private and gated repositories. Default: the one of `hf auth login`.
+        source: a folder, or `user/name` or `user/name@revision` on the Hub; private and gated ones need `hf auth
+            login`, or HF_TOKEN.
         endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
-        cache_dir: where downloads are kept. Default: the cache of huggingface_hub.
         local_files_only: use what is in the cache and no network; HF_HUB_OFFLINE=1 means the same. Default: False.
         companions: fetch the tokenizer, processor, generation settings and code of the model, too. Default: False.
 
@@ -262,7 +243,7 @@ def resolve_base(
     local = _local(source, doing, BaseModelError)
     if local is not None:
         return local
-    source, inner, told = _parts(str(source))
+    source, inner, revision = _parts(str(source))
     if inner:
         raise BaseModelError(f"{doing}: there is no such folder; a base is a folder, or user/name on the Hub")
     folder = _download(
@@ -275,10 +256,8 @@ def resolve_base(
         # The patterns' * crosses folders: no copies in other formats (onnx/, original/), no second set of weights
         # under the names of the model's makers, no adapters.
         ignore_patterns=["*/*", "consolidated*", "adapter_*"],
-        revision=revision or told,
-        token=token,
+        revision=revision,
         endpoint=endpoint,
-        cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
     if not any(folder.glob("*.safetensors")):
@@ -362,9 +341,7 @@ def _download(
     allow_patterns: list[str],
     ignore_patterns: list[str] | None = None,
     revision: str | None,
-    token: str | None = None,
     endpoint: str | None = None,
-    cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Path:
     from huggingface_hub import snapshot_download
@@ -376,21 +353,19 @@ def _download(
                 revision=revision,
                 allow_patterns=allow_patterns,
                 ignore_patterns=ignore_patterns,
-                token=token,
                 endpoint=endpoint,
-                cache_dir=cache_dir,
                 local_files_only=local_files_only,
                 library_name="samerge",
             )
         )
 
 
-def _files_of(repo_id: str, doing: str, revision: str | None, token: str | None, endpoint: str | None) -> list[str]:
+def _files_of(repo_id: str, doing: str, revision: str | None, endpoint: str | None) -> list[str]:
     """All files of a repository; asks the Hub."""
     from huggingface_hub import HfApi
 
     with _hub_errors(f"{doing}, and asking for what else it has failed", repo_id):
-        return list(HfApi(endpoint=endpoint, token=token).list_repo_files(repo_id, revision=revision))
+        return list(HfApi(endpoint=endpoint, library_name="samerge").list_repo_files(repo_id, revision=revision))
 
 
 @contextlib.contextmanager
