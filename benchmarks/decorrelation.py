@@ -1,13 +1,17 @@
-"""What merging many adapters by their singular triplets costs: one layer, in memory, on one core.
+"""What merging many adapters costs: one layer, in memory, on one core.
 
     python benchmarks/decorrelation.py                                     # even; 8, 32, 64 and 256 adapters of rank 16
+    python benchmarks/decorrelation.py --methods even saliency --adapters 64 256 1024 --runs 1
+    python benchmarks/decorrelation.py --methods all --adapters 256 --runs 1 --most 600
     python benchmarks/decorrelation.py --methods tsv svd --adapters 64 --rank 64
     python benchmarks/decorrelation.py --width 4096 --height 1024
 
 Every run is a process of its own with one thread; seconds are of processor time, the least of several runs. The floor
 is what no such merge does without, measured in the same process: two QRs of each adapter, the two Gram matrices of all
 triplets in float64 and their eigenproblems. Memory is what the process grew by; `needed` is what samerge would ask for
-before it begins. Weights are random: time depends on them in `ctm` alone. Results go to
+before it begins. `saliency` and others that read the base have a random weight of the layer's shape, all of it the
+graph. Weights are random: time depends on them in `ctm` alone. What took longer than --most seconds, or was refused, is
+kept as such. Results go to
 benchmarks/results/decorrelation.json; a record with the same settings replaces the older one.
 """
 
@@ -39,21 +43,37 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=2048, help="rows of the layer")
     parser.add_argument("--width", type=int, default=2048, help="columns of the layer")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--most", type=float, default=600, help="seconds of a run")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(measure(json.loads(given.one), given.runs)))
         return
-    for method in given.methods:
+    for method in every_method() if given.methods == ["all"] else given.methods:
         for adapters in given.adapters:
             settings = dict(zip(SETTINGS, (method, adapters, given.rank, given.height, given.width), strict=True))
             command = [sys.executable, __file__, "--one", json.dumps(settings), "--runs", str(given.runs)]
-            run = subprocess.run(
-                command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True, text=True
-            )
-            record = json.loads(run.stdout)
-            print(record)
+            try:
+                run = subprocess.run(
+                    command,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    capture_output=True,
+                    text=True,
+                    timeout=given.most,
+                )
+                told = run.stderr.strip().splitlines()[-1][:400] if run.returncode else ""
+                record = {**settings, "refused": told, **machine()} if told else json.loads(run.stdout)
+            except subprocess.TimeoutExpired:
+                record = {**settings, "refused": f"more than {given.most:.0f} s", **machine()}
+            print(record, flush=True)
             keep(record)
+
+
+def every_method() -> list[str]:
+    """The names of all methods."""
+    from samerge.methods.registry import available_methods
+
+    return list(available_methods())
 
 
 def measure(settings: dict[str, Any], runs: int) -> dict[str, Any]:
@@ -62,11 +82,14 @@ def measure(settings: dict[str, Any], runs: int) -> dict[str, Any]:
 
     from samerge.adapters import AdaptedModule
     from samerge.adapters.layouts import Layout
+    from samerge.graph import Weight
+    from samerge.graph.widths import local_graph
     from samerge.linalg.factors import LoraFactors
     from samerge.methods.memory import layer_bytes
     from samerge.methods.problem import Problem, Site
     from samerge.methods.registry import find
     from samerge.parallel.progress import Progress
+    from samerge.weights.stored import InMemory, StoredSource
 
     torch.set_num_threads(1)
     count, rank, shape = settings["adapters"], settings["rank"], (settings["height"], settings["width"])
@@ -77,13 +100,17 @@ def measure(settings: dict[str, Any], runs: int) -> dict[str, Any]:
     ]
     layout = Layout("linear")
     found = {n: AdaptedModule(layout, rank, shape, torch.float32, lambda f=f: f) for n, f in enumerate(updates)}  # type: ignore[misc]
-    site = Site("layer", None, layout, shape, found)
+    key = "layer.weight"
+    site = Site("layer", key, layout, shape, found, inside=True)
     method = find(settings["method"])
+    needs = method.base == "needed"
+    source = StoredSource("random", {}, {key: InMemory(torch.randn(shape, generator=generator))}) if needs else None
+    graph = local_graph([Weight("", "", key)]) if needs else None
 
     def merge() -> None:
         names, cpu = tuple(map(str, range(count))), torch.device("cpu")
         problem = Problem(
-            names, (1.0,) * count, (site,), rank, None, None, cpu, Progress(False), balance=method.balance
+            names, (1.0,) * count, (site,), rank, source, graph, cpu, Progress(False), balance=method.balance
         )
         layer = method.begin(problem, method.options()).layer(site, problem.parts(site))
         (layer.update if method.exact else layer.update.truncated(rank)[0]).factors()

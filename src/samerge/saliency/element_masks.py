@@ -29,20 +29,23 @@ class Masks:
 
     def put(self, expert: int, key: str, kept: Tensor) -> None:
         """Set the survivors of an expert in a weight, (rows, columns) bool."""
-        name = (expert, key)
         bools = kept.cpu().numpy()
-        packed = np.packbits(bools, axis=1)
+        self.put_packed(expert, key, np.packbits(bools, axis=1), kept.shape[1], int(np.count_nonzero(bools)))
+
+    def put_packed(self, expert: int, key: str, bits: NDArray[np.uint8], columns: int, count: int) -> None:
+        """Set the survivors by their bits, (rows, ceil(columns / 8)), of which `count` are set."""
+        name = (expert, key)
         if self._folder is None:
-            self._bits[name] = packed
+            self._bits[name] = bits
         else:
             file = self._folder / f"{len(self._files):08d}.bits"
-            packed.tofile(self._files.setdefault(name, file))
-        self._shapes[name] = (kept.shape[0], kept.shape[1])
-        self._counts[name] = int(np.count_nonzero(bools))
+            bits.tofile(self._files.setdefault(name, file))
+        self._shapes[name] = (len(bits), columns)
+        self._counts[name] = count
 
     def rows(self, expert: int, key: str, start: int, stop: int, device: torch.device) -> Tensor | None:
         """The survivors of some rows, (stop - start, columns) bool; None when all survive."""
-        bits = self._packed(expert, key, start, stop)
+        bits = self.packed(expert, key, start, stop)
         if bits is None:
             return None
         kept = np.unpackbits(bits, axis=1, count=self._shapes[expert, key][1])
@@ -64,7 +67,7 @@ class Masks:
             alive: the number of those that survive.
             dead: the number of those that do not.
         """
-        bits = self._packed(expert, key, start, stop)
+        bits = self.packed(expert, key, start, stop)
         if bits is None:
             return None
         table = _table(like.dtype, alive, dead)
@@ -74,7 +77,8 @@ class Masks:
             numbers = table.to(like.device)[torch.from_numpy(bits).to(like.device).int()]
         return numbers.reshape(stop - start, -1)[:, : self._shapes[expert, key][1]]
 
-    def _packed(self, expert: int, key: str, start: int, stop: int) -> NDArray[np.uint8] | None:
+    def packed(self, expert: int, key: str, start: int, stop: int) -> NDArray[np.uint8] | None:
+        """The bits of some rows; None when all survive."""
         name = (expert, key)
         if name not in self._shapes:
             return None

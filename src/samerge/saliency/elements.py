@@ -10,21 +10,25 @@ a pruned element has tau = 0 but not S = 0, and would waste a place. All experts
 start of the iteration: the walk backwards knows alpha and beta at each weight, so that a weight can be scored and
 pruned there and then, after its flow was taken with the old masks.
 
-Memory: the masks, one bit an element and expert, and two float tensors of the largest weight.
+Memory: the masks, one bit an element and expert, and of the largest weight a float tensor, and one more a thread.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from samerge.graph import FlowGraph, Weight
 from samerge.linalg.largest import keep_largest
+from samerge.parallel.threads import Workers, workers
 from samerge.saliency.element_masks import Masks
 from samerge.saliency.flows import Stream, walk
+from samerge.saliency.kernels import native_elements
+from samerge.saliency.kernels.backend import choose
 from samerge.saliency.scores import kept_count
 from samerge.saliency.task_vectors import TaskVectors, rows_of, shape_of
 from samerge.weights import WeightSource
@@ -109,10 +113,12 @@ class Pruner:
             log R of every expert at the start of the last iteration.
         """
         logs: tuple[float, ...] = ()
-        # By torch's own threads, not by tiles: the passes over a tile are too short for Python's threads to share them.
-        for step in range(1, iterations + 1):
-            flow = _Elements(self, graph, densities, (step, iterations), task_agreement, advance)
-            logs = walk(graph, self.source.shapes, self.vectors.count, flow, self.device, self.dtype)
+        native = choose(self.device, self.dtype).name == "native"
+        # Without the kernel by torch's own threads: its passes over a tile are too short for Python's to share them.
+        with workers(self.device) if native else nullcontext(Workers(1, None)) as crew:
+            for step in range(1, iterations + 1):
+                flow = _Elements(self, graph, densities, (step, iterations), task_agreement, native, crew, advance)
+                logs = walk(graph, self.source.shapes, self.vectors.count, flow, self.device, self.dtype)
         return logs
 
 
@@ -126,10 +132,12 @@ class _Elements:
         densities: Callable[[int, str], float],
         step: tuple[int, int],
         task_agreement: bool,
+        native: bool,
+        crew: Workers,
         advance: Callable[[int], None],
     ) -> None:
         self.pruner, self.densities, self.step = pruner, densities, step
-        self.task_agreement, self.advance = task_agreement, advance
+        self.task_agreement, self.native, self.crew, self.advance = task_agreement, native, crew, advance
         self.uses = Counter(edge.key for edge in live_weights(graph))
         self.flows: dict[str, list[tuple[Stream, Stream]]] = {}
 
@@ -140,14 +148,17 @@ class _Elements:
     def backward(self, edge: Weight, beta: Stream, alpha: Stream) -> Tensor:
         """|W_n|^T beta_n; then, once every edge that uses this weight was passed, pruning."""
         experts = [n for n in range(self.pruner.vectors.count) if self.pruner.vectors.has(n, edge.key)]
-        merged = torch.empty(shape_of(self.pruner.source, edge.key), dtype=self.pruner.dtype, device=self.pruner.device)
+        merged = torch.zeros(shape_of(self.pruner.source, edge.key), dtype=self.pruner.dtype, device=self.pruner.device)
         values = self._flow(edge, beta.values, along_rows=edge.transposed, merged=merged)
         sides = (alpha, beta) if edge.transposed else (beta, alpha)  # along the rows, along the columns
         self.flows.setdefault(edge.key, []).append(sides)
         if len(self.flows[edge.key]) == self.uses[edge.key]:
             pairs = self.flows.pop(edge.key)
-            for n in experts:
-                self._prune(n, edge.key, merged, pairs)
+            for n, kept, count in self.crew.map(lambda n: self._pruned(n, edge.key, merged, pairs), experts):
+                if isinstance(kept, Tensor):
+                    self.pruner.masks.put(n, edge.key, kept)
+                elif kept is not None:
+                    self.pruner.masks.put_packed(n, edge.key, kept, merged.shape[1], count)
         return values
 
     def _flow(self, edge: Weight, flow: Tensor, along_rows: bool, merged: Tensor | None = None) -> Tensor:
@@ -155,36 +166,75 @@ class _Elements:
         pruner, key = self.pruner, edge.key
         rows, columns = shape_of(pruner.source, key)
         result = flow.new_empty(flow.shape[0], rows) if along_rows else flow.new_zeros(flow.shape[0], columns)
+        flow = flow.contiguous()
 
-        for start, stop in pruner.tiles(key):
-            theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype)
-            if merged is not None:
-                merged[start:stop] = 0
+        def work(tile: tuple[int, int]) -> tuple[slice, Tensor]:
+            part = slice(*tile)
+            theta = rows_of(pruner.source, key, *tile, pruner.device, pruner.dtype)
+            found = flow.new_zeros(flow.shape[0], len(theta) if along_rows else columns)
             for n in range(flow.shape[0]):
-                if pruner.vectors.has(n, key):
-                    tau = pruner.task_vector(n, key, start, theta)
-                    if merged is not None:
-                        merged[start:stop].add_(tau, alpha=pruner.weight(n, key))
-                    strength = tau.add_(theta).abs_()
-                else:
-                    strength = theta.abs()
-                if along_rows:
-                    result[n, start:stop] = strength @ flow[n]
-                else:
-                    result[n] += strength.T @ flow[n, start:stop]
-            self.advance((stop - start) * columns)
+                vector = flow[n] if along_rows else flow[n, part]
+                self._tile(
+                    n, key, tile[0], theta, vector, found[n], along_rows, None if merged is None else merged[part]
+                )
+            return part, found
+
+        for part, found in self.crew.map(work, pruner.tiles(key)):
+            if along_rows:
+                result[:, part] = found
+            else:
+                result += found
+            self.advance((part.stop - part.start) * columns)
         return result
 
-    def _prune(self, n: int, key: str, merged: Tensor, pairs: Sequence[tuple[Stream, Stream]]) -> None:
-        """Keep the elements of an expert with the largest saliency among those that survive."""
+    def _tile(
+        self,
+        n: int,
+        key: str,
+        start: int,
+        theta: Tensor,
+        vector: Tensor,
+        out: Tensor,
+        along_rows: bool,
+        merged: Tensor | None,
+    ) -> None:
+        """An expert's part of a product, into `out`; its part of the aggregate is added to `merged`."""
+        pruner = self.pruner
+        has, weight = pruner.vectors.has(n, key), pruner.weights[n]
+        if self.native:
+            tau = pruner.vectors.tile(n, key, start, theta).contiguous() if has else None
+            bits = pruner.masks.packed(n, key, start, start + len(theta))
+            native_elements.flow(theta.contiguous(), tau, bits, vector, out, along_rows, merged, weight)
+            return
+        strength = theta
+        if has:
+            strength = pruner.task_vector(n, key, start, theta)
+            if merged is not None:
+                merged.add_(strength, alpha=weight)
+            strength.add_(theta)
+        strength = strength.abs()
+        out.copy_(strength @ vector if along_rows else strength.T @ vector)
+
+    def _pruned(
+        self, n: int, key: str, merged: Tensor, pairs: Sequence[tuple[Stream, Stream]]
+    ) -> tuple[int, Tensor | native_elements.Bits | None, int]:
+        """The elements of an expert with the largest saliency among those that survive; None where none has to go."""
         pruner = self.pruner
         density = self.densities(n, key)
         count = kept_count(merged.numel(), density, *self.step)
         alive = pruner.masks.count(n, key)
-        if count == (merged.numel() if alive is None else alive):
-            return
+        alive = merged.numel() if alive is None else alive
+        if count == alive:
+            return n, None, count
         largest = max(float(u.logs[n] + v.logs[n]) for u, v in pairs)
         flows = [(u.values[n] * float((u.logs[n] + v.logs[n] - largest).exp()), v.values[n]) for u, v in pairs]
+        if self.native:
+            selection = native_elements.Selection(merged, flows, self.task_agreement, pruner.weights[n], alive)
+            for start, stop in pruner.tiles(key):
+                theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype).contiguous()
+                tau = pruner.vectors.tile(n, key, start, theta).contiguous()
+                selection.add(theta, tau, pruner.masks.packed(n, key, start, stop), start)
+            return n, selection.kept(count, pruner.masks.packed(n, key, 0, len(merged))), count
         scores = torch.empty_like(merged)
 
         for start, stop in pruner.tiles(key):
@@ -195,12 +245,12 @@ class _Elements:
                 score.addr_(u[start:stop], v)
             score.mul_(merged[start:stop])
             sign = (theta + tau).sign_()
-            score.mul_(sign.abs_().mul_(tau).mul_(pruner.weight(n, key)) if self.task_agreement else sign)
+            score.mul_(sign.abs_().mul_(tau).mul_(pruner.weights[n]) if self.task_agreement else sign)
             gone = pruner.masks.numbers(n, key, start, stop, score, alive=0.0, dead=-torch.inf)
             if gone is not None:
                 score.add_(gone)
 
-        pruner.masks.put(n, key, keep_largest(scores, count))
+        return n, keep_largest(scores, count), count
 
 
 def live_weights(graph: FlowGraph) -> list[Weight]:
