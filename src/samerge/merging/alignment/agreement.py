@@ -141,8 +141,8 @@ def _refuse_fused(adapters: Sequence[Adapter]) -> None:
         if parts:
             raise BaseModelError(
                 f"merging adapters without a base: {name!r} adapts {module!r} in one piece, {holders[parts[0]]!r} its "
-                f"part {parts[0]!r}; they belong to different releases of the model. Give base=, and adapters of one "
-                f"release"
+                f"part {parts[0]!r}; they belong to different releases of the model. Give base=, whose own names "
+                f"decide: then both are brought to its form, exactly"
             )
 
 

@@ -10,6 +10,7 @@ loads it today, so that a merged file has one spelling, that of the model it wil
 | with what a wrapper adds (`policy.`, `0.auto_model.`) | those without |
 | of the model without its head (`BertModel`), or with one | the first adapter's: the base can be loaded as either |
 | of single experts, where the base stacks them | those of the stacks (`alignment.experts`) |
+| of q, k and v, or gate and up, in one piece or in several | as the base has them (`alignment.projections`) |
 | kohya's, with `_` for `.` | those of the base, with the component's name before them (`alignment.underscored`) |
 
 From here on a module of an adapter, a tensor of the base and a module of the merged adapter are the same name.
@@ -30,6 +31,7 @@ from samerge.merging.alignment.experts import stacked_experts
 from samerge.merging.alignment.fused import FusedSource
 from samerge.merging.alignment.matching import Names, match_modules, refuse_doubles
 from samerge.merging.alignment.memory import Memory, in_memory, may_be_renamed, of_live
+from samerge.merging.alignment.projections import as_the_base_has_them
 from samerge.merging.alignment.underscored import dotted
 from samerge.merging.alignment.views import RenamedSource, replicated, replication, with_aliases
 from samerge.options.module_names import expert_of
@@ -83,7 +85,7 @@ def together(
     if layers is not None and not done:
         view = replicated(view, layers)
     view = with_aliases(view, {} if memory is None else memory.tied)
-    adapters = [stacked_experts(adapter, view) for adapter in adapters]
+    adapters = [as_the_base_has_them(stacked_experts(adapter, view), view) for adapter in adapters]
     readers = _Readers(source, view, memory)
     read = [_Reading(adapter, readers) for adapter in adapters]
     if model is None:
