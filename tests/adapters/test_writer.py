@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from samerge.adapters import atomic, writer
-from samerge.adapters.atomic import atomic_folder
+from samerge.adapters.atomic import atomic_file, atomic_folder
 from samerge.adapters.writer import write_adapter
 from samerge.errors import AdapterError, OutputExistsError
 
@@ -524,3 +524,50 @@ def test_a_disk_that_is_full_under_the_safetensors_library(tmp_path, monkeypatch
         write(tmp_path / "out")
     assert caught.value.errno == 28
     assert tree(tmp_path) == {}
+
+
+class TestAtomicFile:
+    """One file, with the promises of a folder."""
+
+    def test_a_failure_leaves_what_was_there(self, tmp_path):
+        target = tmp_path / "new" / "a.safetensors"
+        with pytest.raises(KeyboardInterrupt):
+            _fill(target, KeyboardInterrupt())
+        assert not target.parent.exists()
+        target = tmp_path / "a.safetensors"
+        target.write_bytes(b"old")
+        with pytest.raises(OSError, match="full"):
+            _fill(target, OSError("the disk is full"), overwrite=True)
+        assert target.read_bytes() == b"old"
+        assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+    def test_what_came_meanwhile_is_kept(self, tmp_path):
+        target = tmp_path / "a.safetensors"
+        with pytest.raises(OutputExistsError, match="exists already"):
+            _fill(target, meanwhile=lambda: target.write_bytes(b"theirs"))
+        assert target.read_bytes() == b"theirs"
+
+    def test_what_a_killed_run_left_is_removed(self, tmp_path):
+        target = tmp_path / "a.safetensors"
+        left = tmp_path / ".a.safetensors.0123456789ab.tmp"
+        left.mkdir()
+        (left / "a.safetensors").write_bytes(b"half")
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(b"whole")
+        assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+        assert target.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _fill(target, error=None, overwrite=False, meanwhile=None) -> None:
+    with atomic_file(target, overwrite) as temporary:
+        temporary.write_bytes(b"half")
+        if meanwhile is not None:
+            meanwhile()
+        if error is not None:
+            raise error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
