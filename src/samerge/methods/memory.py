@@ -6,7 +6,6 @@ from samerge.errors import AdapterError
 from samerge.methods.problem import Problem
 from samerge.parallel.memory import free_bytes
 
-
 #: Bytes of working memory that torch's libraries take when they are first used.
 _LIBRARIES = 32 << 20
 
