@@ -200,7 +200,7 @@ class _Elements:
     ) -> None:
         """An expert's part of a product, into `out`; its part of the aggregate is added to `merged`."""
         pruner = self.pruner
-        has, weight = pruner.vectors.has(n, key), pruner.weights[n]
+        has, weight = pruner.vectors.has(n, key), pruner.weight(n, key)
         if self.native:
             tau = pruner.vectors.tile(n, key, start, theta).contiguous() if has else None
             bits = pruner.masks.packed(n, key, start, start + len(theta))
@@ -229,7 +229,7 @@ class _Elements:
         largest = max(float(u.logs[n] + v.logs[n]) for u, v in pairs)
         flows = [(u.values[n] * float((u.logs[n] + v.logs[n] - largest).exp()), v.values[n]) for u, v in pairs]
         if self.native:
-            selection = native_elements.Selection(merged, flows, self.task_agreement, pruner.weights[n], alive)
+            selection = native_elements.Selection(merged, flows, self.task_agreement, pruner.weight(n, key), alive)
             for start, stop in pruner.tiles(key):
                 theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype).contiguous()
                 tau = pruner.vectors.tile(n, key, start, theta).contiguous()
@@ -245,7 +245,7 @@ class _Elements:
                 score.addr_(u[start:stop], v)
             score.mul_(merged[start:stop])
             sign = (theta + tau).sign_()
-            score.mul_(sign.abs_().mul_(tau).mul_(pruner.weights[n]) if self.task_agreement else sign)
+            score.mul_(sign.abs_().mul_(tau).mul_(pruner.weight(n, key)) if self.task_agreement else sign)
             gone = pruner.masks.numbers(n, key, start, stop, score, alive=0.0, dead=-torch.inf)
             if gone is not None:
                 score.add_(gone)
