@@ -264,7 +264,7 @@ def table(records: list[dict[str, Any]]) -> str:
         ties = item["mergekit_ties"]
         told += ["fails" if "error" in ties else f"{ties['seconds']:.0f} s, {ties['peak_rss_mib']} MiB"]
         cells.append([f"{item['experts']} of {item['model']}", *told])
-    rows = tables.rows(["experts", "samerge", dense, "mergekit's TIES (one pass)"], cells)
+    rows = tables.rows(["checkpoints", "samerge", dense, "mergekit's TIES (one pass)"], cells)
     return f"{rows}\n\n{records[0]['machine']}."
 
 

@@ -50,9 +50,9 @@ def test_the_report_tells_what_was_kept(llama, agreement):
     for name in updates:
         layer = record.layers[name.removesuffix(".weight")]
         norms = []
-        for n, expert in enumerate(merged.experts):
+        for n, item in enumerate(record.inputs):
             tau = experts[n][name] - base[name]
-            share = layer.adapters[expert.name]
+            share = layer.adapters[item.name]
             assert share.elements == (int(masks[n][name].sum()), tau.numel())
             assert share.norm == pytest.approx(float(tau.norm()))
             energy = float((tau * masks[n][name]).square().sum() / tau.square().sum())
