@@ -21,7 +21,7 @@ def test_inspect_shows_from_whom_where_and_what_was_lost(invoke, merged) -> None
     result = invoke("inspect", merged)
     assert result.exit_code == 0
     for words in (
-        *("tiny-llama (llama)", "method:  paper", "rank 4, 4 modules", "Where they came from"),
+        *("tiny-llama (llama)", "method:  paper", "rank 4, 6 modules", "Where they came from"),
         *("By type of layer", "model.layers.*.mlp.down_proj", "Layers that lost most", "model.layers.0.mlp.down_proj"),
     ):
         assert words in result.stdout

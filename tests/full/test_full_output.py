@@ -174,7 +174,9 @@ def test_the_card_names_the_models_of_the_hub():
         base=Base("ada/base", "llama"),
     )
     card = model_card(record)
-    assert card.startswith("---\nbase_model:\n- ada/base\n- ada/math\nlibrary_name: transformers\n")
+    assert card.startswith(
+        "---\nbase_model:\n- ada/base\n- ada/math\nbase_model_relation: merge\nlibrary_name: transformers\n"
+    )
     assert "\nbase_model_relation: merge\n" in card
     assert "peft" not in card
 

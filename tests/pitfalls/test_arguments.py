@@ -126,7 +126,7 @@ def test_what_is_written(bench) -> None:
     out = lab.merge(*folders).save(lab.folder / "out")
     assert sorted(os.listdir(out)) == ["README.md", "adapter_config.json", "adapter_model.safetensors", "samerge.json"]
     config = json.loads((out / "adapter_config.json").read_text())
-    assert config["target_modules"] == ["k_proj", "q_proj", "up_proj", "v_proj"]
+    assert config["target_modules"] == ["gate_proj", "k_proj", "q_proj", "up_proj", "v_proj"]  # up with its partner
     with safe_open(out / "adapter_model.safetensors", "pt") as file:
         keys = list(file.keys())
         assert keys == sorted(keys)

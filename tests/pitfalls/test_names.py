@@ -99,7 +99,7 @@ def test_unsloth(bench) -> None:
         unsloth_fixed=None,
     )
     merged = lab.merge(folder)
-    assert merged.settings["target_modules"] == ["q_proj", "up_proj"]
+    assert merged.settings["target_modules"] == ["gate_proj", "q_proj", "up_proj", "v_proj"]  # with their partners
     with quiet():
         close(output(lab.reloaded(merged)), output(lab.with_adapters(folder)))
 
