@@ -96,7 +96,7 @@ def row(kind: str, python: Path, folder: Path) -> dict[str, str]:
             saved = merged.save(folder / way.replace(" ", "-"))
             found[way] = judged(said(PeftModel.from_pretrained(base_of(folder), saved)), truth)
         except Exception as error:  # whatever it is, it is the finding
-            found[way] = f"{type(error).__name__}: {str(error)[:200]}"
+            found[way] = f"refused: {error}"
     merged_there = folder / "without-a-base"
     if merged_there.is_dir():
         refused = there(python, "load", kind, folder, merged_there)
@@ -111,7 +111,8 @@ def table(results: dict[str, Any]) -> str:
         for pair, kinds in results["pairs"].items()
         for kind, found in kinds.items()
     ]
-    lines = [[cell.replace("|", "/") for cell in line] for line in cells]
+    # of a refusal its first half, which says what; the second is the way out
+    lines = [[cell.partition("; ")[0].replace("|", "/") for cell in line] for line in cells]
     return tables.rows(["PEFT, transformers", "kind", *WAYS], lines) + f"\n\n{tables.origin(results)}"
 
 
