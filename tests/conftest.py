@@ -8,6 +8,8 @@ from collections.abc import Callable
 # One thread for each process of the tests, those that they start included: several processes share the cores, and sums
 # of one thread come out alike on machines with more cores or fewer. Before torch is imported, which reads it once.
 os.environ["OMP_NUM_THREADS"] = "1"
+# What the tests start compiles samerge once, and not each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 import torch
