@@ -132,7 +132,10 @@ class Finisher:
         shapes = {site.module: site.shape for site in problem.sites}
         factors = collected(problem.sites, shapes, factors, rank, self.dtype, problem.device)
         factors = {m: factors[m] for m in sorted(factors)}
-        beside = merge_extras(self.experts, problem.weights, problem.sites, layouts, planned.common, problem.source)
+        heights = {module: one.B.shape[0] for module, one in factors.items()}
+        beside = merge_extras(
+            self.experts, problem.weights, problem.sites, layouts, heights, planned.common, problem.source
+        )
         for name, tensor in beside.tensors.items():
             check_finite(name, tensor)
         settings = {

@@ -106,6 +106,7 @@ def merge_extras(
     weights: Sequence[float],
     sites: Sequence[Site],
     layouts: Mapping[str, Layout],
+    heights: Mapping[str, int],
     options: CommonOptions,
     source: WeightSource | None,
 ) -> MergedExtras:
@@ -116,6 +117,7 @@ def merge_extras(
         weights: one for each.
         sites: the adapted linear maps.
         layouts: all modules of the merged adapter.
+        heights: the outputs of each of them.
         options: the merge's.
         source: the base.
 
@@ -135,7 +137,7 @@ def merge_extras(
     dtype = chosen_dtype or widest(adapter.dtype for adapter, _ in active or [(adapters[0], 0)])
     ruled = is_lines(options.scaling)
     scaling = 1.0 if ruled or options.scaling is None else options.scaling
-    biases = _lora_biases(sites, weights, layouts, scaling)
+    biases = _lora_biases(sites, weights, layouts, heights, scaling)
     if biases:
         settings["lora_bias"] = True
         tensors.update({name: bias.to(dtype) for name, bias in biases.items()})
@@ -212,7 +214,11 @@ def _sum(parts: Sequence[tuple[float, Tensor]], scaling: float | str) -> Tensor:
 
 
 def _lora_biases(
-    sites: Sequence[Site], weights: Sequence[float], layouts: Mapping[str, Layout], scaling: float | str
+    sites: Sequence[Site],
+    weights: Sequence[float],
+    layouts: Mapping[str, Layout],
+    heights: Mapping[str, int],
+    scaling: float | str,
 ) -> dict[str, Tensor]:
     """The merged bias of every module's `lora_B`; none if no expert has any."""
     if not any(m.bias is not None and weights[n] != 0 for site in sites for n, m in site.experts.items()):
@@ -234,16 +240,8 @@ def _lora_biases(
             if adapted.bias is not None and weights[n] != 0
         ]
         key = f"{_PREFIX}{layout.path(module)}.lora_B.bias"
-        if parts:
-            found[key] = _sum(parts, scaling)
-        else:
-            found[key] = torch.zeros(_rows(module, site, sites))
+        found[key] = _sum(parts, scaling) if parts else torch.zeros(heights[module])
     return found
-
-
-def _rows(module: str, site: Site | None, sites: Sequence[Site]) -> int:
-    like = site or next(s for s in sites if s.module.rpartition(".")[2] == module.rpartition(".")[2])
-    return like.shape[0]
 
 
 def _base_biases(

@@ -65,7 +65,7 @@ def lent(model: Any, merged: MergedAdapter) -> Iterator[None]:
     finally:
         model.base_model.set_adapter(active)  # first: PEFT is loud about an active adapter that goes
         model.active_adapter = shown
-        take_off(model, CANDIDATE, active)
+        take_off(model, CANDIDATE)
         _unwrap(model, wrapped)
         restore_trained(model, trained)
         for module, mode in modes.items():
