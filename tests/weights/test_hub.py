@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -50,6 +52,9 @@ def hub(monkeypatch, tmp_path):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", loopback_only)
+    # huggingface_hub waits between tries; nothing here gets better by waiting
+    clock = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     server = HubServer()
     yield server
     server.close()
