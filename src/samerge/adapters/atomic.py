@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from samerge.adapters.exchange import exchange
@@ -56,31 +56,19 @@ def atomic_folder(target: str | Path, overwrite: bool = False, marker: str = CON
         ...     [path.name for path in Path(parent, "out").iterdir()]
         ['a.txt']
     """
-    # abspath and not resolve: a link at the target itself must be seen, not followed
-    final = Path(os.path.abspath(Path(target).expanduser()))
-    _clear_up(final)
-    check_free(final, overwrite, marker)
+    final = _absolute(target)
     aside = final.with_name(f"{_stem(final)}.{secrets.token_hex(6)}.old")
-    temporary: Path | None = None
-    created: list[Path] = []
-    with contextlib.ExitStack() as locks:
+    with _temporary(final, lambda: check_free(final, overwrite, marker)) as (temporary, locks):
         try:
-            _make_parents(final, created)
-            temporary = _made(final, locks)
             yield temporary
             _sync(temporary)
             check_free(final, overwrite, marker)  # again: filling may have taken hours
             _swap(temporary, final, aside, overwrite and final.exists(), locks)
         finally:
-            if temporary is not None:
-                _remove(temporary)
             if final.exists():
                 _remove(aside)
             if aside.exists():
                 logger.warning("the old output is now in %s and could not be moved back or removed", aside)
-            for parent in reversed(created):
-                with contextlib.suppress(OSError):  # not empty: the output is there, or someone else's files
-                    parent.rmdir()
 
 
 @contextlib.contextmanager
@@ -99,26 +87,43 @@ def atomic_file(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputExistsError: the target is taken, or is no file that may be replaced.
     """
-    final = Path(os.path.abspath(Path(target).expanduser()))
+    final = _absolute(target)
+    with _temporary(final, lambda: check_free_file(final, overwrite)) as (temporary, _):
+        yield temporary / final.name
+        _sync(temporary)
+        check_free_file(final, overwrite)  # again: writing may have taken hours
+        os.replace(temporary / final.name, final)
+        _sync_folder(final.parent)
+
+
+@contextlib.contextmanager
+def _temporary(final: Path, check: Callable[[], None]) -> Iterator[tuple[Path, contextlib.ExitStack]]:
+    """A folder beside a target, and what locks it; it is removed again, and so are parents that were made in vain.
+
+    Args:
+        final: the target.
+        check: refuses a target that is taken; called once what killed runs left beside it is cleared up.
+    """
     _clear_up(final)
-    check_free_file(final, overwrite)
+    check()
     temporary: Path | None = None
     created: list[Path] = []
     with contextlib.ExitStack() as locks:
         try:
             _make_parents(final, created)
             temporary = _made(final, locks)
-            yield temporary / final.name
-            _sync(temporary)
-            check_free_file(final, overwrite)  # again: writing may have taken hours
-            os.replace(temporary / final.name, final)
-            _sync_folder(final.parent)
+            yield temporary, locks
         finally:
             if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+                _remove(temporary)
             for parent in reversed(created):
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # not empty: the output is there, or someone else's files
                     parent.rmdir()
+
+
+def _absolute(target: str | Path) -> Path:
+    """abspath and not resolve: a link at the target itself must be seen, not followed."""
+    return Path(os.path.abspath(Path(target).expanduser()))
 
 
 def check_free_file(target: Path, overwrite: bool = False) -> None:

@@ -21,7 +21,7 @@ from samerge.merging.alignment import assemble
 from samerge.merging.alignment.spelling import together
 from samerge.merging.alignment.views import replication
 from samerge.merging.inputs import AdapterLike, dtype_of, open_adapters, weights_of
-from samerge.merging.module_weights import told, with_factors, without_silenced
+from samerge.merging.module_weights import factor_of, told, with_factors, without_silenced
 from samerge.merging.saved_modules import SavedParts
 from samerge.merging.trained_parts import check_extras
 from samerge.methods.problem import Site
@@ -113,9 +113,7 @@ def bake(
         own = [w for _, w in active]
         assert one.source is not None
 
-        def factor(module: str, adapter: str) -> float:
-            return 1.0 if options.modules is None else options.modules.of(module, adapter)
-
+        factor = factor_of(options.modules)
         whole = options.modules_to_save != "drop"
         pairs = list(zip(kept, own, strict=True))
         saved = SavedParts(pairs, str(options.modules_to_save), 1.0, None, one.source, factor) if whole else None

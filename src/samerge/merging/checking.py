@@ -7,6 +7,7 @@ names and shapes, and what the adapter must be compared with.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -153,7 +154,7 @@ def check_adapter(
         scales=tuple({scales[0]: None, scales[-1]: None}) if scales else (),
         targets=dict(sorted(Counter(module_type(module) for module in ranks).items())),
         dtypes=tuple(sorted({entry.dtype_name for entry in file.entries.values()})),
-        parameters=sum(_size(entry.shape) for entry in file.entries.values()),
+        parameters=sum(math.prod(entry.shape) for entry in file.entries.values()),
         problems=tuple(problems),
         notes=(*notes, *hints(served)),
         serving={server: tuple(reasons) for server, reasons in servability(served).items()},
@@ -275,10 +276,3 @@ def _beside(file: TensorFile) -> dict[str, list[str]]:
             kind, words = "biases", "it carries biases"
         found.setdefault(kind, {})[words] = None
     return {kind: list(said) for kind, said in found.items()}
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for length in shape:
-        total *= length
-    return total

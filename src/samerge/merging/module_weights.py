@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from samerge.adapters import Adapter
@@ -37,6 +37,11 @@ def with_factors(sites: Sequence[Site], names: Sequence[str], rules: ModuleWeigh
     if rules is None:
         return tuple(sites)
     return tuple(replace(site, factors={n: rules.of(site.module, names[n]) for n in site.experts}) for site in sites)
+
+
+def factor_of(rules: ModuleWeights | None) -> Callable[[str, str], float]:
+    """What an adapter's weight is multiplied with, from the module and the adapter."""
+    return (lambda module, adapter: 1.0) if rules is None else rules.of
 
 
 def told(adapters: Sequence[Adapter], names: Sequence[str], rules: ModuleWeights | None) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class SavedParts:
         scaling: float | str,
         dtype: torch.dtype | None,
         source: WeightSource | None,
-        factor: Callable[[str, str], float] = lambda module, adapter: 1.0,
+        factor: Callable[[str, str], float],
     ) -> None:
         taken = choice.removeprefix("take:")
         self.source = source

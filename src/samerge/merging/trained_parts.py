@@ -29,6 +29,7 @@ from samerge.adapters.layouts import Layout
 from samerge.adapters.model import Load
 from samerge.errors import AdapterError, BaseModelError, OptionError
 from samerge.merging.inputs import dtype_of
+from samerge.merging.module_weights import factor_of
 from samerge.merging.saved_modules import SavedParts, tied
 from samerge.methods.problem import Site
 from samerge.options.common import CommonOptions
@@ -130,9 +131,7 @@ def merge_extras(
     warnings: list[str] = []
     active = [(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True) if weight != 0]
 
-    def factor(module: str, adapter: str) -> float:
-        return 1.0 if options.modules is None else options.modules.of(module, adapter)
-
+    factor = factor_of(options.modules)
     chosen_dtype = dtype_of(options.dtype)
     dtype = chosen_dtype or widest(adapter.dtype for adapter, _ in active or [(adapters[0], 0)])
     ruled = is_lines(options.scaling)

@@ -50,7 +50,9 @@ ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
     "phi3": ("phi3", False),
     "starcoder2": ("starcoder2", False),
 }
-_PLAIN = re.compile(r"(?P<module>(?:blk\.\d+\.\w+|output))\.weight\.(?P<part>lora_[ab])")
+#: llama.cpp's name of a module.
+_MODULE = r"blk\.\d+\.\w+|output"
+_KEY = re.compile(rf"(?P<module>{_MODULE})\.weight\.(?P<part>lora_[ab])")
 _ALPHA, _RECORD, _ARCHITECTURE = "adapter.lora.alpha", f"{RECORD_FIELD}.record", "general.architecture"
 
 
@@ -84,8 +86,8 @@ def open_file(place: Place) -> Adapter:
     """
     origin = place.origin(TITLE)
     reader = _reader(place.path, origin)
-    fields = {name: _value(field) for name, field in reader.fields.items() if name in (_ALPHA, _ARCHITECTURE)}
-    kind = {name: _value(reader.fields[name]) for name in ("general.type", "adapter.type") if name in reader.fields}
+    fields = {name: field.contents() for name, field in reader.fields.items() if name in (_ALPHA, _ARCHITECTURE)}
+    kind = {name: reader.fields[name].contents() for name in ("general.type", "adapter.type") if name in reader.fields}
     if kind != {"general.type": "adapter", "adapter.type": "lora"}:
         raise origin.refusal(
             f"{place.path.name} is no LoRA: its general.type and adapter.type are {list(kind.values())}"
@@ -95,7 +97,7 @@ def open_file(place: Place) -> Adapter:
         raise origin.refusal(f"{_ALPHA} is {alpha!r}; it must be a finite number")
     parts: dict[str, dict[str, Any]] = {}
     for tensor in reader.tensors:
-        match = _PLAIN.fullmatch(tensor.name)
+        match = _KEY.fullmatch(tensor.name)
         if match is None or tensor.tensor_type.name not in ("F32", "F16", "BF16"):
             raise origin.refusal(
                 f"{place.path.name} also holds {tensor.name[:80]!r} ({tensor.tensor_type.name}), which is no factor of "
@@ -138,10 +140,6 @@ def _reader(path: Path, origin: Origin) -> Any:
         raise origin.refusal(f"{path.name} is broken ({type(error).__name__}: {told}); fetch it again") from error
 
 
-def _value(field: Any) -> Any:
-    return field.contents()
-
-
 def _read(a: Any, b: Any) -> tuple[Tensor, Tensor]:
     return _tensor(a), _tensor(b)
 
@@ -156,7 +154,7 @@ def _tensor(stored: Any) -> Tensor:
 def recorded(path: Path, origin: Origin) -> str | None:
     """The text of the record of a merge in a file; None where there is none."""
     field = _reader(path, origin).fields.get(_RECORD)
-    return None if field is None else str(_value(field))
+    return None if field is None else str(field.contents())
 
 
 def write(content: Content, path: Path, overwrite: bool) -> Path:
@@ -170,7 +168,7 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
     """
     refuse_more(content, path, TITLE, kinds=("linear",))
     gguf = package(f"writing {path}")
-    own = all(re.fullmatch(r"blk\.\d+\.\w+|output", module) for module in content.factors)
+    own = all(re.fullmatch(_MODULE, module) for module in content.factors)
     architecture, names, heads = _own(content) if own else _named(content, path, gguf)
     rank = max(one.rank for one in content.factors.values())
     tensors: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -96,10 +97,7 @@ def record_text(record: Mapping[str, Any]) -> str:
 
 
 def _kernel(content: Content, module: str) -> int:
-    size = 1
-    for length in content.layouts[module].kernel[1:]:
-        size *= length
-    return size
+    return math.prod(content.layouts[module].kernel[1:])
 
 
 def _usual(factors: Sequence[LoraFactors]) -> tuple[int, float]:

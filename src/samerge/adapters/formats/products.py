@@ -10,6 +10,7 @@ With a core (`hada_t1`, `hada_t2`, `lokr_t2`), a convolution's matrix is w_a^T (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -71,7 +72,7 @@ def as_lora(parts: Mapping[str, Shape], dtype: torch.dtype, read: Read) -> Store
         one, two = _factored(parts, "lokr_w1"), _factored(parts, "lokr_w2", "lokr_t2")
         out, columns = one.shape[0] * two.shape[0], one.shape[1] * two.shape[1]
         rank = one.rank * two.rank
-    across = (columns // _size(two.kernel), *two.kernel)
+    across = (columns // math.prod(two.kernel), *two.kernel)
     up = (out, rank, *[1] * len(two.kernel))
     return Stored(((rank, *across), up), dtype, False, partial(_read, "hada_w1_a" in parts, sorted(parts), read))
 
@@ -94,10 +95,6 @@ def notes_of(name: str, modules: Mapping[str, AdaptedModule], products: Mapping[
     ]
 
 
-def _size(kernel: Shape) -> int:
-    return int(torch.Size(kernel).numel())
-
-
 @dataclass(frozen=True)
 class _Half:
     """One half of a product: its rank, its shape as a matrix, and its kernel where that is known."""
@@ -112,17 +109,17 @@ def _factored(parts: Mapping[str, Shape], half: str, core: str = "") -> _Half:
         shape = parts[half]
         if len(shape) < 2:
             raise ValueError(f"{half} has shape {shape}, which is no matrix")
-        matrix = shape[0], _size(shape[1:])
+        matrix = shape[0], math.prod(shape[1:])
         return _Half(min(matrix), matrix, shape[2:])
     a, b = parts[f"{half}_a"], parts[f"{half}_b"]
     if core in parts:
         t = parts[core]
         if len(t) < 3 or len(a) != 2 or len(b) != 2 or (t[0], t[1]) != (a[0], b[0]):
             raise ValueError(f"{core} has shape {t}, {half}_a {a} and {half}_b {b}")
-        return _Half(t[0], (a[1], b[1] * _size(t[2:])), t[2:])
+        return _Half(t[0], (a[1], b[1] * math.prod(t[2:])), t[2:])
     if len(a) != 2 or len(b) < 2 or a[1] != b[0]:
         raise ValueError(f"{half}_a has shape {a} and {half}_b {b}; expected (out, r) and (r, in)")
-    return _Half(b[0], (a[0], _size(b[1:])), b[2:])
+    return _Half(b[0], (a[0], math.prod(b[1:])), b[2:])
 
 
 def _read(loha: bool, names: list[str], read: Read) -> tuple[Tensor, Tensor]:
