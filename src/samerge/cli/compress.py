@@ -8,7 +8,7 @@ from samerge.cli.named_adapter import given_adapters
 from samerge.cli.shared_options import Adapters, Base, Manner, Positional
 from samerge.cli.shrunk import Energy, Rank, deliver, size
 from samerge.cli.spread import FromTable
-from samerge.cli.target import AdapterTarget, came_as
+from samerge.cli.target import AdapterTarget
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
 
@@ -38,7 +38,7 @@ def compress(
     specs = given_adapters(one, adapter)
     if len(specs) > 1 or specs[0].weight != 1:
         raise OptionError("compress takes one adapter, without a weight; samerge merge takes several")
-    target.check(came=came_as([specs[0].source]))
+    target.check(sources=[specs[0].source])
     from samerge.merging.conversion.compressing import compress_adapter
 
     made = lambda: compress_adapter(  # noqa: E731

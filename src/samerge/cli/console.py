@@ -55,6 +55,13 @@ def show_warnings(warnings: Iterable[str]) -> None:
         console.print(Text.assemble(("warning: ", "bold yellow"), in_shell_words(warning, option_names())))
 
 
+def show_ways(load: str | None, url: str | None, look: str | None = None) -> None:
+    """Print how to load what was written, how to look into it, and where it was pushed to; nothing of what is None."""
+    for title, told in (("Load it:", load), ("Look in:", look), ("Pushed to:", url)):
+        if told is not None:
+            stdout().print(f"{title:<10} {told}", markup=False, soft_wrap=True)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from samerge.cli.console import show_json, show_warnings, stdout
+from samerge.cli.console import show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import given_adapters
 from samerge.cli.shared_options import Adapters, Base, Manner, Positional
 from samerge.cli.spread import FromTable
@@ -50,7 +50,4 @@ def convert(
     elif not manner.quiet:
         for note in notes:
             stdout().print(note, markup=False, soft_wrap=True)
-        if placed:
-            stdout().print(f"Load it:   {placed[1]}", markup=False, soft_wrap=True)
-        if url is not None:
-            stdout().print(f"Pushed to: {url}", markup=False, soft_wrap=True)
+        show_ways(placed[1] if placed else None, url)

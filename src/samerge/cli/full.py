@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samerge.cli.console import show_json, show_warnings, stdout
+from samerge.cli.console import show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import given_weights, parse_adapter, unique
 from samerge.cli.shared_options import ADAPTER, Base, Manner, Weights
 from samerge.cli.spread import FromTable, completion
@@ -116,7 +116,6 @@ def _show(result: MergedModel | MergedAdapter, out: str | None, url: str | None,
     console.print(result.report.table())
     console.print(said, markup=False)
     if out:
-        console.print(f"Load it:   {load}", markup=False, soft_wrap=True)
-        console.print(f"Look in:   samerge inspect {out}", markup=False, soft_wrap=True)
-    if url:
-        console.print(f"Pushed to: {url}", markup=False, soft_wrap=True)
+        show_ways(load, url, f"samerge inspect {out}")
+    else:
+        show_ways(None, url)

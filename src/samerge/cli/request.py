@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from samerge.cli.console import show_json, show_warnings, stdout
+from samerge.cli.console import show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import AdapterSpec, unique
 from samerge.cli.shared_options import Manner
-from samerge.cli.target import AdapterTarget, came_as
+from samerge.cli.target import AdapterTarget
 
 if TYPE_CHECKING:
     from samerge.merging.merged_adapter import MergedAdapter
@@ -53,8 +53,7 @@ def carry_out(request: Request, manner: Manner) -> None:
         request: what to do.
         manner: how to speak.
     """
-    sources = [adapter.source for adapter in request.adapters]
-    request.target.check("merged adapter", came=came_as(sources))
+    request.target.check("merged adapter", sources=[adapter.source for adapter in request.adapters])
     from samerge.merging.merge_adapters import merge
     from samerge.parallel.processes import join, leave
 
@@ -93,7 +92,6 @@ def _show(merged: MergedAdapter, request: Request, url: str | None, seconds: flo
     console.print(f"{len(request.adapters)} adapters merged in {seconds:.1f} s.", markup=False)
     placed = request.target.place(merged)
     if placed:
-        console.print(f"Load it:   {placed[1]}", markup=False, soft_wrap=True)
-        console.print(f"Look in:   samerge inspect {placed[0]}", markup=False, soft_wrap=True)
-    if url:
-        console.print(f"Pushed to: {url}", markup=False, soft_wrap=True)
+        show_ways(placed[1], url, f"samerge inspect {placed[0]}")
+    else:
+        show_ways(None, url)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samerge.cli.console import show_json, show_warnings, stdout
+from samerge.cli.console import show_json, show_warnings, show_ways, stdout
 from samerge.cli.shared_options import Manner
 from samerge.cli.target import AdapterTarget
 from samerge.options.kinds import share, whole
@@ -52,7 +52,4 @@ def deliver(make: Callable[[], MergedAdapter], target: AdapterTarget, manner: Ma
     elif not manner.quiet:
         stdout().print(made.report.layers_table())
         placed = target.place(made)
-        if placed:
-            stdout().print(f"Load it:   {placed[1]}", markup=False, soft_wrap=True)
-        if url is not None:
-            stdout().print(f"Pushed to: {url}", markup=False, soft_wrap=True)
+        show_ways(placed[1] if placed else None, url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -139,13 +139,13 @@ class AdapterTarget(Target):
         ),
     ] = None
 
-    def check(self, what: str | None = None, marker: str | None = None, came: str = "peft") -> None:
+    def check(self, what: str | None = None, marker: str | None = None, sources: Sequence[str] = ()) -> None:
         """As `Target.check`, for a file where the format is one.
 
         Args:
             what: what has to go somewhere, for messages; None where nothing has to.
             marker: the file that shows that what is in the folder may be replaced.
-            came: the format that the sources have.
+            sources: adapters whose format is written where none is named; they are looked at only then.
 
         Raises:
             OutputExistsError: the folder or file is taken, or cannot be made.
@@ -154,7 +154,7 @@ class AdapterTarget(Target):
         from samerge.adapters.atomic import check_free_file
         from samerge.adapters.formats.table import named
 
-        format = named(self.format or came)
+        format = named(self.format or (came_as(sources) if self.out and sources else "peft"))
         if format.file is None or not self.out:
             super().check(what, marker)
             return
@@ -178,7 +178,7 @@ class AdapterTarget(Target):
         return super().deliver(result, quiet, **({"format": self.format} if self.format else {}), **sized)
 
 
-def came_as(sources: Iterable[str]) -> str:
+def came_as(sources: Sequence[str]) -> str:
     """The format that a merge of these is written in where nothing else is said.
 
     PEFT's where one cannot be read: the merge itself says why.

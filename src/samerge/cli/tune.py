@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samerge.cli.console import show_json, show_warnings, stderr, stdout
+from samerge.cli.console import show_json, show_warnings, show_ways, stderr, stdout
 from samerge.cli.exit_codes import INTERRUPTED
 from samerge.cli.named_adapter import given_adapters, given_weights
 from samerge.cli.own_options import own_options
 from samerge.cli.shared_options import Adapters, Base, Manner, MethodName, Picture, Weights
 from samerge.cli.spread import FromTable
-from samerge.cli.target import AdapterTarget, came_as
+from samerge.cli.target import AdapterTarget
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
 from samerge.report.picture import check_picture
@@ -100,7 +100,7 @@ def tune(
     values = None if weights is None and all(spec.weight == 1 for spec in specs) else given_weights(weights, specs)
     if not target.out:
         raise OptionError("nowhere to put the best adapter; give --out FOLDER")
-    target.check("best adapter", came=came_as([spec.source for spec in specs]))
+    target.check("best adapter", sources=[spec.source for spec in specs])
     if picture:
         check_picture(picture)
     score = _score(command, score_callable)
@@ -215,8 +215,7 @@ def _tell(result: TuneResult, target: AdapterTarget, url: str | None, study: str
         trials = f"{len(result.trials)} trials" + (f", {failed} failed" if failed else "")
         console.print(f"score {result.score:.6g} (untuned: {untuned}) after {trials}", markup=False)
         placed = target.place(result.merged)
-        if placed:
-            console.print(f"Load it:   {placed[1]}", markup=False, soft_wrap=True)
+        show_ways(placed[1] if placed else None, None)
 
 
 def _text(value: Any) -> str:

@@ -21,7 +21,7 @@ from samerge.merging.alignment import assemble
 from samerge.merging.alignment.spelling import together
 from samerge.merging.alignment.views import replication
 from samerge.merging.inputs import AdapterLike, dtype_of, open_adapters, weights_of
-from samerge.merging.module_weights import factor_of, told, with_factors, without_silenced
+from samerge.merging.module_weights import factor_of, with_factors, without_silenced
 from samerge.merging.saved_modules import SavedParts
 from samerge.merging.trained_parts import check_extras
 from samerge.methods.problem import Site
@@ -106,7 +106,7 @@ def bake(
                 f"Load it with PEFT and save the model that it makes"
             )
         one = together([adapter for adapter, _ in active], root.source, live)
-        kept = without_silenced(one.adapters, names, options.modules)
+        kept, told = without_silenced(one.adapters, names, options.modules)
         check_extras(kept, options.modules_to_save, one.source)
         taking_part = [adapter.name for adapter in kept]
         sites = with_factors(assemble.align(kept, one.source), taking_part, options.modules)
@@ -142,7 +142,7 @@ def bake(
         ),
         layers=layers,
         timings=seconds_of(bars),
-        notes=(*one.notes, *told(one.adapters, names, options.modules), *planned.notes),
+        notes=(*one.notes, *told, *planned.notes),
         warnings=_warnings(opened, strengths, not whole),
         **origin(),
     )

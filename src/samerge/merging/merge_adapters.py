@@ -22,7 +22,7 @@ from samerge.merging.conversion.dora import check_dora, converted
 from samerge.merging.finish import Finisher
 from samerge.merging.inputs import AdapterLike, device_of, open_adapters, open_base, weights_of
 from samerge.merging.merged_adapter import MergedAdapter
-from samerge.merging.module_weights import told, with_factors, without_silenced
+from samerge.merging.module_weights import with_factors, without_silenced
 from samerge.merging.plan import Plan, Weights, plan
 from samerge.merging.trained_parts import check_extras
 from samerge.methods.keywords import MergeKeywords
@@ -154,8 +154,8 @@ def merge_opened(
             live = base if isinstance(base, nn.Module) else None
             # Those of weight 0 are left out, but where all weigh 0, so that the merge can say so.
             one = together([e for e, w in zip(experts, values, strict=True) if w or not any(values)], source, live)
-            notes = (*one.notes, *told(one.adapters, names, common.modules))
-            one = replace(one, adapters=tuple(without_silenced(one.adapters, names, common.modules)), notes=notes)
+            left, told = without_silenced(one.adapters, names, common.modules)
+            one = replace(one, adapters=left, notes=(*one.notes, *told))
             checked = one.adapters if any(values) else ()
             check_dora(checked, common.dora, one.source)
             check_extras(checked, common.modules_to_save, one.source)

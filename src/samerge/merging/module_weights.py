@@ -12,8 +12,10 @@ from samerge.methods.problem import Site
 from samerge.options.module_weights import ModuleWeights
 
 
-def without_silenced(adapters: Sequence[Adapter], names: Sequence[str], rules: ModuleWeights | None) -> list[Adapter]:
-    """The adapters without the modules in which they have the weight 0.
+def without_silenced(
+    adapters: Sequence[Adapter], names: Sequence[str], rules: ModuleWeights | None
+) -> tuple[tuple[Adapter, ...], tuple[str, ...]]:
+    """The adapters without the modules in which they have the weight 0, and what the report says of the rules.
 
     Args:
         adapters: those that take part, under the base's names.
@@ -24,12 +26,17 @@ def without_silenced(adapters: Sequence[Adapter], names: Sequence[str], rules: M
         OptionError: a pattern matches no module, a rule names no adapter of the merge, or nothing is left.
     """
     if rules is None:
-        return list(adapters)
-    rules.check(_modules(adapters), names)
-    left = [_without(adapter, rules) for adapter in adapters]
+        return tuple(adapters), ()
+    counts = rules.check(_modules(adapters), names)
+    left = tuple(_without(adapter, rules) for adapter in adapters)
     if not any(adapter.modules for adapter in left):
         raise OptionError("modules gives every module of every adapter the weight 0, so that there is nothing to merge")
-    return left
+    said = [
+        f"{rule.pattern} {'' if rule.adapter is None else f'of {rule.adapter} '}times {rule.weight:g} "
+        f"({counts[rule.pattern]} modules)"
+        for rule in rules.rules
+    ]
+    return left, (f"weights by module, the last that matches: {'; '.join(said)}",)
 
 
 def with_factors(sites: Sequence[Site], names: Sequence[str], rules: ModuleWeights | None) -> tuple[Site, ...]:
@@ -42,19 +49,6 @@ def with_factors(sites: Sequence[Site], names: Sequence[str], rules: ModuleWeigh
 def factor_of(rules: ModuleWeights | None) -> Callable[[str, str], float]:
     """What an adapter's weight is multiplied with, from the module and the adapter."""
     return (lambda module, adapter: 1.0) if rules is None else rules.of
-
-
-def told(adapters: Sequence[Adapter], names: Sequence[str], rules: ModuleWeights | None) -> tuple[str, ...]:
-    """What the report says of it."""
-    if rules is None:
-        return ()
-    counts = rules.check(_modules(adapters), names)
-    said = [
-        f"{rule.pattern} {'' if rule.adapter is None else f'of {rule.adapter} '}times {rule.weight:g} "
-        f"({counts[rule.pattern]} modules)"
-        for rule in rules.rules
-    ]
-    return (f"weights by module, the last that matches: {'; '.join(said)}",)
 
 
 def _modules(adapters: Sequence[Adapter]) -> list[str]:

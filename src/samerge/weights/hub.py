@@ -195,13 +195,11 @@ def files_beside(source: str | Path, endpoint: str | None = None) -> tuple[str, 
     """
     if not str(source) or Path(source).expanduser().exists() or str(source).partition("@")[0].endswith(ADAPTER_ENDINGS):
         return ()
-    from huggingface_hub import HfApi
-
     name, inner, revision = _parts(str(source))
     prefix = f"{inner}/" if inner else ""
     try:
-        files = HfApi(endpoint=endpoint, library_name="samerge").list_repo_files(name, revision=revision)
-    except Exception as error:  # offline, or a Hub that does not answer: the adapter itself is in the cache
+        files = _files_of(name, f"listing the files beside {source}", revision, endpoint)
+    except HubError as error:  # offline, or a Hub that does not answer: the adapter itself is in the cache
         logger.debug("the files beside %s are not known: %s", source, error)
         return ()
     return tuple(

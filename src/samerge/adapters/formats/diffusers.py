@@ -81,8 +81,6 @@ def open_file(place: Place) -> Adapter:
                 modules.update(_module(place, module, parts, configs, origin))
     except PatternError as error:
         raise origin.refusal(f"{METADATA_FIELD}: {error}") from error
-    if not modules:
-        raise origin.refusal(f"{place.path.name} holds no tensors")
     return adapter(place, FORMAT.name, modules)
 
 

@@ -25,13 +25,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samerge.adapters.describe import Stored, check_dtypes
+from samerge.adapters.describe import Stored
 from samerge.adapters.formats.components import kohya_stems
 from samerge.adapters.formats.format import Content, Format, Place
 from samerge.adapters.formats.header import header_of
 from samerge.adapters.formats.pairs import Parts, adapter, grouped, module_of, number, pair, refuse_more, trimmed
-from samerge.adapters.formats.products import as_lora, divisor, kind_of, notes_of
-from samerge.adapters.model import AdaptedModule, Adapter, widest
+from samerge.adapters.formats.products import divisor, kind_of, notes_of, product, shapes_of
+from samerge.adapters.model import AdaptedModule, Adapter
 from samerge.adapters.writer import write_file
 from samerge.linalg.products import through_core
 from samerge.weights.untrusted import Origin
@@ -60,12 +60,10 @@ def open_file(place: Place) -> Adapter:
     modules: dict[str, AdaptedModule] = {}
     products: Counter[str] = Counter()
     for module, parts in grouped(place, _KEY, origin).items():
-        kind = kind_of({part: place.tensors.entries[key].shape for part, key in parts.items() if part != "alpha"})
+        kind = kind_of(shapes_of(place, parts))
         modules.update(_product(place, module, parts, origin) if kind else _pair(place, module, parts, origin))
         if kind:
             products[kind] += 1
-    if not modules:
-        raise origin.refusal(f"{place.path.name} holds no tensors")
     return adapter(place, FORMAT.name, modules, notes=notes_of(place.name, modules, products))
 
 
@@ -84,14 +82,7 @@ def _pair(place: Place, module: str, parts: Parts, origin: Origin) -> Mapping[st
 
 
 def _product(place: Place, module: str, parts: Parts, origin: Origin) -> Mapping[str, AdaptedModule]:
-    shapes = {part: place.tensors.entries[key].shape for part, key in parts.items() if part != "alpha"}
-    kinds = {part: place.tensors.dtype(parts[part]) for part in shapes}
-    check_dtypes(place.name, module, kinds)
-    try:
-        stored = as_lora(shapes, widest(kinds.values()), lambda part: place.tensors.read(parts[part]))
-    except ValueError as error:
-        raise origin.refusal(f"module {module!r}: {error}; the file is broken") from error
-    rank = divisor(shapes)
+    stored, rank = product(place, module, parts, origin), divisor(shapes_of(place, parts))
     scale = 1.0 if rank is None else _alpha(place, parts, rank, origin) / rank
     return module_of(place, module, stored, scale)
 

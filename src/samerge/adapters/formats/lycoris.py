@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from functools import partial
-
-from torch import Tensor
 
 from samerge.adapters.config import pattern_value
-from samerge.adapters.describe import check_dtypes
 from samerge.adapters.formats.format import Format, Place
-from samerge.adapters.formats.pairs import Parts, adapter, grouped, kind_config, module_of
-from samerge.adapters.formats.products import as_lora, kind_of, notes_of
-from samerge.adapters.model import AdaptedModule, Adapter, widest
+from samerge.adapters.formats.pairs import adapter, grouped, kind_config, module_of
+from samerge.adapters.formats.products import kind_of, notes_of, product, shapes_of
+from samerge.adapters.model import AdaptedModule, Adapter
 from samerge.adapters.names import plain_name
 from samerge.adapters.patterns import PatternError, allowance
 from samerge.adapters.settings import KINDS
-from samerge.errors import AdapterError
 from samerge.weights.fields import NUMBER
 from samerge.weights.hub import CONFIG_NAME
 
@@ -44,29 +39,18 @@ def open_folder(place: Place) -> Adapter:
     try:
         with allowance():
             for module, parts in grouped(place, _KEY, origin, plain_name).items():
-                shapes = {part: place.tensors.entries[key].shape for part, key in parts.items()}
-                kind = kind_of(shapes)
+                kind = kind_of(shapes_of(place, parts))
                 if kind is None:
                     raise origin.refusal(f"module {module!r} has {sorted(parts)}, which make no product")
-                dtypes = {part: place.tensors.dtype(key) for part, key in parts.items()}
-                check_dtypes(place.name, module, dtypes)
-                stored = as_lora(shapes, widest(dtypes.values()), partial(_read, place, parts))
+                stored = product(place, module, parts, origin)
                 rank = pattern_value(config.get("rank_pattern"), module, config["r"])
                 scale = float(pattern_value(config.get("alpha_pattern"), module, config["alpha"])) / rank
                 modules.update(module_of(place, module, stored, scale))
                 products[kind] += 1
     except PatternError as error:
         raise origin.refusal(f"{CONFIG_NAME}: {error}") from error
-    except ValueError as error:
-        if isinstance(error, AdapterError):
-            raise
-        raise origin.refusal(f"module {module!r}: {error}; the file is broken") from error
     kept = {key: value for key, value in config.items() if key not in ("alpha", "rank_pattern", "alpha_pattern")}
     return adapter(place, FORMAT.family, modules, kept, notes_of(place.name, modules, products))
-
-
-def _read(place: Place, parts: Parts, part: str) -> Tensor:
-    return place.tensors.read(parts[part])
 
 
 FORMAT = Format("lycoris", TITLE, reads, open_folder, family="peft")

@@ -137,7 +137,12 @@ def adapter(
         modules: its adapted maps.
         config: what of PEFT's configuration is known.
         notes: what the user should know of how it was read.
+
+    Raises:
+        AdapterError: it has none.
     """
+    if not modules:
+        raise place.origin(format).refusal(f"{place.path.name} holds no tensors of a LoRA")
     return Adapter(
         place.name,
         place.source,

@@ -18,10 +18,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from samerge.adapters.describe import Stored
-from samerge.adapters.model import AdaptedModule
+from samerge.adapters.describe import Stored, check_dtypes
+from samerge.adapters.formats.format import Place
+from samerge.adapters.formats.pairs import Parts
+from samerge.adapters.model import AdaptedModule, widest
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.products import hadamard, hadamard_rank, kronecker, through_core, trivial
+from samerge.weights.untrusted import Origin
 
 #: What each kind needs, with and without a core; LoKr's halves by themselves.
 _LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
@@ -75,6 +78,32 @@ def as_lora(parts: Mapping[str, Shape], dtype: torch.dtype, read: Read) -> Store
     across = (columns // math.prod(two.kernel), *two.kernel)
     up = (out, rank, *[1] * len(two.kernel))
     return Stored(((rank, *across), up), dtype, False, partial(_read, "hada_w1_a" in parts, sorted(parts), read))
+
+
+def shapes_of(place: Place, parts: Parts) -> dict[str, Shape]:
+    """The shapes of a module's tensors, but for alpha."""
+    return {part: place.tensors.entries[key].shape for part, key in parts.items() if part != "alpha"}
+
+
+def product(place: Place, module: str, parts: Parts, origin: Origin) -> Stored:
+    """The factors that a module of a file stands for; its scale is the format's to say.
+
+    Args:
+        place: where the adapter lies.
+        module: its name, for errors.
+        parts: its tensors, of one of the kinds.
+        origin: what is being read, for errors.
+
+    Raises:
+        AdapterError: the tensors do not belong together, or hold no floating-point numbers.
+    """
+    shapes = shapes_of(place, parts)
+    kinds = {part: place.tensors.dtype(parts[part]) for part in shapes}
+    check_dtypes(place.name, module, kinds)
+    try:
+        return as_lora(shapes, widest(kinds.values()), lambda part: place.tensors.read(parts[part]))
+    except ValueError as error:
+        raise origin.refusal(f"module {module!r}: {error}; the file is broken") from error
 
 
 def notes_of(name: str, modules: Mapping[str, AdaptedModule], products: Mapping[str, int]) -> list[str]:

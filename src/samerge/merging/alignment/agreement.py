@@ -14,19 +14,18 @@ from typing import TypeVar
 from samerge.adapters import Adapter, Extras
 from samerge.errors import BaseModelError
 from samerge.merging.alignment.matching import bare
+from samerge.merging.alignment.projections import PARTS
 from samerge.merging.alignment.underscored import refuse_mixed_names
 from samerge.options.module_names import first_layer
 
 Value = TypeVar("Value")
 
-#: Modules that some releases of a model have in one piece, and others in several.
+#: Modules that some releases of a model have in one piece, and others in several, also under other names and in another
+#: order of rows than those that can be taken apart.
 _FUSED = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    **PARTS,
     "query_key_value": ("q_proj", "k_proj", "v_proj", "query", "key", "value"),
-    "qkv": ("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v"),
-    "Wqkv": ("q_proj", "k_proj", "v_proj"),
-    "W_pack": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
+    "qkv": (*PARTS["qkv"], "query", "key", "value", "q", "k", "v"),
 }
 
 

@@ -23,14 +23,14 @@ from samerge.merging.alignment.matching import Names
 from samerge.weights import WeightSource
 
 #: A projection in one piece -> its parts, one under the other. Those whose heads are interleaved are not here.
-_PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
-    ("qkv", ("q_proj", "k_proj", "v_proj")),
-    ("Wqkv", ("q_proj", "k_proj", "v_proj")),
-    ("W_pack", ("q_proj", "k_proj", "v_proj")),
-    ("to_qkv", ("to_q", "to_k", "to_v")),
-    ("gate_up_proj", ("gate_proj", "up_proj")),
-)
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "Wqkv": ("q_proj", "k_proj", "v_proj"),
+    "W_pack": ("q_proj", "k_proj", "v_proj"),
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
 
 
 def as_the_base_has_them(adapter: Adapter, source: WeightSource) -> Adapter:
@@ -40,7 +40,7 @@ def as_the_base_has_them(adapter: Adapter, source: WeightSource) -> Adapter:
         adapter: under any names.
         source: the base.
     """
-    ends = {end for whole, parts in _PARTS for end in (whole, *parts)}
+    ends = {end for whole, parts in PARTS.items() for end in (whole, *parts)}
     plain = {
         module: one
         for module, one in adapter.modules.items()
@@ -51,7 +51,7 @@ def as_the_base_has_them(adapter: Adapter, source: WeightSource) -> Adapter:
     names = Names(tensor for tensor, shape in source.shapes.items() if len(shape) == 2)
     absent = {module: one for module, one in plain.items() if not names.find(module)}
     kept = dict(adapter.modules)
-    for whole, parts in _PARTS:
+    for whole, parts in PARTS.items():
         for owner in sorted({module.rpartition(".")[0] for module in absent}):
             one = absent.get(_in(owner, whole))
             there = {part: absent[_in(owner, part)] for part in parts if _in(owner, part) in absent}
