@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +48,20 @@ def test_a_plain_adapter(llama):
     assert report.variants == ()
     assert report.serving == dict.fromkeys(SERVERS, ())
     assert json.loads(json.dumps(report.to_dict()))["mergeable"] is True
+
+
+def test_the_file_beside_its_configuration(llama):
+    folder = Path(llama.adapters["math"])
+    found, whole = (check_adapter(path, name="math") for path in (folder / "adapter_model.safetensors", folder))
+    assert found.mergeable
+    assert {**found.to_dict(), "source": str(folder)} == whole.to_dict()
+
+
+def test_a_file_without_its_configuration(llama, tmp_path):
+    shutil.copy(Path(llama.adapters["math"], "adapter_model.safetensors"), tmp_path)
+    report = check_adapter(tmp_path / "adapter_model.safetensors")
+    assert not report.mergeable
+    assert "there is no adapter_config.json" in report.problems[0]
 
 
 def test_rank_stabilised_with_an_alpha_pattern(llama):

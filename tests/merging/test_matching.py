@@ -10,6 +10,7 @@ from samerge.adapters.layouts import Layout
 from samerge.errors import BaseModelError
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.matching import match_modules
+from samerge.merging.alignment.projections import PARTS
 from samerge.merging.alignment.spelling import together
 
 SHAPES = {
@@ -76,3 +77,14 @@ def test_many_adapters_of_one_module_are_compared_once_each(monkeypatch):
     [site] = assemble.align(together(adapters, None).adapters, None)
     assert len(site.experts) == 200
     assert len(compared) == 199
+
+
+@pytest.mark.parametrize("whole", PARTS)
+def test_a_projection_in_one_piece_is_refused_beside_its_parts_without_a_base(whole):
+    def adapting(name):
+        none = AdaptedModule(Layout(), 1, (4, 4), torch.float32, lambda: pytest.fail("read"))
+        return Adapter(name, "there", {"base_model_name_or_path": "ada/base"}, {f"h.0.{name}": none})
+
+    for part in PARTS[whole]:
+        with pytest.raises(BaseModelError, match=rf"'{whole}' adapts 'h\.0\.{whole}' in one piece, '{part}' its part"):
+            together([adapting(whole), adapting(part)], None)

@@ -20,7 +20,7 @@ from samerge.adapters import Adapter, scaling
 from samerge.adapters.files import open_adapter
 from samerge.adapters.formats.format import Place
 from samerge.adapters.formats.place import find
-from samerge.adapters.formats.table import DEFAULT, format_of, read_any
+from samerge.adapters.formats.table import DEFAULT, format_of, read_place
 from samerge.adapters.servers import Served, gaps, hints, servability
 from samerge.adapters.settings import readable
 from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeError
@@ -117,16 +117,16 @@ def check_adapter(
         folder = resolve_adapter(source)
         place = find(folder, name, str(source))
         if format_of(place) is not DEFAULT:
-            return _of_another_format(place, folder, opened, base)
+            return _of_another_format(place, opened, base)
         if place.config is None or place.file is None:
-            open_adapter(folder, name)  # which says what is missing
+            open_adapter(place.path.parent, name)  # which says what is missing
         config, file = dict(place.config or {}), place.tensors
     except AdapterError as error:
         return AdapterReport(name, str(source), problems=(str(error),))
     problems: list[str] = []
     adapter = None
     try:
-        adapter = read_any(folder, name, str(source))
+        adapter = read_place(place)
     except AdapterError as error:
         problems.append(str(error))
         config = readable(config)
@@ -137,7 +137,7 @@ def check_adapter(
         problems += more
         notes = [*adapter.notes, *notes]
     ranks = _ranks(adapter, file)
-    files = tuple(sorted(path.name for path in folder.iterdir()))
+    files = tuple(sorted(path.name for path in place.path.parent.iterdir()))
     served = Served(config, ranks, _beside(file), missing or gaps(list(ranks)), files)
     scales = (
         sorted({scaling(config, module) for module in ranks})
@@ -161,9 +161,9 @@ def check_adapter(
     )
 
 
-def _of_another_format(place: Place, path: Path, source: WeightSource | None, base: object) -> AdapterReport:
+def _of_another_format(place: Place, source: WeightSource | None, base: object) -> AdapterReport:
     """What is in an adapter that is none of PEFT's LoRAs."""
-    adapter, title = read_any(path, place.name, place.source), format_of(place).title
+    adapter, title = read_place(place), format_of(place).title
     problems, notes, _ = _against(adapter, source, base)
     modules = adapter.modules
     told = f"it is {title}, and servers of language models read PEFT's: samerge convert --format peft"

@@ -41,7 +41,15 @@ def read_any(path: str | Path, name: str, source: str | None = None) -> Adapter:
         AdapterError: it is broken, of no known format, or of a kind that cannot be merged; names the format.
     """
     path = Path(path)
-    place = find(path, name, source or str(path))
+    return read_place(find(path, name, source or str(path)))
+
+
+def read_place(place: Place) -> Adapter:
+    """As `read_any`, of a place that is known.
+
+    Raises:
+        AdapterError: as there.
+    """
     format = format_of(place)
     try:
         return format.open(place)
