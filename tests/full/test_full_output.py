@@ -249,7 +249,7 @@ def test_the_inputs_are_never_replaced(llama):
 
 
 def test_push(llama, monkeypatch):
-    from samerge.weights import hub
+    from samerge.weights import pushing
 
     pushed = {}
 
@@ -257,7 +257,7 @@ def test_push(llama, monkeypatch):
         pushed.update(names=sorted(path.name for path in folder.iterdir()), repo_id=repo_id, **options)
         return "address"
 
-    monkeypatch.setattr(hub, "push_folder", push_folder)
+    monkeypatch.setattr(pushing, "push_folder", push_folder)
     assert merge(llama).push_to_hub("ada/merged", private=True) == "address"
     assert pushed["repo_id"] == "ada/merged"
     assert pushed["private"] is True

@@ -20,7 +20,8 @@ from samerge.adapters.writer import write_adapter
 from samerge.errors import AdapterError, BaseModelError, HubError, OptionError
 from samerge.report.card import model_card
 from samerge.report.record import Base, Input, Output, Record
-from samerge.weights.hub import files_beside, push_folder, resolve_adapter, resolve_base, resolve_record
+from samerge.weights.hub import files_beside, resolve_adapter, resolve_base, resolve_record
+from samerge.weights.pushing import push_folder
 
 # huggingface_hub's own, on its way through LFS
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

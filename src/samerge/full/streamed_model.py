@@ -153,7 +153,7 @@ class StreamedModel:
             HubError: the Hub refused; says what to do.
         """
         from samerge.report.sharing import shareable
-        from samerge.weights.hub import push_folder
+        from samerge.weights.pushing import push_folder
 
         save = partial(self.save, max_shard_size=max_shard_size, trust_remote_code=trust_remote_code)
         with shareable(save, "model") as saved:

@@ -157,7 +157,7 @@ class MergedAdapter:
             HubError: the Hub refused; says what to do.
         """
         from samerge.report.sharing import shareable
-        from samerge.weights.hub import push_folder
+        from samerge.weights.pushing import push_folder
 
         with shareable(lambda folder: self._save_to_share(folder, format or self.format), "adapter") as saved:
             return push_folder(

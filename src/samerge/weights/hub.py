@@ -1,18 +1,18 @@
-"""The Hugging Face Hub: push a folder, and turn a folder or a repository id into a local folder.
+"""The Hugging Face Hub, read: a folder, a file or a repository id turned into a local path.
 
 huggingface_hub is imported inside the functions, so that `import samerge` stays light.
 """
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from samerge.errors import AdapterError, BaseModelError, HubError, OptionError, SamergeError
+from samerge.errors import AdapterError, BaseModelError, HubError, SamergeError
+from samerge.weights.hub_errors import hub_errors
 
 #: Files that a message lists.
 _SHOWN = 6
@@ -29,66 +29,6 @@ USUAL_NAMES = (WEIGHTS_NAME, "adapters.safetensors", "pytorch_lora_weights.safet
 _MODELS = ("model", "diffusion_pytorch_model", "consolidated")
 _PICKLED_WEIGHTS_NAME = "adapter_model.bin"
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*")
-_LOGIN = "log in with `hf auth login`, or pass a token"
-
-
-def push_folder(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    token: str | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "Upload a merged adapter made with samerge",
-    create_pr: bool = False,
-    endpoint: str | None = None,
-) -> str:
-    """Upload a folder to a model repository on the Hub, as one commit; the repository is created if missing.
-
-    Args:
-        folder: what `write_adapter` wrote.
-        repo_id: `user/name`, or `name` for a repository of the user who is logged in.
-        token: an access token with write permission. Default: the one of `hf auth login`.
-        private: whether a new repository is private; one that exists stays as it is. Default: as the account says.
-        revision: the branch; created if missing. Default: the main branch.
-        commit_message: the first line of the commit.
-        create_pr: open a pull request instead of committing. Default: False.
-        endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
-
-    Returns:
-        The address of the repository, or of the pull request.
-
-    Raises:
-        OptionError: `folder` is no folder, or `create_pr` comes together with `revision`.
-        HubError: the Hub refuses or cannot be reached.
-
-    Example:
-        >>> push_folder("merged", "ada/merged", private=True)  # doctest: +SKIP
-        'https://huggingface.co/ada/merged'
-    """
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise OptionError(f"pushing {folder} to {repo_id}: there is no such folder; save the merge there first")
-    if create_pr and revision is not None:
-        raise OptionError(
-            f"pushing {folder} to {repo_id}: a pull request is opened against the main branch, so create_pr=True does "
-            f"not go with revision={revision!r}; leave one of them out"
-        )
-    from huggingface_hub import HfApi
-
-    api = HfApi(endpoint=endpoint, token=token, library_name="samerge")
-    with _hub_errors(f"pushing {path.name} to {repo_id!r}", repo_id, pushing=True):
-        # A bare name means "mine": creating it answers with the full id, which the other routes ask for. Anyone may
-        # open a pull request, but only the owner may create: what exists is not created once more.
-        known = "/" in repo_id and api.repo_exists(repo_id)
-        full_id = repo_id if known else api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None:
-            api.create_branch(full_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=full_id, folder_path=path, commit_message=commit_message, revision=revision, create_pr=create_pr
-        )
-    # no pull request is opened when the repository has these very files already
-    return str(commit.pr_url or f"{api.endpoint}/{full_id}")
 
 
 def resolve_adapter(
@@ -344,7 +284,7 @@ def _download(
 ) -> Path:
     from huggingface_hub import snapshot_download
 
-    with _hub_errors(f"{doing} from the Hub (there is no folder of this name)", repo_id):
+    with hub_errors(f"{doing} from the Hub (there is no folder of this name)", repo_id):
         return Path(
             snapshot_download(
                 repo_id,
@@ -362,62 +302,5 @@ def _files_of(repo_id: str, doing: str, revision: str | None, endpoint: str | No
     """All files of a repository; asks the Hub."""
     from huggingface_hub import HfApi
 
-    with _hub_errors(f"{doing}, and asking for what else it has failed", repo_id):
+    with hub_errors(f"{doing}, and asking for what else it has failed", repo_id):
         return list(HfApi(endpoint=endpoint, library_name="samerge").list_repo_files(repo_id, revision=revision))
-
-
-@contextlib.contextmanager
-def _hub_errors(doing: str, repo_id: str, pushing: bool = False) -> Iterator[None]:
-    """Raise whatever huggingface_hub raises as a HubError that says what was being done and the way out."""
-    try:
-        yield
-    except Exception as error:  # huggingface_hub's own, httpx's or requests' by version, OSError, ValueError
-        # an upload's error is wrapped in a RuntimeError that says only which file it was
-        told = error.__cause__ if type(error) is RuntimeError and isinstance(error.__cause__, Exception) else error
-        lines = [line.strip() for line in str(told).splitlines() if line.strip()] or ["no details"]
-        raise HubError(f"{doing}: {type(told).__name__}: {lines[0]}; {_way_out(told, repo_id, pushing)}") from error
-
-
-def _way_out(error: Exception, repo_id: str, pushing: bool) -> str:
-    from huggingface_hub import errors
-
-    status = _status(error)
-    if isinstance(error, errors.HFValidationError):
-        return "a repository id is 'name' or 'user/name', of letters, digits, '-', '_' and '.'; check the name"
-    if isinstance(error, errors.GatedRepoError):
-        return f"ask for access on the page of {repo_id} on the Hub, and {_LOGIN}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "check the revision: a branch, a tag or a commit of this repository"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"check the name; if the repository is private or gated, {_LOGIN} that may read it"
-    if status == 401:
-        if "Invalid credentials" in str(error):
-            return f"the token is not valid: {_LOGIN} that is"
-        return f"the Hub does not know who asks, or has no such repository: check the name, and {_LOGIN}"
-    if status == 403:
-        return f"this token may not do that: {_LOGIN} that has the permission, or choose a namespace of yours"
-    if status == 404:
-        return "check the name"
-    if status is not None:
-        return f"the Hub answered {status}; try again later, and see https://status.huggingface.co"
-    if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
-        if pushing:
-            return (
-                f"nothing was pushed, the Hub is offline or out of reach: check the connection and HF_HUB_OFFLINE, or "
-                f"save to a folder (--output) and run `hf upload {repo_id} FOLDER` where there is a network"
-            )
-        return (
-            f"it is not in the cache, and the Hub is offline or out of reach: check the connection and HF_HUB_OFFLINE, "
-            f"run `hf download {repo_id}` where there is a network, or give a folder"
-        )
-    return "check the connection, and try again"
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that an error, or what it was raised from, carries."""
-    while error is not None:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status is not None:
-            return int(status)
-        error = error.__cause__ or error.__context__
-    return None
