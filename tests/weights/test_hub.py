@@ -298,6 +298,7 @@ class TestResolveAdapter:
         with pytest.raises(HubError, match=f"{asked}ed: .*{words}") as caught:
             resolve_adapter("ada/m", endpoint=hub.endpoint)
         assert caught.value.__cause__ is not None
+        assert "Errno" not in str(caught.value)
 
     def test_a_cache_without_the_weights_asks_no_one(self, hub):
         add_repo(hub, "ada/m", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 from samerge.errors import HubError
 
+#: What the system puts before its words.
+_ERRNO = re.compile(r"\[(Errno|WinError) -?\d+\] ")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -18,7 +21,7 @@ def hub_errors(doing: str, repo_id: str, pushing: bool = False) -> Iterator[None
     except Exception as error:  # huggingface_hub's own, httpx's or requests' by version, OSError, ValueError
         # an upload's error is wrapped in a RuntimeError that says only which file it was
         told = error.__cause__ if type(error) is RuntimeError and isinstance(error.__cause__, Exception) else error
-        lines = [line.strip() for line in str(told).splitlines() if line.strip()] or ["no details"]
+        lines = [line.strip() for line in _ERRNO.sub("", str(told)).splitlines() if line.strip()] or ["no details"]
         raise HubError(f"{doing}: {type(told).__name__}: {lines[0]}; {_way_out(told, repo_id, pushing)}") from error
 
 
