@@ -73,7 +73,7 @@ class Worker:
 def run(cases: range, workers: int) -> dict[str, Any]:
     """All cases; the record of what became of them."""
     sys.path.insert(0, str(HERE.parent / "tests"))
-    from fuzzing import make_zoo
+    from fuzz_zoo import make_zoo
 
     counts: Counter[str] = Counter()
     slowest = grown = 0.0

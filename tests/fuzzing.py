@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +19,8 @@ from random import Random
 from typing import Any
 
 import torch
+from fuzz_zoo import COMMANDS, run
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from tiny import make
-from typer.testing import CliRunner
-
-from samerge.cli import app
 
 #: Seconds of processor time that a case may take.
 MOST_SECONDS = 10.0
@@ -56,36 +51,6 @@ FIELDS = (
     *("hidden_size", "vocab_size", "tie_word_embeddings", "attn_implementation", "quantization_config", "auto_map"),
     *("text_config", "rope_scaling", "layer_types", "dtype", "torch_dtype", "num_experts", "is_encoder_decoder"),
 )
-
-
-def make_zoo(folder: Path) -> Path:
-    """Sound folders: a base, whole and in shards, adapters of several kinds, a checkpoint, and a merge of adapters."""
-    beast = make("llama", folder)
-    tensors = load_file(beast.folder / "model.safetensors")
-    sharded = folder / "sharded"
-    sharded.mkdir()
-    names = sorted(tensors)
-    parts = {"a.safetensors": names[: len(names) // 2], "b.safetensors": names[len(names) // 2 :]}
-    for file, part in parts.items():
-        save_file({name: tensors[name] for name in part}, sharded / file)
-    where = {name: file for file, part in parts.items() for name in part}
-    (sharded / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
-    shutil.copyfile(beast.folder / "config.json", sharded / "config.json")
-    expert = folder / "expert"
-    shutil.copytree(beast.folder, expert)
-    generator = torch.Generator().manual_seed(0)
-    changed = {name: t + 0.1 * torch.randn(t.shape, generator=generator) for name, t in tensors.items()}
-    save_file(changed, expert / "model.safetensors", metadata={"format": "pt"})
-    rich = folder / "rich"
-    shutil.copytree(folder / "math", rich)
-    more = load_file(rich / "adapter_model.safetensors")
-    more["base_model.model.model.norm.weight"] = torch.ones(32)
-    save_file(more, rich / "adapter_model.safetensors")
-    config = json.loads((rich / "adapter_config.json").read_text())
-    config |= {"modules_to_save": ["norm"], "target_modules": r".*\.(q|v)_proj", "rank_pattern": {"^none$": 3}}
-    (rich / "adapter_config.json").write_text(json.dumps(config))
-    run(["merge", *_adapters(folder, "math", "code"), "--method", "linear", "--out", folder / "merged"])
-    return folder
 
 
 @dataclass(frozen=True)
@@ -142,8 +107,7 @@ def _kind(code: int, said: str, seconds: float, victim: Path, work: Path) -> str
         return "raw control characters"
     if code:
         return "refused"
-    written = work / "out"
-    if written.exists() and not all(_takes(file) for file in written.glob("*.safetensors")):
+    if not all(_takes(file) for out in work.glob("out*") for file in (out, *out.glob("*")) if _holds_weights(file)):
         return "wrote what the library refuses"
     return "accepted" if all(_takes(file) for file in _read_by(victim)) else "accepted what the library refuses"
 
@@ -155,64 +119,16 @@ def _read_by(folder: Path) -> list[Path]:
     return list(folder.glob("*.safetensors"))
 
 
+def _holds_weights(file: Path) -> bool:
+    return file.suffix == ".safetensors" and file.is_file()
+
+
 def _takes(file: Path) -> bool:
     try:
         with safe_open(file, "pt"):
             return True
     except (SafetensorError, OSError):
         return False
-
-
-def run(words: list[Any]) -> tuple[int, str]:
-    """The command line in this process: its exit code and all that it said."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        result = CliRunner().invoke(app, [str(word) for word in words])
-    text = result.output
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        text += f"Traceback: {result.exception!r}"
-    return result.exit_code, text
-
-
-def _adapters(folder: Path, *names: str) -> list[Any]:
-    return [word for name in names for word in ("--adapter", f"{name}={folder / name}")]
-
-
-def _merge(base: str | None, *names: str, method: str | None = None) -> Callable[[Path], list[Any]]:
-    def words(work: Path) -> list[Any]:
-        given = ["--base", work / base] if base else []
-        chosen = ["--method", method] if method else []
-        return [
-            "merge",
-            *given,
-            *_adapters(work, *names),
-            *chosen,
-            "--modules-to-save",
-            "average",
-            "--out",
-            work / "out",
-        ]
-
-    return words
-
-
-#: Name, the words of the command, and the folders that it reads.
-COMMANDS: tuple[tuple[str, Callable[[Path], list[Any]], tuple[str, ...]], ...] = (
-    ("linear", _merge(None, "math", "code", method="linear"), ("math", "code")),
-    ("linear rich", _merge(None, "rich", "math", method="linear"), ("rich", "math")),
-    ("default", _merge("base", "math", "talk"), ("base", "math", "talk")),
-    ("default sharded", _merge("sharded", "math", "rich"), ("sharded", "math", "rich")),
-    ("check", lambda work: ["check", work / "rich", "--base", work / "base"], ("rich", "base")),
-    ("inspect two", lambda work: ["inspect", work / "math", work / "code"], ("math", "code")),
-    ("inspect", lambda work: ["inspect", work / "merged"], ("merged",)),
-    ("inspect json", lambda work: ["inspect", work / "merged", "--json"], ("merged",)),
-    (
-        "full",
-        lambda work: ["full", "--base", work / "base", "--expert", f"e={work / 'expert'}", "--iterations", "1",
-                      "--out", work / "out", "--quiet"],
-        ("base", "expert"),
-    ),
-)  # fmt: skip
 
 
 def _break(folder: Path, random: Random) -> str:

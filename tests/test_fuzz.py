@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fuzzing import make_zoo, offline, outcome
+from fuzz_zoo import make_zoo
+from fuzzing import offline, outcome
 
 CASES, CHUNK = 500, 25
 

@@ -41,6 +41,9 @@ def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Sit
                 adapted = _fitted(adapter.name, module, adapted, expert_of(own[module])[0], source)
             others = found.setdefault(module, {})
             for m, first in others.items():
+                if first.shape == adapted.shape and source is None:
+                    adapted = replace(adapted, layout=_fuller(adapted.layout, first.layout))
+                    others[m] = first = replace(first, layout=_fuller(first.layout, adapted.layout))
                 if first.shape != adapted.shape or not _alike(first.layout, adapted.layout, source):
                     raise BaseModelError(
                         f"module {module!r} does not match between adapters: {adapters[m].name!r} updates "
@@ -189,6 +192,11 @@ def _is_transposed(module: str, adapted: AdaptedModule, rows: int, columns: int,
 def _alike(one: Layout, two: Layout, source: WeightSource | None) -> bool:
     """Whether two layouts are the same. Without a base nobody knows which way round a weight is stored."""
     return one == two or (source is None and replace(one, transposed=two.transposed) == two)
+
+
+def _fuller(layout: Layout, other: Layout) -> Layout:
+    """A layout, or the other adapter's where its own file has a convolution's weights flat, without the kernel."""
+    return other if layout == Layout("linear") and other.kind == "conv" else layout
 
 
 def _edge(key: str, layout: Layout) -> Weight:

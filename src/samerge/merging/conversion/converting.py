@@ -70,7 +70,7 @@ def convert_adapter(
         spelled = together([opened], open_base(base, required=False), live)
         [opened], source = spelled.adapters, spelled.source
         check_dora([opened], None, None)
-        _refuse_biases(opened)
+        _refuse_trained(opened)
         check_extras([opened], None, source)
     sites = assemble.align([opened], source)
     chosen = dtype_of(dtype)
@@ -97,11 +97,18 @@ def convert_adapter(
     )
 
 
-def _refuse_biases(adapter: Adapter) -> None:
-    trained = [*adapter.extras.biases, *(name for name, one in adapter.modules.items() if one.bias is not None)]
-    if trained:
+def _refuse_trained(adapter: Adapter) -> None:
+    modules = [*adapter.extras.saved, *adapter.extras.tokens]
+    if modules:
         raise AdapterError(
-            f"converting adapter {adapter.name!r}: it trained biases ({trained[0]!r}), which only PEFT's format has a "
+            f"converting adapter {adapter.name!r}: it carries fully trained modules or token rows "
+            f"({', '.join(modules)}), which only PEFT's format has a place for; merge it alone (samerge merge) into "
+            f"this format, and let modules_to_save be 'drop', which leaves them out"
+        )
+    biases = [*adapter.extras.biases, *(name for name, one in adapter.modules.items() if one.bias is not None)]
+    if biases:
+        raise AdapterError(
+            f"converting adapter {adapter.name!r}: it trained biases ({biases[0]!r}), which only PEFT's format has a "
             f"place for; merge it alone (samerge merge), which keeps them"
         )
 
