@@ -213,3 +213,11 @@ def test_factors_of_very_unequal_size_are_evened_exactly(tmp_path, power, dtype)
     assert torch.equal(factors.B.double() @ factors.A.double(), B.double() @ A.double())
     if abs(power) >= 40:
         assert 0.01 < float(factors.A.abs().max() / factors.B.abs().max()) < 100
+
+
+@pytest.mark.parametrize(("A", "B", "alpha"), [(1e30, 1e30, 2), (1e38, 1e-3, 2), (1.0, 1.0, 1e16)])
+def test_an_update_that_no_training_gives_is_refused(tmp_path, A, B, alpha):
+    factors = {"layers.0": (torch.full((2, 4), A), torch.full((5, 2), B))}
+    adapter = read_adapter(write_adapter(tmp_path / "a", factors, alpha=alpha), "math")
+    with pytest.raises(AdapterError, match=r"'math', module 'layers.0': its update has entries of up to \d"):
+        adapter.modules["layers.0"].load()

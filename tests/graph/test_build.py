@@ -278,6 +278,16 @@ def test_a_wrong_tensor_is_named(name, change, said):
         ("mixtral", {"num_local_experts": 4}, "says 4 experts, but the layer 'layers.0.' has 3"),
         ("albert", {"num_hidden_layers": None}, "has to say num_hidden_layers"),
         ("albert", {"num_hidden_groups": 3}, "says 3 groups of layers, 2 found"),
+        (
+            "llama",
+            {"num_attention_heads": [4]},
+            r"heads of 'layers.0.': .* says num_attention_heads=\[4\], and not a wh",
+        ),
+        ("llama", {"num_attention_heads": 0}, "not a whole number from 1"),
+        ("llama", {"num_hidden_layers": "2"}, "says num_hidden_layers='2', and not a whole number"),
+        ("mixtral", {"num_local_experts": True}, "says num_local_experts=True, and not a whole number"),
+        ("albert", {"num_hidden_layers": 10**9}, "says num_hidden_layers=1000000000, and not a whole number"),
+        ("albert", {"num_hidden_groups": {}}, "says num_hidden_groups={}, and not a whole number"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(name, changed, said):

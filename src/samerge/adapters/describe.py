@@ -22,6 +22,8 @@ from samerge.linalg.factors import LoraFactors
 _WIDE = (torch.bfloat16, torch.float32, torch.float64)
 #: Powers of two that one factor is larger than the product's root from which they are moved.
 _UNEVEN = 30
+#: The largest entry that an update may have: squares of norms then stay within float32.
+_MOST = 2.0**48
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,14 @@ def _load(
 ) -> LoraFactors:
     A, B = read()
     factors = layout.factors(A, B, scale, expert)
-    for part, tensor in (("lora_A", factors.A), ("lora_B", factors.B)):
-        finite(adapter, module, part, tensor)
-    return evened(factors)
+    sizes = [_finite_size(adapter, module, part, one) for part, one in (("lora_A", factors.A), ("lora_B", factors.B))]
+    bound = abs(scale) * sizes[0] * sizes[1] * factors.rank
+    if bound > _MOST:
+        raise AdapterError(
+            f"adapter {adapter!r}, module {module!r}: its update has entries of up to {bound:.1g}, as no trained one "
+            f"has; the adapter is broken (a diverged training?), leave it out of the merge"
+        )
+    return _evened(factors, *sizes)
 
 
 def evened(factors: LoraFactors) -> LoraFactors:
@@ -154,13 +161,14 @@ def evened(factors: LoraFactors) -> LoraFactors:
         >>> even.A.max().item(), even.B.max().item()
         (1.0, 1.0)
     """
+    return _evened(factors, _largest(factors.A), _largest(factors.B))
+
+
+def _evened(factors: LoraFactors, size_A: float, size_B: float) -> LoraFactors:
     A, B = factors.A, factors.B
-    if A.dtype not in _WIDE or B.dtype not in _WIDE or not A.numel() or not B.numel():
+    if A.dtype not in _WIDE or B.dtype not in _WIDE or not size_A or not size_B:
         return factors
-    sizes = _largest(A), _largest(B)
-    if 0.0 in sizes:
-        return factors
-    moved = round((math.log2(sizes[1]) - math.log2(sizes[0])) / 2)
+    moved = round((math.log2(size_B) - math.log2(size_A)) / 2)
     return factors if abs(moved) < _UNEVEN else LoraFactors(A * 2.0**moved, B * 2.0**-moved, factors.scale)
 
 
@@ -170,12 +178,18 @@ def finite(adapter: str, module: str, part: str, tensor: Tensor) -> Tensor:
     Raises:
         AdapterError: it does.
     """
-    if not math.isfinite(_largest(tensor)):
+    _finite_size(adapter, module, part, tensor)
+    return tensor
+
+
+def _finite_size(adapter: str, module: str, part: str, tensor: Tensor) -> float:
+    size = _largest(tensor)
+    if not math.isfinite(size):
         raise AdapterError(
             f"adapter {adapter!r}, module {module!r}: {part} {tuple(tensor.shape)} holds NaN or infinite values; "
             f"the adapter is broken (a diverged training?), leave it out of the merge"
         )
-    return tensor
+    return size
 
 
 def _largest(tensor: Tensor) -> float:

@@ -15,6 +15,9 @@ WAYS_ON = (
     "samerge.graph.FlowGraph of your own as connectivity."
 )
 
+#: Of layers, heads or experts, the most that a configuration may say.
+_MOST = 100_000
+
 
 @dataclass(frozen=True)
 class Layers:
@@ -122,7 +125,7 @@ def _find_order(
         if {number[0] for number in numbers} != set(range(count)):
             present = sorted({number[0] for number in numbers})
             raise GraphError(f"{what}: the layers {prefix + template!r} have gaps, only {present} were found")
-        told = next((config[key] for key in stack.depth if config.get(key) is not None), None)
+        told = told_number(config, stack.depth, what)
         if stack.shared:
             return _shared_order(prefix + template, numbers, count, told, config, what)
         if told is not None and told != count:
@@ -135,17 +138,38 @@ def _find_order(
 
 
 def _shared_order(
-    template: str, numbers: set[tuple[int, ...]], groups: int, told: Any, config: Mapping[str, Any], what: str
+    template: str, numbers: set[tuple[int, ...]], groups: int, told: int | None, config: Mapping[str, Any], what: str
 ) -> tuple[str, ...]:
     """Albert: `num_hidden_layers` steps through a few groups of layers, each group used several times in a row."""
     if told is None:
         raise GraphError(f"{what}: its layers are shared, so the configuration has to say num_hidden_layers")
-    if config.get("num_hidden_groups", groups) != groups:
-        raise GraphError(
-            f"{what}: the configuration says {config['num_hidden_groups']} groups of layers, {groups} found"
-        )
+    told_groups = told_number(config, ("num_hidden_groups",), what)
+    if told_groups not in (None, groups):
+        raise GraphError(f"{what}: the configuration says {told_groups} groups of layers, {groups} found")
     order = []
     for step in range(told):
         group = int(step / (told / groups))
         order += [template.format(i=i, j=j) for i, j in sorted(numbers) if i == group]
     return tuple(order)
+
+
+def told_number(config: Mapping[str, Any], fields: tuple[str, ...], what: str) -> int | None:
+    """What a configuration says of how many there are of something; None where it says nothing.
+
+    Args:
+        config: the model's.
+        fields: the names that it may have there, of which the first is taken that is given.
+        what: for errors: what is being done.
+
+    Raises:
+        GraphError: it is no whole number, or none that a model has.
+    """
+    field = next((name for name in fields if config.get(name) is not None), None)
+    if field is None:
+        return None
+    value = config[field]
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _MOST:
+        raise GraphError(
+            f"{what}: the configuration says {field}={repr(value)[:80]}, and not a whole number from 1 to {_MOST}"
+        )
+    return value

@@ -12,6 +12,7 @@ import numpy as np
 from samerge.errors import GraphError
 from samerge.graph.blocks import Attention, Experts, FusedAttention, FusedMlp, Mlp, Part, StackedExperts
 from samerge.graph.flow import Edge, Gather, Weight
+from samerge.graph.naming import told_number
 
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _EXPERTS = ("num_local_experts", "num_experts")
@@ -160,14 +161,14 @@ class Wiring:
             )
 
     def _heads(self, place: Place, width: int) -> int:
-        heads = next((place.config[key] for key in _HEADS if place.config.get(key) is not None), None)
+        heads = told_number(place.config, _HEADS, f"the heads of {place.layer!r}")
         if heads is None or width % heads:
             raise GraphError(
                 f"to find the heads of {place.layer!r}, {width} wide, the configuration has to say "
                 f"num_attention_heads, a divisor of that; it says {heads}. A config.json may leave out "
                 "what is the default: AutoConfig.from_pretrained(...).to_dict() has everything"
             )
-        return int(heads)
+        return heads
 
 
 def _repeat(narrow: int, width: int, heads: int, tensor: str) -> np.ndarray:
@@ -200,6 +201,6 @@ def _halves(total: int, interleaved: bool = False) -> tuple[np.ndarray, np.ndarr
 
 
 def _check_count(experts: int, place: Place) -> None:
-    told = next((place.config[key] for key in _EXPERTS if place.config.get(key) is not None), experts)
-    if told != experts:
+    told = told_number(place.config, _EXPERTS, f"the experts of {place.layer!r}")
+    if told not in (None, experts):
         raise GraphError(f"the configuration says {told} experts, but the layer {place.layer!r} has {experts}")

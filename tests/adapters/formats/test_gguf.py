@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from written_out import deltas, kohya, random, same
 import samerge
 from samerge.adapters.formats.table import read_any
 from samerge.cli import app
-from samerge.errors import AdapterError, BaseModelError
+from samerge.errors import AdapterError, BaseModelError, SamergeError
 
 gguf = pytest.importorskip("gguf")
 
@@ -168,3 +169,23 @@ def test_no_gguf_at_all(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"PK\x03\x04" * 100)
     with pytest.raises(AdapterError, match="does not begin as a GGUF file does"):
         read_any(tmp_path / "a.gguf", "math")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"num_hidden_layers": "2"}, "num_hidden_layers='2', and not a whole number"),
+        ({"num_attention_heads": [4]}, r"num_attention_heads=\[4\], and not a whole number"),
+        ({"num_attention_heads": None}, "does not say num_attention_heads"),
+        ({"num_attention_heads": 5}, "the 32 rows of .*q_proj' are not those of 5 heads"),
+    ],
+)
+def test_a_base_that_says_something_else(llama: Beast, tmp_path, changed, words):
+    base = tmp_path / "base"
+    shutil.copytree(llama.folder, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | changed))
+    made = samerge.convert_adapter(llama.adapters["math"], "gguf", base, progress=False)
+    with pytest.raises(SamergeError, match=words):
+        made.save(tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()

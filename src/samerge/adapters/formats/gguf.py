@@ -33,6 +33,7 @@ from samerge.adapters.formats.pairs import refuse_more
 from samerge.adapters.model import AdaptedModule, Adapter
 from samerge.adapters.names import Target
 from samerge.errors import AdapterError, BaseModelError, OptionError
+from samerge.graph.naming import told_number
 from samerge.linalg.factors import pad
 from samerge.weights.untrusted import Origin, open_regular, sha256
 
@@ -213,7 +214,8 @@ def _named(content: Content, path: Path, gguf: ModuleType) -> tuple[str, dict[st
         )
     architecture, permuted = ARCHITECTURES[kind]
     index = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    table = gguf.get_tensor_name_map(index, int(config.get("num_hidden_layers") or 0))
+    doing = f"writing {path} as {TITLE}"
+    table = gguf.get_tensor_name_map(index, told_number(config, ("num_hidden_layers",), doing) or 0)
     names = {}
     for module in content.factors:
         found = table.get_name(plain[module].replace("language_model.", ""))
@@ -222,11 +224,17 @@ def _named(content: Content, path: Path, gguf: ModuleType) -> tuple[str, dict[st
         names[module] = f"{found}.weight"
     if not permuted:
         return architecture, names, {}
-    q = int(config.get("num_attention_heads") or 0)
-    k = int(config.get("num_key_value_heads") or q)
-    if q < 1 or k < 1:
-        raise BaseModelError(f"writing {path} as {TITLE}: the base's configuration does not say num_attention_heads")
+    q = told_number(config, ("num_attention_heads",), doing)
+    if q is None:
+        raise BaseModelError(f"{doing}: the base's configuration does not say num_attention_heads")
+    k = told_number(config, ("num_key_value_heads",), doing) or q
     heads = {m: q if m.endswith(".q_proj") else k for m in names if m.endswith((".q_proj", ".k_proj"))}
+    for module, count in heads.items():
+        rows = content.factors[module].shape[0]
+        if rows % (2 * count):
+            raise BaseModelError(
+                f"{doing}: the {rows} rows of {module!r} are not those of {count} heads, as the base says"
+            )
     return architecture, names, heads
 
 
