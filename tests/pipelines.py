@@ -25,7 +25,7 @@ def unet(**settings: Any) -> nn.Module:
         "attention_head_dim": 8,
         "norm_num_groups": 4,
     }
-    return UNet2DConditionModel(**sizes, **settings).eval()
+    return UNet2DConditionModel(**{**sizes, **settings}).eval()
 
 
 def flux() -> nn.Module:
@@ -37,12 +37,14 @@ def flux() -> nn.Module:
     return FluxTransformer2DModel(**sizes, **more, axes_dims_rope=[4, 4, 8]).eval()
 
 
-def text_encoder() -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def text_encoder(projection: bool = False, width: int = 16) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "num_hidden_layers": 2}
-    return CLIPTextModel(CLIPTextConfig(**sizes, vocab_size=40, max_position_embeddings=16, projection_dim=16)).eval()
+    sizes = {"hidden_size": width, "intermediate_size": 20, "num_attention_heads": 2, "num_hidden_layers": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 39, "pad_token_id": 1}
+    config = CLIPTextConfig(**sizes, **ends, vocab_size=40, max_position_embeddings=16, projection_dim=16)
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
 def stable_diffusion() -> Any:
@@ -68,6 +70,31 @@ def stable_diffusion() -> Any:
     )
 
 
+def stable_diffusion_xl() -> Any:
+    """Two text encoders, of other widths, and a UNet whose blocks have two layers each, as SDXL's."""
+    from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    model = unet(layers_per_block=2, **added, projection_class_embeddings_input_dim=16 + 6 * 4)
+    return StableDiffusionXLPipeline(
+        vae=None,
+        text_encoder=text_encoder(),
+        text_encoder_2=text_encoder(True, 24),
+        tokenizer=None,
+        tokenizer_2=None,
+        unet=model,
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        add_watermarker=False,
+    )
+
+
+def flux_pipeline() -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    parts = {"text_encoder": text_encoder(), "transformer": flux(), "scheduler": FlowMatchEulerDiscreteScheduler()}
+    return FluxPipeline(**parts, vae=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None)
+
+
 def put_on(model: Any, name: str, seed: int, targets: Sequence[str], **settings: Any) -> None:
     """An adapter with random values on a live model, beside those that it has."""
     given = {"r": 4, "lora_alpha": 8, **settings}
@@ -89,9 +116,10 @@ def painted(model: Any) -> Tensor:
 
     kind = type(model).__name__
     with torch.no_grad():
-        if kind == "CLIPTextModel":
+        if kind.startswith("CLIPTextModel"):
             return model(torch.arange(7)[None]).last_hidden_state
         if kind == "FluxTransformer2DModel":
             places = {"img_ids": torch.zeros(6, 3), "txt_ids": torch.zeros(5, 3), "timestep": torch.tensor([0.5])}
             return model(draw(1, 6, 4), draw(1, 5, 16), draw(1, 16), **places, return_dict=False)[0]
-        return model(draw(1, 4, 8, 8), 3, draw(1, 7, 16)).sample
+        more = {"text_embeds": draw(1, 16), "time_ids": draw(1, 6)} if model.config.addition_embed_type else None
+        return model(draw(1, 4, 8, 8), 3, draw(1, 7, 16), added_cond_kwargs=more).sample

@@ -13,20 +13,23 @@ from torch import nn
 from samerge.adapters import Adapter, live_adapter
 from samerge.adapters.companions import weight_files
 from samerge.adapters.formats.table import read_any
+from samerge.adapters.live_pipeline import adapters_on, pipeline_adapter
 from samerge.errors import OptionError
 from samerge.options.kinds import check_number
 from samerge.weights import FolderSource, ModelSource, WeightSource
 from samerge.weights.hub import ADAPTER_ENDINGS, files_beside, resolve_adapter, resolve_base
+from samerge.weights.pipeline import Pipeline, PipelineSource, models_of
 
 AdapterLike = str | Path | Adapter
+BaseLike = str | Path | nn.Module | Pipeline
 Given = TypeVar("Given")
 
 
-def open_base(base: str | Path | nn.Module | FolderSource | None, required: bool) -> WeightSource | None:
+def open_base(base: BaseLike | FolderSource | None, required: bool) -> WeightSource | None:
     """Where the base's weights come from.
 
     Args:
-        base: a folder, a hub id, a loaded model, a folder that is open already, or None.
+        base: a folder, a hub id, a loaded model or pipeline, a folder that is open already, or None.
         required: whether the method reads the base.
 
     Raises:
@@ -34,9 +37,10 @@ def open_base(base: str | Path | nn.Module | FolderSource | None, required: bool
         BaseModelError: it cannot be read.
         HubError: it could not be downloaded.
     """
-    _refuse_pipeline(base)
     if isinstance(base, nn.Module):
         return ModelSource(base)
+    if models_of(base):
+        return PipelineSource(base)  # type: ignore[arg-type]
     if isinstance(base, FolderSource):
         return base
     if base is None:
@@ -50,12 +54,12 @@ def open_base(base: str | Path | nn.Module | FolderSource | None, required: bool
 
 
 def open_adapters(
-    base: str | Path | nn.Module | None, adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike]
+    base: BaseLike | FolderSource | None, adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike]
 ) -> list[Adapter]:
     """The adapters, read up to their tensors' values.
 
     Args:
-        base: where names of live adapters are looked up when it is a `PeftModel`.
+        base: where names of live adapters are looked up when it is a `PeftModel`, or a pipeline.
         adapters: name -> folder, hub id or `Adapter`, or a list of these.
 
     Raises:
@@ -63,16 +67,7 @@ def open_adapters(
         AdapterError: one cannot be read or is not a plain LoRA.
         HubError: one could not be downloaded.
     """
-    _refuse_pipeline(base)
     return [replace(_open_adapter(base, name, adapter), name=name) for name, adapter in named(adapters, "adapters")]
-
-
-def _refuse_pipeline(base: object) -> None:
-    if isinstance(getattr(base, "components", None), Mapping):
-        raise OptionError(
-            f"base is a {type(base).__name__}, which is several models; give one of them, such as pipe.unet or "
-            f"pipe.transformer, or merge in all of them at once with samerge.add_weighted_adapter(pipe, ...)"
-        )
 
 
 def named(given: Mapping[str, Given] | Sequence[Given], what: str) -> list[tuple[str, Given]]:
@@ -102,12 +97,16 @@ def named(given: Mapping[str, Given] | Sequence[Given], what: str) -> list[tuple
     return items
 
 
-def _open_adapter(base: str | Path | nn.Module | None, name: str, adapter: AdapterLike) -> Adapter:
+def _open_adapter(base: BaseLike | FolderSource | None, name: str, adapter: AdapterLike) -> Adapter:
     if isinstance(adapter, Adapter):
         return adapter
-    live = getattr(base, "peft_config", None) if isinstance(base, nn.Module) else None
-    if live is not None and isinstance(adapter, str) and (adapter in live or not Path(adapter).exists()):
-        return live_adapter(base, adapter) if adapter in live or "/" not in adapter else _from_hub(name, adapter)  # type: ignore[arg-type]
+    live: Any = getattr(base, "peft_config", None) if isinstance(base, nn.Module) else None
+    read: Any = live_adapter
+    if models_of(base):
+        live, read = adapters_on(base), pipeline_adapter  # type: ignore[arg-type]
+    here = isinstance(adapter, str) and not ("/" in adapter or Path(adapter).exists())
+    if live is not None and (here or adapter in live):
+        return read(base, adapter)  # type: ignore[no-any-return]
     return _from_hub(name, str(adapter))
 
 

@@ -3,67 +3,22 @@
 from __future__ import annotations
 
 import warnings as python_warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, overload
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from torch import nn
 from typing_extensions import Unpack
 
-from samerge.adapters.install import refuse_taken, take_off
-from samerge.errors import AdapterError, OptionError
-from samerge.merging.inputs import weights_of
-from samerge.merging.merge_adapters import WEIGHT_RULES, merge
+from samerge.adapters.install import refuse_taken
+from samerge.adapters.live_pipeline import refuse_taken_on
+from samerge.errors import OptionError
+from samerge.merging.merge_adapters import merge
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.plan import DEFAULT_METHOD
 from samerge.methods.keywords import LiveKeywords
 from samerge.methods.registry import find
 from samerge.options.option import table
-
-
-class Pipeline(Protocol):
-    """A pipeline of diffusers: several models."""
-
-    @property
-    def components(self) -> Mapping[str, Any]:
-        """Its models and what belongs to them, by name."""
-
-
-@overload
-def add_weighted_adapter(
-    model: nn.Module,
-    adapters: Sequence[str],
-    weights: Sequence[float] | str | None = None,
-    adapter_name: str = "merged",
-    combination_type: str | None = None,
-    svd_rank: int | None = None,
-    svd_clamp: float | None = None,
-    svd_full_matrices: bool | None = True,
-    svd_driver: str | None = None,
-    density: float | str | None = None,
-    majority_sign_method: Literal["total", "frequency"] = "total",
-    *,
-    progress: bool = True,
-    **options: Unpack[LiveKeywords],
-) -> MergedAdapter: ...
-
-
-@overload
-def add_weighted_adapter(
-    model: Pipeline,
-    adapters: Sequence[str],
-    weights: Sequence[float] | str | None = None,
-    adapter_name: str = "merged",
-    combination_type: str | None = None,
-    svd_rank: int | None = None,
-    svd_clamp: float | None = None,
-    svd_full_matrices: bool | None = True,
-    svd_driver: str | None = None,
-    density: float | str | None = None,
-    majority_sign_method: Literal["total", "frequency"] = "total",
-    *,
-    progress: bool = True,
-    **options: Unpack[LiveKeywords],
-) -> dict[str, MergedAdapter]: ...
+from samerge.weights.pipeline import Pipeline
 
 
 def add_weighted_adapter(
@@ -81,11 +36,11 @@ def add_weighted_adapter(
     *,
     progress: bool = True,
     **options: Unpack[LiveKeywords],
-) -> MergedAdapter | dict[str, MergedAdapter]:
+) -> MergedAdapter:
     """Merge adapters of a live model and put the result on it, with PEFT's own argument names.
 
     The model is a `PeftModel`, a model that adapters were loaded into (`pipe.unet`, `pipe.transformer`, a text
-    encoder), or a whole pipeline of diffusers, in each of whose models the adapters are merged that it has.
+    encoder), or a whole pipeline of diffusers: all its models at once, each with what the adapters have for it.
 
     What is another than in PEFT's method of this name:
 
@@ -116,8 +71,8 @@ def add_weighted_adapter(
         **options: those of `samerge.merge`, by the same names.
 
     Returns:
-        The merged adapter, already on the model: `model.set_adapter(adapter_name)` makes it active. Of a pipeline one
-        for each of its models, by name; `pipe.set_adapters(adapter_name)` makes them active.
+        The merged adapter, already on the model: `model.set_adapter(adapter_name)` makes it active, on a pipeline
+        `pipe.set_adapters(adapter_name)`.
 
     Raises:
         OutputExistsError: `adapter_name` is taken.
@@ -158,47 +113,8 @@ def add_weighted_adapter(
         )
     if isinstance(model, nn.Module):
         refuse_taken(model, adapter_name)
-        merged = merge(model, list(adapters), method=combination_type, weights=weights, progress=progress, **given)
-        merged.apply_to(model, adapter_name)
-        return merged
-    parts = _parts(model, adapters, adapter_name)
-    rule = weights if isinstance(weights, str) else None
-    values = dict(zip(adapters, weights_of(None if rule else weights, adapters, rules=WEIGHT_RULES), strict=True))
-    found: dict[str, MergedAdapter] = {}
-    for name, part in parts.items():
-        own = [adapter for adapter in adapters if adapter in part.peft_config]
-        of_part = rule or [values[adapter] for adapter in own]
-        found[name] = merge(part, own, method=combination_type, weights=of_part, progress=progress, **given)
-    _on_all(parts, found, adapter_name)
-    return found
-
-
-def _parts(pipeline: Pipeline, adapters: Sequence[str], adapter_name: str) -> dict[str, Any]:
-    """The models of a pipeline that have any of the adapters."""
-    models: dict[str, Any] = {
-        name: one for name, one in pipeline.components.items() if getattr(one, "peft_config", None)
-    }
-    there = {adapter for one in models.values() for adapter in one.peft_config}
-    lacking = [adapter for adapter in adapters if adapter not in there]
-    if lacking or not adapters:
-        raise AdapterError(
-            f"there is no adapter {lacking[0] if lacking else ''!r} in this {type(pipeline).__name__}; it has "
-            f"{sorted(there)}. Load it with pipe.load_lora_weights(..., adapter_name=...)"
-        )
-    parts = {name: one for name, one in models.items() if any(adapter in one.peft_config for adapter in adapters)}
-    for one in parts.values():
-        refuse_taken(one, adapter_name)
-    return parts
-
-
-def _on_all(parts: Mapping[str, Any], found: Mapping[str, MergedAdapter], adapter_name: str) -> None:
-    """Put each merged adapter on its model, or none on any."""
-    done: list[str] = []
-    try:
-        for name, merged in found.items():
-            merged.apply_to(parts[name], adapter_name)
-            done.append(name)
-    except BaseException:
-        for name in done:
-            take_off(parts[name], adapter_name)
-        raise
+    else:
+        refuse_taken_on(model, adapter_name)
+    merged = merge(model, list(adapters), method=combination_type, weights=weights, progress=progress, **given)
+    merged.apply_to(model, adapter_name)
+    return merged

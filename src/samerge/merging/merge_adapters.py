@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from samerge.merging.alignment.spelling import Together, together
 from samerge.merging.companions import chosen_companions
 from samerge.merging.conversion.dora import check_dora, converted
 from samerge.merging.finish import Finisher
-from samerge.merging.inputs import AdapterLike, device_of, open_adapters, open_base, weights_of
+from samerge.merging.inputs import AdapterLike, BaseLike, device_of, open_adapters, open_base, weights_of
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.module_weights import with_factors, without_silenced
 from samerge.merging.plan import Plan, Weights, plan
@@ -36,7 +35,7 @@ WEIGHT_RULES = ("nan",)
 
 
 def merge(
-    base: str | Path | nn.Module | None,
+    base: BaseLike | None,
     adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike],
     *,
     method: str | None = None,
@@ -54,10 +53,11 @@ def merge(
 
     Args:
         base: a folder with `config.json` and safetensors, a hub id, or a loaded model (a `PeftModel` is read below its
-            adapters). Its names and shapes are checked, and its layers that no adapter has are filled in. None for
-            methods that do not read its weights; the default then ranks by size (`even`), and says so.
+            adapters); of diffusers also a whole pipeline. Its names and shapes are checked, and its layers that no
+            adapter has are filled in. None for methods that do not read its weights; the default then ranks by size
+            (`even`), and says so.
         adapters: name -> folder or hub id, or a list of these (named after their last path part). With a `PeftModel`
-            as the base, names of its adapters.
+            or a pipeline as the base, names of its adapters.
         method: a name from `available_methods()`, or what PEFT or mergekit call it.
         weights: by name, or in order: strengths, 1.0 full (the default), 0.5 half, negative subtracts, 0 leaves the
             adapter out. Or "nan": in proportion to the adapters' inverse norms, 1.0 on the mean.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
     from samerge.adapters.formats.format import Content
+    from samerge.weights.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -170,11 +171,11 @@ class MergedAdapter:
                 create_pr=create_pr,
             )
 
-    def apply_to(self, model: nn.Module, adapter_name: str) -> None:
+    def apply_to(self, model: nn.Module | Pipeline, adapter_name: str) -> None:
         """Add the merged adapter to a live `PeftModel`, all or nothing; the active adapter stays the same.
 
         Args:
-            model: a `PeftModel` of the same base.
+            model: a `PeftModel` of the same base, a model that adapters were loaded into, or a pipeline of such.
             adapter_name: a name that is not taken yet.
 
         Raises:
@@ -185,5 +186,9 @@ class MergedAdapter:
             `merged.apply_to(model, "merged"); model.set_adapter("merged")`
         """
         from samerge.adapters.install import install
+        from samerge.adapters.live_pipeline import install_on
 
+        if not isinstance(model, nn.Module):
+            install_on(model, adapter_name, self.factors, self.layouts, self.extras)
+            return
         install(model, adapter_name, self.config, self.tensors())

@@ -66,8 +66,25 @@ def test_every_module_has_a_rank_of_its_own(tmp_path):
     assert {key: tensor.item() for key, tensor in tensors.items() if key.endswith(".alpha")} == {
         f"{Q}.alpha": 12,
         f"{FC}.alpha": 12,
-        f"{CONV}.alpha": 4,
+        f"{CONV}.alpha": 12,
     }
+    same(kohya_deltas(out), summed(paths, (1, 1)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_one_alpha_for_all_modules_rounds_nothing(tmp_path, dtype):
+    """Of ranks 3 and 5, whose ratio no dtype holds; what was written before the alpha is what is read after it."""
+    tensors = {}
+    for module, rank in ((Q, 5), (FC, 5), (CONV, 3)):
+        tensors[f"{module}.lora_down.weight"] = random(rank, 6, seed=rank).to(getattr(torch, dtype))
+        tensors[f"{module}.lora_up.weight"] = random(7, rank, seed=rank + 1).to(getattr(torch, dtype))
+        tensors[f"{module}.alpha"] = torch.tensor(float(rank))
+    path = write(tmp_path, "a", tensors)
+    out = samerge.convert_adapter(path, "kohya", progress=False).save(tmp_path / "out")
+    written = load_file(out)
+    assert {written[f"{module}.alpha"].item() for module in (Q, FC, CONV)} == {5}
+    assert written[f"{Q}.lora_up.weight"].dtype == getattr(torch, dtype)
+    same(kohya_deltas(out), kohya_deltas(path))
 
 
 def test_comfyui_and_ai_toolkit(tmp_path):
@@ -86,7 +103,7 @@ def test_the_header_says_what_was_done(tmp_path):
     header = metadata_of(out)
     assert {key: header[key] for key in about} == about
     assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("12", "12")
-    assert json.loads(header["ss_network_args"]) == {"conv_dim": "4", "conv_alpha": "4"}
+    assert json.loads(header["ss_network_args"]) == {"conv_dim": "4", "conv_alpha": "12"}
     assert header["modelspec.title"] == "both"
     assert header["modelspec.merged_from"] == "style, face"
     assert "ss_epoch" not in header

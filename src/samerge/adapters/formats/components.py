@@ -36,8 +36,10 @@ _BARE = (
     ("transformer", re.compile(r"(single_)?transformer_blocks\..*")),
     ("text_encoder", re.compile(r"text_model\..*")),
 )
+#: A module of CLIP's text encoder, without its `text_model`.
+_CLIP = re.compile(r"^(text_encoder(?:_\d)?\.)(?=encoder\.layers\.|embeddings\.)")
 #: Names of the models' makers, which kohya's stems are made of as they are.
-_MAKERS = re.compile(r"(double_blocks|single_blocks|joint_blocks|input_blocks|middle_block|output_blocks)\..*")
+_MAKERS = re.compile(r"(double_blocks|single_blocks|joint_blocks|input_blocks|middle_block|output_blocks)[._].*")
 
 
 def is_stem(name: str) -> bool:
@@ -54,10 +56,13 @@ def is_maker(name: str) -> bool:
     """Whether a module is named as the model's makers do, not diffusers.
 
     Example:
-        >>> is_maker("diffusion_model.double_blocks.0.img_attn.qkv"), is_maker("unet.down_blocks.0.resnets.0.conv1")
-        (True, False)
+        >>> is_maker("diffusion_model.double_blocks.0.img_attn.qkv"), is_maker("lora_unet_input_blocks_4_1_proj_in")
+        (True, True)
+        >>> is_maker("unet.down_blocks.0.resnets.0.conv1"), is_maker("lora_unet_down_blocks_0_resnets_0_conv1")
+        (False, False)
     """
-    return name.startswith("diffusion_model.") or _MAKERS.fullmatch(name) is not None
+    path = split_stem(name)[1] if is_stem(name) else name
+    return name.startswith("diffusion_model.") or _MAKERS.fullmatch(path) is not None
 
 
 def split_stem(stem: str) -> tuple[tuple[str, ...], str]:
@@ -69,6 +74,16 @@ def split_stem(stem: str) -> tuple[tuple[str, ...], str]:
     """
     prefix = next(prefix for prefix in STEMS if stem.startswith(prefix))
     return STEMS[prefix], stem.removeprefix(prefix)
+
+
+def in_files(name: str) -> str:
+    """A module of a pipeline as files of it have it: with CLIP's `text_model`, which transformers left out in 5.6.
+
+    Example:
+        >>> in_files("text_encoder.encoder.layers.0.mlp.fc1")
+        'text_encoder.text_model.encoder.layers.0.mlp.fc1'
+    """
+    return _CLIP.sub(r"\1text_model.", name)
 
 
 def underscored(name: str) -> str:
@@ -117,7 +132,7 @@ def kohya_stems(modules: Collection[str], path: Path) -> dict[str, str]:
         elif _MAKERS.fullmatch(module):
             stems[module] = f"lora_unet_{underscored(module)}"
         elif found is not None and found[0] in prefixes:
-            stems[module] = prefixes[found[0]] + underscored(found[1])
+            stems[module] = prefixes[found[0]] + underscored(in_files(module).removeprefix(f"{found[0]}."))
         else:
             raise AdapterError(
                 f"writing {path} in kohya's format: the module {module!r} is of no diffusion model (no unet, no "

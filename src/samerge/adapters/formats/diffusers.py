@@ -12,49 +12,38 @@ What is named after kohya or the models' makers is brought to diffusers' names b
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
 from samerge.adapters.checks import refuse_config
 from samerge.adapters.config import scaling
-from samerge.adapters.formats.components import COMPONENTS, component_of, is_maker, is_stem, kohya_stems, unique
+from samerge.adapters.formats.components import (
+    COMPONENTS,
+    component_of,
+    in_files,
+    is_maker,
+    is_stem,
+    unique,
+)
+from samerge.adapters.formats.diffusers_keys import KEY, STYLES, today
 from samerge.adapters.formats.format import Content, Format, Place
 from samerge.adapters.formats.header import header_of
+from samerge.adapters.formats.makers import from_kohya
 from samerge.adapters.formats.pairs import Parts, adapter, grouped, module_of, number, pair, refuse_more, trimmed
 from samerge.adapters.model import AdaptedModule, Adapter
 from samerge.adapters.patterns import PatternError, allowance
 from samerge.adapters.writer import write_file
-from samerge.errors import AdapterError, OptionError
+from samerge.errors import AdapterError
 from samerge.linalg.factors import LoraFactors
 from samerge.weights.untrusted import Origin, parse_json
 
 TITLE = "a diffusers file"
 METADATA_FIELD = "lora_adapter_metadata"
-
-_STYLES = (
-    ("lora_A.weight", "lora_B.weight"),
-    ("lora.down.weight", "lora.up.weight"),
-    ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
-)
-_KEY = re.compile(
-    r"(?P<module>.+?)\.(?P<part>lora_[AB]\.weight|lora(?:_linear_layer)?\.(?:down|up)\.weight|lora_magnitude_vector"
-    r"|lora_magnitude_vector\.weight|alpha)"
-)
-#: Keys of the time when LoRA was in the attention's processor; of text encoders, whose layers have other names.
-_PROCESSOR = re.compile(r"(?P<path>.+?)(?:\.processor)?\.(?P<leaf>to_[qkv]|to_out)_lora\.(?P<part>(?:down|up)\.weight)")
-_LEAVES = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-#: Names of the makers of Flux, and of those of Stable Diffusion XL, in kohya's stems.
-_FLUX, _XL = (
-    re.compile(r"lora_unet_(double|single)_blocks_.*|lora_transformer_.*"),
-    re.compile(r"lora_te2_.*|lora_unet_(input_blocks|middle_block|output_blocks)_.*"),
-)
 
 
 def reads(place: Place) -> bool:
@@ -63,7 +52,7 @@ def reads(place: Place) -> bool:
         return False
     if METADATA_FIELD in place.tensors.metadata:
         return True
-    return any(_KEY.fullmatch(key) and component_of(key) for key in map(_today, place.keys))
+    return any(KEY.fullmatch(key) and component_of(key) for key in map(today, place.keys))
 
 
 def open_file(place: Place) -> Adapter:
@@ -77,22 +66,11 @@ def open_file(place: Place) -> Adapter:
     modules: dict[str, AdaptedModule] = {}
     try:
         with allowance():
-            for module, parts in grouped(place, _KEY, origin, _today).items():
+            for module, parts in grouped(place, KEY, origin, today).items():
                 modules.update(_module(place, module, parts, configs, origin))
     except PatternError as error:
         raise origin.refusal(f"{METADATA_FIELD}: {error}") from error
     return adapter(place, FORMAT.name, modules)
-
-
-def _today(key: str) -> str:
-    """A key of the time when LoRA was in diffusers' attention processors, as one of today."""
-    found = _PROCESSOR.fullmatch(key)
-    if found is None:
-        return key
-    leaf = "to_out.0" if found["leaf"] == "to_out" else found["leaf"]
-    if found["path"].endswith(".self_attn"):
-        leaf = _LEAVES[found["leaf"]]
-    return f"{found['path']}.{leaf}.lora.{found['part']}"
 
 
 def _configs(place: Place, origin: Origin) -> dict[str, dict[str, Any]]:
@@ -117,7 +95,7 @@ def _configs(place: Place, origin: Origin) -> dict[str, dict[str, Any]]:
 def _module(
     place: Place, module: str, parts: Parts, configs: Mapping[str, Mapping[str, Any]], origin: Origin
 ) -> Mapping[str, AdaptedModule]:
-    down, up = next((style for style in _STYLES if set(style) & set(parts)), _STYLES[0])
+    down, up = next((style for style in STYLES if set(style) & set(parts)), STYLES[0])
     stored = pair(place, module, parts, down, up, origin)
     left = set(parts) - {down, up, "alpha", "lora_magnitude_vector", "lora_magnitude_vector.weight"}
     if left:
@@ -168,60 +146,7 @@ def _name(module: str, base: Mapping[str, Any], path: Path) -> str:
                 f"({', '.join(COMPONENTS)}), and only their LoRAs are in such files; choose another format"
             )
         found = component, module
-    return ".".join(found)
-
-
-def from_kohya(pairs: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Factors under the names of kohya or of a model's makers, under diffusers': split where diffusers splits.
-
-    Args:
-        pairs: A and B of every module, scale 1.
-        path: what is being written, for errors.
-
-    Raises:
-        OptionError: diffusers is not installed.
-        AdapterError: diffusers cannot convert them.
-    """
-    try:
-        from diffusers import loaders
-    except ImportError as error:
-        raise OptionError(
-            f"writing {path}: its modules are named as kohya or the model's makers do ({min(pairs)!r}), and diffusers "
-            f"knows its own names for them; install samerge[diffusers], or choose format='kohya'"
-        ) from error
-    stems = kohya_stems({_bare(module) for module in pairs}, path)
-    state: dict[str, Tensor] = {}
-    for module, (A, B) in pairs.items():
-        stem = stems[_bare(module)]
-        state[f"{stem}.lora_down.weight"], state[f"{stem}.lora_up.weight"] = A, B
-    options: dict[str, Any] = {}
-    if any(_FLUX.fullmatch(stem) for stem in stems.values()):
-        mixin = loaders.FluxLoraLoaderMixin
-    elif any(_XL.fullmatch(stem) for stem in stems.values()):
-        mixin, options = loaders.StableDiffusionXLLoraLoaderMixin, {"unet_config": SimpleNamespace(layers_per_block=2)}
-    else:
-        mixin = loaders.StableDiffusionLoraLoaderMixin
-    try:
-        made = mixin.lora_state_dict(state, **options)
-    except Exception as error:  # of many kinds: its converters are written for what they expect
-        told = " ".join(str(error).split())[:200]
-        raise AdapterError(
-            f"writing {path} as {TITLE}: diffusers cannot convert its names ({type(error).__name__}: {told}); choose "
-            f"format='kohya', or give base=, whose names decide"
-        ) from error
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in (made[0] if isinstance(made, tuple) else made).items():
-        match = _KEY.fullmatch(_today(key))
-        if match is None:
-            raise AdapterError(f"writing {path} as {TITLE}: diffusers made {key!r} of a module, which is no LoRA's")
-        down = match["part"].endswith(("lora_A.weight", "down.weight"))
-        found.setdefault(match["module"], {})["A" if down else "B"] = tensor
-    return {module: (parts["A"], parts["B"]) for module, parts in sorted(found.items())}
-
-
-def _bare(module: str) -> str:
-    """ComfyUI's name of a diffusion model's module as its makers have it."""
-    return module.removeprefix("diffusion_model.")
+    return in_files(".".join(found))
 
 
 FORMAT = Format(

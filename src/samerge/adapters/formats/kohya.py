@@ -33,6 +33,7 @@ from samerge.adapters.formats.pairs import Parts, adapter, grouped, module_of, n
 from samerge.adapters.formats.products import divisor, kind_of, notes_of, product, shapes_of
 from samerge.adapters.model import AdaptedModule, Adapter
 from samerge.adapters.writer import write_file
+from samerge.linalg.factors import LoraFactors
 from samerge.linalg.products import through_core
 from samerge.weights.untrusted import Origin
 
@@ -121,14 +122,14 @@ def _magnitude(place: Place, module: str, parts: Parts, stored: Stored, origin: 
 
 
 def write(content: Content, path: Path, overwrite: bool) -> Path:
-    """Write one file: alpha is what makes the scale right, a rank for each module.
+    """Write one file, a rank for each module, and one alpha for all, as kohya's scripts have it.
 
     Raises:
         AdapterError: it holds what such files have no place for.
         OutputExistsError: the file is taken.
     """
     refuse_more(content, path, TITLE)
-    factors = trimmed(content.factors)
+    factors = of_one_alpha(trimmed(content.factors))
     stems = kohya_stems(factors, path)
     tensors: dict[str, Tensor] = {}
     for module, one in factors.items():
@@ -138,6 +139,29 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
         tensors[f"{stem}.{down}.weight"], tensors[f"{stem}.{up}.weight"] = A, B
         tensors[f"{stem}.alpha"] = torch.tensor(one.scale * one.rank)
     return write_file(path, tensors, header_of(content, factors, path.stem), overwrite)
+
+
+def of_one_alpha(factors: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
+    """The same updates with the alpha that most of them have: diffusers does not find the others' for attention.
+
+    The rest of the scale goes into B, which is in float32 where its own dtype would round the product.
+
+    Example:
+        >>> one, two = LoraFactors(torch.ones(4, 2), torch.ones(2, 4)), LoraFactors(torch.ones(2, 2), torch.ones(2, 2))
+        >>> found = of_one_alpha({"a": one, "b": one, "c": two})
+        >>> found["c"].scale, found["c"].B[0].tolist(), found["a"] is one
+        (2.0, [0.5, 0.5], True)
+    """
+    alphas = {module: one.scale * one.rank for module, one in factors.items()}
+    counts = Counter(alphas.values())
+    usual = max(counts, key=lambda alpha: (counts[alpha], alpha)) or 1.0
+    found = dict(factors)
+    for module, one in factors.items():
+        if alphas[module] != usual:
+            exact = one.B.float() * (alphas[module] / usual)
+            B = exact.to(one.B.dtype)
+            found[module] = LoraFactors(one.A, B if torch.equal(B.float(), exact) else exact, usual / one.rank)
+    return found
 
 
 FORMAT = Format(

@@ -122,8 +122,10 @@ def _shown(module: str, candidates: list[str], names: Names) -> str:
 
 
 def bare(stem: str) -> str:
-    """A name without the `model` and `language_model` that it begins with."""
+    """A name without the `model` and `language_model` that it begins with; a text encoder's without `text_model`."""
     parts = stem.split(".")
+    if parts[0].startswith("text_encoder") and parts[1:2] == ["text_model"]:
+        del parts[1]
     while len(parts) > 1 and parts[0] in _CONTAINERS:
         parts = parts[1:]
     return ".".join(parts)

@@ -6,11 +6,13 @@ stays in front (`unet.`), so that the names say what they are of where the base 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from samerge.adapters import Adapter
-from samerge.adapters.formats.components import is_stem, split_stem, underscored
+from samerge.adapters.formats.components import in_files, is_maker, is_stem, split_stem, underscored
+from samerge.adapters.formats.makers import by_diffusers
 from samerge.errors import BaseModelError
 from samerge.merging.alignment.matching import Names
 from samerge.weights import WeightSource
@@ -19,47 +21,81 @@ from samerge.weights import WeightSource
 def dotted(adapter: Adapter, source: WeightSource) -> Adapter:
     """The adapter with the base's names in place of kohya's; as it is where its names have dots.
 
+    Where the base has not all of them and some are the names of the model's makers, diffusers brings these to its own.
+
     Args:
         adapter: under any names.
         source: the base, one model or a whole pipeline.
 
     Raises:
         BaseModelError: a name fits no weight, or several; lists them.
+        AdapterError: diffusers cannot convert a name.
+        OptionError: diffusers is not installed.
     """
-    stems = [module for module in adapter.modules if is_stem(module)]
-    if not stems:
+    if not any(is_stem(module) or is_maker(module) for module in adapter.modules):
         return adapter
-    names: dict[str, list[str]] = {}
-    for tensor, shape in source.shapes.items():
-        if len(shape) >= 2 and tensor.endswith(".weight"):
-            name = tensor.removesuffix(".weight")
-            names.setdefault(underscored(name), []).append(name)
+    names = _Underscored(source)
+    strange = [module for module in adapter.modules if not names.has(module)]
+    if any(is_maker(module) for module in strange) and not any(is_maker(name) for name in source.shapes):
+        adapter = by_diffusers(adapter, [one for one in strange if is_stem(one) or is_maker(one)], source.name)
     modules = {
-        _found(adapter.name, module, names, source) if is_stem(module) else module: adapted
+        names.found(adapter.name, module) if is_stem(module) else module: adapted
         for module, adapted in adapter.modules.items()
     }
     return replace(adapter, modules=dict(sorted(modules.items())))
 
 
-def _found(adapter: str, stem: str, names: Mapping[str, Sequence[str]], source: WeightSource) -> str:
-    components, rest = split_stem(stem)
-    with_component = [name for component in components for name in names.get(f"{component}_{rest}", ())]
-    bare = [] if with_component else list(names.get(rest, ()))
-    found = with_component or bare
-    if len(found) > 1:
-        raise BaseModelError(
-            f"adapter {adapter!r} does not fit the base model {source.name!r}: its module {stem!r} fits several "
-            f"weights there, {sorted(found)}; give an adapter that names its modules with dots"
-        )
-    if not found:
-        nearest = Names(f"{name}.weight" for several in names.values() for name in several).nearest(rest)
-        raise BaseModelError(
-            f"adapter {adapter!r} does not fit the base model {source.name!r}: its module {stem!r} has no weight there "
-            f"(nearest: {nearest}). Is it an adapter of another base model, or named after the model as its makers "
-            f"have it? samerge convert --format diffusers may bring it to diffusers' names"
-        )
-    [name] = found
-    return name if with_component else f"{_component(components, source)}.{name}"
+class _Underscored:
+    """The weights of a base, looked up by kohya's names.
+
+    Args:
+        source: the base.
+    """
+
+    def __init__(self, source: WeightSource) -> None:
+        self.source = source
+        self.names: dict[str, list[str]] = {}
+        for tensor, shape in source.shapes.items():
+            if len(shape) >= 2 and tensor.endswith(".weight"):
+                name = tensor.removesuffix(".weight")
+                for spelled in {name, in_files(name), in_files(f"text_encoder.{name}").removeprefix("text_encoder.")}:
+                    self.names.setdefault(underscored(spelled), []).append(name)
+
+    @cached_property
+    def _dotted(self) -> Names:
+        return Names(f"{name}.weight" for several in self.names.values() for name in several)
+
+    def has(self, module: str) -> bool:
+        """Whether the base has a weight that a name, kohya's or another, can mean."""
+        return bool(any(self._fitting(module)) if is_stem(module) else self._dotted.find(module))
+
+    def _fitting(self, stem: str) -> tuple[list[str], list[str]]:
+        """The weights that one of kohya's names can mean: with the component in their names, or without."""
+        components, rest = split_stem(stem)
+        whole = [name for component in components for name in self.names.get(f"{component}_{rest}", ())]
+        return whole, [] if whole else list(self.names.get(rest, ()))
+
+    def found(self, adapter: str, stem: str) -> str:
+        """The name that one of kohya's means.
+
+        Raises:
+            BaseModelError: it fits no weight, or several; lists them.
+        """
+        whole, bare = self._fitting(stem)
+        components, rest = split_stem(stem)
+        found = whole or bare
+        if len(found) > 1:
+            raise BaseModelError(
+                f"adapter {adapter!r} does not fit the base model {self.source.name!r}: its module {stem!r} fits "
+                f"several weights there, {sorted(found)}; give an adapter that names its modules with dots"
+            )
+        if not found:
+            raise BaseModelError(
+                f"adapter {adapter!r} does not fit the base model {self.source.name!r}: its module {stem!r} has no "
+                f"weight there (nearest: {self._dotted.nearest(rest)}). Is it an adapter of another base model?"
+            )
+        [name] = found
+        return name if whole else f"{_component(components, self.source)}.{name}"
 
 
 def _component(components: Sequence[str], source: WeightSource) -> str:

@@ -1,0 +1,285 @@
+"""Whole pipelines of diffusers as the base: files of any naming merged, and the result loaded by diffusers itself.
+
+The oracle is diffusers: it loads the sources, each with its weight, and what it makes of them together is what it has
+to make of the merged file alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from alike import same_values
+from peft.tuners.lora.layer import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from written_out import random
+
+import samerge
+
+pytest.importorskip("diffusers")
+from pipelines import flux_pipeline, painted, put_on, stable_diffusion, stable_diffusion_xl
+
+WEIGHTS = {"a": 1.0, "b": -0.5}
+BLOCK = "attentions.0.transformer_blocks.0"
+TEXT = "text_model.encoder.layers"
+
+
+@pytest.fixture(autouse=True)
+def _peft_is_new_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers.integrations.peft as integration
+
+    if hasattr(integration, "check_peft_version"):  # asks for a PEFT that is not out yet
+        monkeypatch.setattr(integration, "check_peft_version", lambda **given: None)
+
+
+def layer(pipe: Any, module: str) -> Any:
+    part, _, path = module.partition(".")
+    model = getattr(pipe, part)
+    return model.get_submodule(path if hasattr(model, "text_model") else path.removeprefix("text_model."))
+
+
+def pair(pipe: Any, module: str, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Random factors for a module of a pipeline, a linear layer or a convolution."""
+    out, into, *kernel = layer(pipe, module).weight.shape
+    return random(rank, into, *kernel, seed=seed), random(out, rank, *[1] * len(kernel), seed=seed + 1)
+
+
+def diffusers_file(pipe: Any, path: Path, modules: list[str], rank: int, seed: int, kind: str = "") -> str:
+    tensors = {}
+    for number, module in enumerate(modules):
+        name = module.replace("text_model.", "") if kind == "today" else module
+        A, B = pair(pipe, module, rank, seed + 2 * number)
+        tensors |= {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
+    save_file(tensors, path)
+    return str(path)
+
+
+def kohya_file(pipe: Any, path: Path, stems: Mapping[str, str | list[str]], rank: int, seed: int) -> str:
+    """A file in kohya's names: stem -> the module that it is, or those that it is one under the other."""
+    tensors = {}
+    for number, (stem, modules) in enumerate(stems.items()):
+        parts = [modules] if isinstance(modules, str) else modules
+        pairs = [pair(pipe, module, rank, seed + 10 * number + n) for n, module in enumerate(parts)]
+        up = torch.cat([B for _, B in pairs])
+        tensors |= {f"{stem}.lora_down.weight": pairs[0][0], f"{stem}.lora_up.weight": up}
+        tensors[f"{stem}.alpha"] = torch.tensor(rank / 2)
+    save_file(tensors, path)
+    return str(path)
+
+
+def sd_kohya(pipe: Any, folder: Path) -> str:
+    modules = {
+        f"lora_unet_down_blocks_1_{BLOCK.replace('.', '_')}_attn1_to_q": f"unet.down_blocks.1.{BLOCK}.attn1.to_q",
+        "lora_unet_mid_block_resnets_0_conv1": "unet.mid_block.resnets.0.conv1",
+        f"lora_te_{TEXT.replace('.', '_')}_0_self_attn_out_proj": f"text_encoder.{TEXT}.0.self_attn.out_proj",
+    }
+    return kohya_file(pipe, folder / "a.safetensors", modules, 4, 1)
+
+
+def sd_diffusers(pipe: Any, folder: Path, kind: str = "") -> str:
+    modules = [f"unet.down_blocks.1.{BLOCK}.attn1.{leaf}" for leaf in ("to_q", "to_out.0")]
+    modules += ["unet.up_blocks.1.resnets.0.conv1", f"text_encoder.{TEXT}.0.self_attn.out_proj"]
+    return diffusers_file(pipe, folder / "b.safetensors", modules, 2, 51, kind)
+
+
+def xl_kohya(pipe: Any, folder: Path, name: str, rank: int, seed: int) -> str:
+    """In the names of SDXL's makers, as kohya's scripts write them; of rank 2 without the convolutions."""
+    attention = {
+        "input_blocks_4_1": "down_blocks.1.attentions.0",
+        "input_blocks_5_1": "down_blocks.1.attentions.1",
+        "middle_block_1": "mid_block.attentions.0",
+        "output_blocks_2_1": "up_blocks.0.attentions.2",
+    }
+    modules: dict[str, str | list[str]] = {}
+    for stem, path in attention.items():
+        for leaf in ("attn1.to_q", "attn2.to_out.0", "ff.net.0.proj"):
+            inner = f"transformer_blocks.0.{leaf}"
+            modules[f"lora_unet_{stem}_{inner.replace('.', '_')}"] = f"unet.{path}.{inner}"
+        modules[f"lora_unet_{stem}_proj_in"] = f"unet.{path}.proj_in"
+    modules |= {
+        "lora_unet_input_blocks_1_0_in_layers_2": "unet.down_blocks.0.resnets.0.conv1",
+        "lora_unet_input_blocks_3_0_op": "unet.down_blocks.0.downsamplers.0.conv",
+        "lora_unet_output_blocks_3_0_skip_connection": "unet.up_blocks.1.resnets.0.conv_shortcut",
+        "lora_unet_output_blocks_3_0_emb_layers_1": "unet.up_blocks.1.resnets.0.time_emb_proj",
+    }
+    for number in (1, 2):
+        part = "text_encoder" if number == 1 else "text_encoder_2"
+        for inner in ("0.self_attn.q_proj", "1.self_attn.out_proj"):
+            stem = f"lora_te{number}_{TEXT.replace('.', '_')}_{inner.replace('.', '_')}"
+            modules[stem] = f"{part}.{TEXT}.{inner}"
+    if rank == 2:
+        modules = {stem: module for stem, module in modules.items() if "resnets" not in module}
+    return kohya_file(pipe, folder / f"{name}.safetensors", modules, rank, seed)
+
+
+def flux_kohya(pipe: Any, folder: Path, name: str = "a", rank: int = 4, seed: int = 1) -> str:
+    """Projections of q, k and v in one piece."""
+    block = "transformer.transformer_blocks.0"
+    modules: dict[str, str | list[str]] = {
+        "lora_unet_double_blocks_0_img_attn_qkv": [f"{block}.attn.to_{leaf}" for leaf in "qkv"],
+        "lora_unet_double_blocks_0_txt_attn_qkv": [f"{block}.attn.add_{leaf}_proj" for leaf in "qkv"],
+        "lora_unet_double_blocks_0_img_mlp_0": f"{block}.ff.net.0.proj",
+        "lora_unet_single_blocks_0_linear2": "transformer.single_transformer_blocks.0.proj_out",
+        f"lora_te1_{TEXT.replace('.', '_')}_1_self_attn_out_proj": f"text_encoder.{TEXT}.1.self_attn.out_proj",
+    }
+    return kohya_file(pipe, folder / f"{name}.safetensors", modules, rank, seed)
+
+
+def flux_diffusers(pipe: Any, folder: Path) -> str:
+    names = [
+        "transformer_blocks.0.attn.to_q",
+        "transformer_blocks.0.ff.net.0.proj",
+        "single_transformer_blocks.0.proj_mlp",
+    ]
+    modules = [f"transformer.{name}" for name in names]
+    modules.append(f"text_encoder.{TEXT}.0.self_attn.q_proj")
+    return diffusers_file(pipe, folder / "b.safetensors", modules, 2, 51)
+
+
+CASES: dict[str, tuple[Callable[[], Any], Callable[[Any, Path], list[str]]]] = {
+    "sd": (stable_diffusion, lambda pipe, folder: [sd_kohya(pipe, folder), sd_diffusers(pipe, folder)]),
+    "sd, names of today": (
+        stable_diffusion,
+        lambda pipe, folder: [sd_kohya(pipe, folder), sd_diffusers(pipe, folder, "today")],
+    ),
+    "sdxl": (
+        stable_diffusion_xl,
+        lambda pipe, folder: [xl_kohya(pipe, folder, "a", 4, 1), xl_kohya(pipe, folder, "b", 2, 101)],
+    ),
+    "flux": (flux_pipeline, lambda pipe, folder: [flux_kohya(pipe, folder), flux_diffusers(pipe, folder)]),
+}
+
+
+def models(pipe: Any) -> dict[str, nn.Module]:
+    names = ("unet", "transformer", "text_encoder", "text_encoder_2")
+    return {name: pipe.components[name] for name in names if pipe.components.get(name) is not None}
+
+
+def updates(pipe: Any, weights: Mapping[str, float]) -> dict[str, Tensor]:
+    """What adapters add to every weight of a pipeline, by PEFT."""
+    found: dict[str, Tensor] = {}
+    for part, model in models(pipe).items():
+        for path, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                parts = [w * module.get_delta_weight(name) for name, w in weights.items() if name in module.lora_A]
+                if parts:
+                    found[f"{part}.{path}"] = sum(parts[1:], parts[0]).detach()
+    return found
+
+
+def load(pipe: Any, path: str | Path, name: str) -> None:
+    """By diffusers; it and the libraries below it warn of one another."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe.load_lora_weights(load_file(path), adapter_name=name)
+
+
+def check(found: Any, expected: Any) -> None:
+    """One pipeline with the merged adapter "m", one with the sources."""
+    expected.set_adapters(list(WEIGHTS), [1.0, 1.0])
+    ours, theirs = updates(found, {"m": 1.0}), updates(expected, WEIGHTS)
+    assert sorted(ours) == sorted(theirs)
+    for module, delta in theirs.items():
+        same_values(ours[module], delta, 1e-5, module)
+    expected.set_adapters(list(WEIGHTS), list(WEIGHTS.values()))
+    found.set_adapters("m")
+    for name, model in models(found).items():
+        if any(module.startswith(f"{name}.") for module in ours):
+            same_values(painted(model), painted(models(expected)[name]), 1e-4, name)
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_files_merge_on_a_pipeline_and_diffusers_loads_the_result(case: str, tmp_path: Path) -> None:
+    make, files = CASES[case]
+    expected = make()
+    paths = files(expected, tmp_path)
+    merged = samerge.merge(make(), paths, method="linear", weights=list(WEIGHTS.values()), progress=False)
+    for name, path in zip(WEIGHTS, paths, strict=True):
+        load(expected, path, name)
+    # Of Flux, diffusers reads kohya's names of the makers' modules, not of its own.
+    for format in ("diffusers",) if case == "flux" else ("diffusers", "kohya"):
+        out = merged.save(tmp_path / f"merged-{format}", format=format)
+        found = make()
+        load(found, out, "m")
+        check(found, expected)
+
+
+@pytest.mark.parametrize("case", ["sdxl", "flux"])
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+def test_makers_names_merge_without_a_base(case: str, format: str, tmp_path: Path) -> None:
+    make, files = CASES[case]
+    expected, found = make(), make()
+    paths = files(expected, tmp_path) if case == "sdxl" else [flux_kohya(expected, tmp_path)]
+    if case == "flux":
+        paths.append(flux_kohya(expected, tmp_path, "b", 2, 51))
+    for name, path in zip(WEIGHTS, paths, strict=True):
+        load(expected, path, name)
+    merged = samerge.merge(None, paths, method="linear", weights=list(WEIGHTS.values()), progress=False)
+    load(found, merged.save(tmp_path / "merged", format=format), "m")
+    check(found, expected)
+
+
+@pytest.mark.parametrize("case", ["sd", "flux"])
+def test_live_adapters_and_files_merge_on_a_pipeline(case: str, tmp_path: Path) -> None:
+    make, files = CASES[case]
+    pipe, expected = make(), make()
+    one, two = files(pipe, tmp_path)
+    for name, path in zip(WEIGHTS, (one, two), strict=True):
+        load(expected, path, name)
+    load(pipe, one, "a")
+    merged = samerge.merge(pipe, ["a", two], method="linear", weights=list(WEIGHTS.values()), progress=False)
+    assert merged.format == "diffusers"
+    merged.apply_to(pipe, "m")
+    check(pipe, expected)
+    out = merged.save(tmp_path / "again")
+    pipe.set_adapters("a")
+    pipe.delete_adapters("m")
+    load(pipe, out, "m")
+    check(pipe, expected)
+    assert merged.report.record.base.name == type(pipe).__name__
+
+
+def test_the_default_on_a_pipeline_says_how_it_ranked() -> None:
+    pipe = stable_diffusion()
+    put_on(pipe.unet, "a", 1, ["to_q"])
+    put_on(pipe.text_encoder, "b", 2, ["q_proj"])
+    merged = samerge.merge(pipe, ["a", "b"], progress=False)
+    assert merged.report.record.method == "even"
+    assert any("no flow graph" in note for note in merged.report.record.notes)
+    local = samerge.merge(pipe, ["a", "b"], method="saliency", connectivity="local", progress=False)
+    assert local.report.record.options["connectivity"] == "local"
+
+
+def test_what_a_pipeline_refuses(tmp_path: Path) -> None:
+    pipe = stable_diffusion()
+    with pytest.raises(samerge.AdapterError, match=r"no adapter 'x' in this StableDiffusionPipeline; it has \[\]"):
+        samerge.merge(pipe, ["x"])
+    strange = {"unet.nowhere.to_q.lora_A.weight": random(2, 8), "unet.nowhere.to_q.lora_B.weight": random(8, 2)}
+    save_file(strange, tmp_path / "strange.safetensors")
+    with pytest.raises(samerge.BaseModelError, match=r"'unet\.nowhere\.to_q' has no weight there"):
+        samerge.merge(pipe, [tmp_path / "strange.safetensors"], method="linear")
+    path = sd_diffusers(pipe, tmp_path)
+    merged = samerge.merge(pipe, [path], method="linear", progress=False)
+    with pytest.raises(samerge.AdapterError, match=r"expected a PeftModel, or a model with adapters in it"):
+        merged.apply_to(pipe, "m")
+    alone = samerge.merge(None, [sd_kohya(pipe, tmp_path)], method="linear", progress=False)
+    with pytest.raises(samerge.BaseModelError, match=r"is of none of its models.*pipe\.load_lora_weights"):
+        alone.apply_to(pipe, "m")
+
+
+def test_what_diffusers_converter_would_lose_is_refused(tmp_path: Path) -> None:
+    """Beside Flux's own layers, T5's, for which its converter has a warning only."""
+    pipe = flux_pipeline()
+    tensors = load_file(flux_kohya(pipe, tmp_path))
+    stem = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
+    tensors |= {f"{stem}.lora_down.weight": random(2, 8), f"{stem}.lora_up.weight": random(8, 2)}
+    save_file(tensors, tmp_path / "t5.safetensors")
+    merged = samerge.merge(None, [tmp_path / "t5.safetensors"], method="linear", progress=False)
+    with pytest.raises(samerge.AdapterError, match="diffusers"):
+        merged.save(tmp_path / "out", format="diffusers")
+    assert not (tmp_path / "out.safetensors").exists()
