@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from samerge.errors import OptionError, SamergeError
-from samerge.merging.inputs import AdapterLike
+from samerge.merging.inputs import AdapterLike, BaseLike
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.plan import Plan, Weights, plan
 from samerge.merging.same_inputs import SameInputs
@@ -128,7 +126,7 @@ class Comparison:
 
 
 def compare(
-    base: str | Path | nn.Module | None,
+    base: BaseLike | None,
     adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike],
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]],
     *,

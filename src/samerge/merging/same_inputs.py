@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-
-from torch import nn
 
 from samerge.adapters import Adapter
-from samerge.merging.inputs import AdapterLike, open_adapters, open_base
+from samerge.merging.inputs import AdapterLike, BaseLike, open_adapters, open_base
 from samerge.merging.merge_adapters import Shared, merge_opened
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.plan import Plan
@@ -30,7 +27,7 @@ class SameInputs:
 
     def __init__(
         self,
-        base: str | Path | nn.Module | None,
+        base: BaseLike | None,
         adapters: Mapping[str, AdapterLike] | Sequence[AdapterLike],
     ) -> None:
         self.base = base

@@ -17,9 +17,11 @@ from alike import same_values
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typer.testing import CliRunner
 from written_out import random
 
 import samerge
+from samerge.cli import app
 
 pytest.importorskip("diffusers")
 from pipelines import flux_pipeline, painted, put_on, stable_diffusion, stable_diffusion_xl
@@ -283,3 +285,30 @@ def test_what_diffusers_converter_would_lose_is_refused(tmp_path: Path) -> None:
     with pytest.raises(samerge.AdapterError, match="diffusers"):
         merged.save(tmp_path / "out", format="diffusers")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_pipelines_folder_is_a_base_on_the_command_line(tmp_path: Path) -> None:
+    pipe, expected, found = (stable_diffusion() for _ in range(3))
+    pipe.save_pretrained(tmp_path / "sd")
+    words = ["merge", "--base", str(tmp_path / "sd"), "--method", "linear", "--quiet", "-o", str(tmp_path / "both")]
+    for name, path in zip(WEIGHTS, [sd_kohya(pipe, tmp_path), sd_diffusers(pipe, tmp_path, "today")], strict=True):
+        load(expected, path, name)
+        words += ["-a", f"{path}:{WEIGHTS[name]}"]
+    result = CliRunner().invoke(app, [*words, "--format", "diffusers"])
+    assert result.exit_code == 0, result.output
+    load(found, tmp_path / "both.safetensors", "m")
+    check(found, expected)
+
+
+def test_a_pipeline_says_names_for_converting_and_comparing(tmp_path: Path) -> None:
+    pipe, expected, found = (stable_diffusion() for _ in range(3))
+    path = sd_kohya(pipe, tmp_path)
+    load(expected, path, "a")
+    load(found, samerge.convert_adapter(path, "diffusers", pipe, progress=False).save(tmp_path / "out"), "m")
+    ours, theirs = updates(found, {"m": 1.0}), updates(expected, {"a": 1.0})
+    for module, delta in theirs.items():
+        same_values(ours[module], delta, 1e-6, module)
+    told = samerge.compare(pipe, [path, sd_diffusers(pipe, tmp_path)], ["linear", "even"], progress=False)
+    assert set(told.merged) == {"linear", "even"}
+    small = samerge.compress_adapter(path, 2, base=pipe, progress=False)
+    assert max(one.rank for one in small.factors.values()) == 2

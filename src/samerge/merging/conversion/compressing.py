@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from samerge.merging.alignment import assemble
 from samerge.merging.alignment.spelling import together
 from samerge.merging.conversion.dora import check_dora, converted
 from samerge.merging.finish import Finisher
-from samerge.merging.inputs import AdapterLike, open_adapters, open_base
+from samerge.merging.inputs import AdapterLike, BaseLike, open_adapters, open_base
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.plan import Plan
 from samerge.merging.trained_parts import check_extras
@@ -73,7 +72,7 @@ def compress_adapter(
     rank: int | None = None,
     *,
     energy: float | None = None,
-    base: str | Path | nn.Module | None = None,
+    base: BaseLike | None = None,
     adapter_name: str | None = None,
     dtype: torch.dtype | str | None = None,
     modules_to_save: str | None = None,
@@ -136,7 +135,7 @@ def compress_adapter(
     return result
 
 
-def _check_name(base: str | Path | nn.Module | None, adapter_name: str | None) -> None:
+def _check_name(base: BaseLike | None, adapter_name: str | None) -> None:
     if adapter_name is None:
         return
     if not isinstance(base, nn.Module) or not hasattr(base, "peft_config"):

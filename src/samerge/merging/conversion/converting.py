@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from samerge.merging.alignment import assemble
 from samerge.merging.alignment.spelling import together
 from samerge.merging.configuration import settings_of
 from samerge.merging.conversion.dora import check_dora
-from samerge.merging.inputs import AdapterLike, dtype_of, open_adapters, open_base
+from samerge.merging.inputs import AdapterLike, BaseLike, dtype_of, open_adapters, open_base
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.trained_parts import check_extras
 from samerge.methods.problem import Problem
@@ -33,7 +32,7 @@ from samerge.report.report import Report
 def convert_adapter(
     adapter: AdapterLike | Mapping[str, AdapterLike],
     format: str,
-    base: str | Path | nn.Module | None = None,
+    base: BaseLike | None = None,
     *,
     dtype: torch.dtype | str | None = None,
     progress: bool = True,
