@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import chain, chain_factors, write_adapter
+from tiny import chain, chain_factors, write_adapter, write_base
 
 import samerge
-from samerge.methods import memory
+from samerge.methods import memory, rows
 from samerge.methods.memory import layer_bytes
 from samerge.parallel import memory as machine
 
@@ -34,6 +34,23 @@ def test_too_little_memory(adapters, method, monkeypatch):
     for free in (need + all_layers, None):  # None: nobody tells
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert samerge.merge(None, adapters, method=method).factors
+
+
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "dare"])
+def test_too_little_memory_for_tiles(adapters, method, monkeypatch):
+    need = 4 * 10 * rows.TOGETHER_ELEMENTS
+    monkeypatch.setattr(memory, "free_bytes", lambda device: need)
+    with pytest.raises(samerge.AdapterError, match=r"merging 3 adapters: .*with what is held of all layers"):
+        samerge.merge(None, adapters, method=method)
+
+
+def test_too_little_memory_for_masks(adapters, tmp_path, monkeypatch):
+    base = chain([24, 30, 26])
+    write_base(tmp_path, base)
+    options = {"method": "elementwise", "connectivity": "local", "iterations": 1}
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1 << 11)
+    with pytest.raises(samerge.AdapterError, match=r"merging 3 adapters: .*with what is held of all layers"):
+        samerge.merge(tmp_path, adapters, **options)
 
 
 def test_weight_0_needs_nothing(adapters, monkeypatch):

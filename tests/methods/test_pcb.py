@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+from tiny import chain, chain_factors, write_adapter
 
+import samerge
 from methods.dense import close
 from methods.streams import dense, layers, run, top
 from samerge.linalg.factors import LoraFactors
@@ -98,3 +100,13 @@ def test_equal_values_are_all_kept():
     made = [Layer("one", (4, 5), {0: "zero", 1: "one"}, {0: part, 1: part})]
     (found,) = run("pcb", made, 0.2)
     close(found, part.delta())
+
+
+def test_more_adapters_than_float32_can_score(tmp_path):
+    base = chain([4, 5])
+    adapters = {f"e{n}": write_adapter(tmp_path / f"e{n}", chain_factors(base, 1, seed=n)) for n in range(89)}
+    with pytest.raises(samerge.OptionError, match="89 adapters is beyond the range of float32; it merges 88 at most"):
+        samerge.merge(None, adapters, method="pcb")
+    del adapters["e88"]
+    merged = samerge.merge(None, adapters, method="pcb")
+    assert all(bool(f.A.isfinite().all()) for f in merged.factors.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,22 @@ def largest_of(
     return {
         group: tuple(_value(prefixes[group, j], dtype) for j in range(len(wanted))) for group, wanted in ranks.items()
     }
+
+
+def largest_in(values: Tensor, ranks: Sequence[int]) -> tuple[float, ...]:
+    """The values that are the k-th largest of those at hand.
+
+    Args:
+        values: (n,), in any order; no NaN.
+        ranks: the wanted k, 1 to n.
+
+    Example:
+        >>> largest_in(torch.tensor([3.0, 1.0, -2.0, 3.0]), [1, 3])
+        (3.0, 1.0)
+    """
+    places = [len(values) - k for k in ranks]
+    parted = np.partition(values.cpu().numpy(), places)
+    return tuple(float(parted[place]) for place in places)
 
 
 def _digits(keys: Tensor, shift: int, prefix: int | None) -> Tensor:

@@ -26,10 +26,10 @@ class SeedOptions(Options):
 
 def uniform(layer: Layer, start: int, tiles: Tensor, seed: int) -> Tensor:
     """Uniform numbers in [0, 1) for the tiles of a layer that begin at row `start`, of their shape."""
-    drawn = [
-        torch.rand(tiles.shape[1:], generator=generator(seed, layer.names[n], layer.module, start)) for n in layer.parts
-    ]
-    return torch.stack(drawn).to(tiles.device)
+    drawn = torch.empty(len(layer.parts), *tiles.shape[1:])
+    for own, n in zip(drawn, layer.parts, strict=True):
+        torch.rand(own.shape, generator=generator(seed, layer.names[n], layer.module, start), out=own)
+    return drawn.to(tiles.device)
 
 
 def generator(seed: int, name: str, module: str, place: int | str) -> torch.Generator:

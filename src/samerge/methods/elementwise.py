@@ -37,6 +37,7 @@ from samerge.linalg.randomised_svd import truncated_svd
 from samerge.linalg.sign_conflicts import conflict_among, sample_rows, values_at
 from samerge.linalg.triplets import singular, zero
 from samerge.linalg.truncation import truncate
+from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site, iterate
 from samerge.options.connectivity import HELP, connectivity
@@ -86,6 +87,7 @@ class _Layer:
 def begin(problem: Problem, options: ElementwiseOptions) -> Begun:
     """Score and prune T times; then every layer is brought to its rank."""
     assert problem.source is not None
+    check_memory(problem, held=2, work=_scoring_bytes, masks=True)
     active = [n for n, weight in enumerate(problem.weights) if weight != 0]
     places = {n: place for place, n in enumerate(active)}
     layers = []
@@ -153,6 +155,11 @@ def _edge(layer: _Layer) -> Weight:
 
 def _size(pruner: Pruner, graph: FlowGraph) -> int:
     return sum(math.prod(shape_of(pruner.source, edge.key)) for edge in graph.edges if isinstance(edge, Weight))
+
+
+def _scoring_bytes(shape: tuple[int, int], components: int) -> int:
+    """Bytes for the merge of a weight and for the scores of each thread."""
+    return 4 * shape[0] * shape[1] * (1 + torch.get_num_threads())
 
 
 def _check(logs: Sequence[float], names: Sequence[str], base: str) -> None:

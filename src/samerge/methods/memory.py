@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from samerge.errors import AdapterError
 from samerge.methods.problem import Problem
 from samerge.parallel.memory import free_bytes
@@ -10,12 +12,17 @@ from samerge.parallel.memory import free_bytes
 _LIBRARIES = 32 << 20
 
 
-def check_memory(problem: Problem, held: int = 0) -> None:
-    """Refuse a merge by singular triplets that cannot fit.
+def check_memory(
+    problem: Problem, held: int = 0, work: Callable[[tuple[int, int], int], int] | None = None, masks: bool = False
+) -> None:
+    """Refuse a merge that cannot fit.
 
     Args:
         problem: the problem; nothing of it is read.
         held: numbers that are held of all layers at once, for each row, column and component.
+        work: bytes that the work on a layer takes, from its shape and the number of components; by singular triplets
+            as `layer_bytes` says.
+        masks: whether a bit for each element of each adapter is held of all layers, too.
 
     Raises:
         AdapterError: there is less memory than it needs.
@@ -24,16 +31,19 @@ def check_memory(problem: Problem, held: int = 0) -> None:
     if free is None or not problem.own:
         return
     ranks = [[one.rank for n, one in site.experts.items() if problem.weights[n] != 0] for site in problem.own]
-    needs = [layer_bytes(site.shape, sum(own)) for site, own in zip(problem.own, ranks, strict=True)]
+    needs = [(work or layer_bytes)(site.shape, sum(own)) for site, own in zip(problem.own, ranks, strict=True)]
     at = needs.index(max(needs))
     site = problem.own[at]
-    total = needs[at] + sum(4 * held * sum(s.shape) * sum(own) for s, own in zip(problem.own, ranks, strict=True))
+    total = needs[at]
+    for one, own in zip(problem.own, ranks, strict=True):
+        total += 4 * held * sum(one.shape) * sum(own) + masks * len(own) * one.shape[0] * -(-one.shape[1] // 8)
     if total > free:
         raise AdapterError(
             f"merging {len(ranks[at])} adapters: their {sum(ranks[at])} components in layer {site.module} "
             f"({site.shape[0]} x {site.shape[1]}) need about {_told(needs[at])} of memory"
-            f"{f', with what is held of all layers {_told(total)}' if held else ''}, but only {_told(free)} are free "
-            f"on {problem.device}. Merge fewer adapters at a time (merges can be merged), compress them to a smaller "
+            f"{f', with what is held of all layers {_told(total)}' if held or masks else ''}, but "
+            f"only {_told(free)} are free on {problem.device}. "
+            f"Merge fewer adapters at a time (merges can be merged), compress them to a smaller "
             f"rank before (samerge compress), or use a machine with more memory"
         )
 

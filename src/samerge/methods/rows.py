@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from samerge.linalg.factors import LoraFactors
-from samerge.linalg.order_statistics import largest_of
+from samerge.linalg.order_statistics import largest_in, largest_of
 from samerge.linalg.randomised_svd import truncated_svd
 from samerge.linalg.sign_conflicts import Conflict, conflict_among, sample_rows
 from samerge.linalg.triplets import singular, zero
+from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Share
 from samerge.methods.problem import Part, Problem, Site, iterate
 
@@ -32,6 +33,9 @@ TILE_ELEMENTS, TOGETHER_ELEMENTS = 1 << 18, 1 << 22
 #: A merged layer of at most this many entries is held while it is truncated (128 MB), a larger one computed anew in
 #: each pass. The single experts' updates are never held.
 HELD_ELEMENTS = 1 << 25
+
+#: Tensors as large as the adapters' tiles together that a method has at a time, at most.
+_TILES = 10
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,11 @@ class Layer:
 
     def rows(self, start: int) -> Tensor:
         """The experts' tiles, (N, rows, in), in the order of `parts`; the same bits each time."""
-        span = slice(start, min(start + self.step, self.shape[0]))
-        return torch.stack([part.B[span] @ part.A for part in self.parts.values()])
+        return torch.stack([self.own(n, start) for n in self.parts])
+
+    def own(self, n: int, start: int) -> Tensor:
+        """An expert's tile, (rows, in); the same bits as in `rows`."""
+        return self.parts[n].B[start : min(start + self.step, self.shape[0])] @ self.parts[n].A
 
 
 #: From a layer, the first row of a tile and the experts' tiles (N, rows, in): these as the method prunes them, and the
@@ -82,6 +89,7 @@ def by_rows(prepare: Prepare) -> Callable[[Problem, Any], Begun]:
     """The method that runs `prepare` once, then its function on every tile, and truncates."""
 
     def begin(problem: Problem, options: Any) -> Begun:
+        check_memory(problem, held=2, work=_tile_bytes)
         layers = {
             site.module: _layer(problem, site, problem.parts(site, hold=True)) for site in iterate(problem, "loading")
         }
@@ -117,16 +125,14 @@ def magnitudes(
     """
     if over == "layer":
         table = {
-            layer.module: largest_of(
-                lambda one=layer: _magnitudes([one]),  # type: ignore[misc]
-                {n: within(layer, n) if within else ranks(layer.size) for n in layer.parts},
-                _dtype([layer]),
-            )
+            (layer.module, n): _largest([layer], n, within(layer, n) if within else ranks(layer.size))
             for layer in layers
+            for n in layer.parts
         }
-        return lambda layer, n: table[layer.module][n]
-    sizes = sizes_of(layers)
-    whole = largest_of(lambda: _magnitudes(layers), {n: ranks(size) for n, size in sizes.items()}, _dtype(layers))
+        return lambda layer, n: table[layer.module, n]
+    whole = {
+        n: _largest([one for one in layers if n in one.parts], n, ranks(size)) for n, size in sizes_of(layers).items()
+    }
     return lambda layer, n: whole[n]
 
 
@@ -144,14 +150,28 @@ def column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
-def _dtype(layers: Sequence[Layer]) -> torch.dtype:
-    return next((part.A.dtype for layer in layers for part in layer.parts.values()), torch.float32)
+def _largest(layers: Sequence[Layer], n: int, ranks: Sequence[int]) -> tuple[float, ...]:
+    """The k-th largest magnitudes of an expert over some layers: held where they are not too many, else by passes."""
+
+    def magnitudes() -> Iterator[Tensor]:
+        for layer in layers:
+            for start in layer.starts():
+                yield layer.own(n, start).abs().flatten()
+
+    like = layers[0].parts[n].A
+    size = sum(layer.size for layer in layers)
+    if size <= HELD_ELEMENTS:
+        held, place = like.new_empty(size), 0
+        for piece in magnitudes():
+            held[place : place + len(piece)] = piece
+            place += len(piece)
+        return largest_in(held, ranks)
+    return largest_of(lambda: ((n, piece) for piece in magnitudes()), {n: ranks}, like.dtype)[n]
 
 
-def _magnitudes(layers: Sequence[Layer]) -> Iterator[tuple[int, Tensor]]:
-    for layer in layers:
-        for start in layer.starts():
-            yield from zip(layer.parts, layer.rows(start).abs(), strict=True)
+def _tile_bytes(shape: tuple[int, int], components: int) -> int:
+    """Bytes for the tiles, and for a merged layer or an adapter's values as they are held."""
+    return 4 * _TILES * max(TOGETHER_ELEMENTS, shape[1]) + 12 * min(shape[0] * shape[1], HELD_ELEMENTS)
 
 
 def _layer(problem: Problem, site: Site, parts: Mapping[int, Part]) -> Layer:
@@ -181,30 +201,35 @@ def _pass(
     layer: Layer, combine: Combine, weights: Sequence[float], hold: bool
 ) -> tuple[Tensor | None, dict[int, Share], Conflict]:
     """One pass over a layer: the merged layer where it shall be held, and what the pruning left: shares, and signs."""
-    squares, counts = [0.0] * len(layer.parts), [0] * len(layer.parts)
-    totals = [0.0] * len(layer.parts)
-    held, looked = [], []
+    whole, left = torch.zeros(2, len(layer.parts), dtype=torch.float64)  # squared norms before and after
+    counts = torch.zeros(len(layer.parts), dtype=torch.long)
+    # Set down in one piece: small tensors kept between the tiles' large ones would scatter the memory.
+    held = None
+    looked = []
     sample = sample_rows(layer.shape)
     for start in layer.starts():
         tiles = layer.rows(start)
         kept, merged = combine(layer, start, tiles)
         if hold:
-            held.append(merged)
+            held = merged.new_empty(layer.shape) if held is None else held
+            held[start : start + layer.step] = merged
         own = sample[(sample >= start) & (sample < start + layer.step)] - start
         looked.append(kept[:, own.to(kept.device)])
         mask = kept != 0
-        for j, tile in enumerate(tiles):
-            totals[j] += float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2
-            squares[j] += float(torch.linalg.vector_norm(tile * mask[j], dtype=torch.float64)) ** 2
-            counts[j] += int(mask[j].sum())
+        whole += _squares(tiles)
+        left += _squares(tiles * mask)
+        counts += mask.sum(dim=(1, 2)).cpu()
     shares = {
-        n: Share(
-            part.rank,
-            None,
-            squares[j] / totals[j] if totals[j] else 1.0,
-            (counts[j], layer.size),
+        n: Share(part.rank, None, after / before if before else 1.0, (count, layer.size))
+        for (n, part), before, after, count in zip(
+            layer.parts.items(), whole.tolist(), left.tolist(), counts.tolist(), strict=True
         )
-        for j, (n, part) in enumerate(layer.parts.items())
     }
     unweighted = torch.cat(looked, dim=1) * column([weights[n] for n in layer.parts], looked[0]).sign()
-    return torch.cat(held) if hold else None, shares, conflict_among(list(unweighted))
+    return held, shares, conflict_among(list(unweighted))
+
+
+def _squares(tiles: Tensor) -> Tensor:
+    """The squared norm of each tile, (N,) in float64."""
+    found: Tensor = torch.linalg.vector_norm(tiles.flatten(1), dim=1, dtype=torch.float64).square().cpu()
+    return found
