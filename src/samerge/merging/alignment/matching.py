@@ -9,10 +9,11 @@ and `language_model`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from samerge.errors import BaseModelError
+from samerge.graph.widths import matrix_shape
 from samerge.options.module_names import layer_numbers
 
 #: Components that transformers moved around at the front of names.
@@ -65,6 +66,36 @@ class Names:
         return get_close_matches(name, same or self.plain, n=2, cutoff=0.3)
 
 
+def in_one_model(
+    candidates: Mapping[str, Sequence[str]],
+    updates: Mapping[str, tuple[int, int]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, str] | None:
+    """The weights that names mean which fit several models inside a base, as CLIP's text and vision models.
+
+    Args:
+        candidates: module name -> the tensors that it can mean.
+        updates: module name -> (out, in) of the adapter's update.
+        shapes: the base's tensors.
+
+    Returns:
+        Those of the only inner model that has all modules, all in the adapter's widths; None where there is none such,
+        or several.
+
+    Example:
+        >>> shapes = {"text.layers.0.q.weight": (4, 4), "vision.layers.0.q.weight": (6, 6)}
+        >>> in_one_model({"layers.0.q": list(shapes)}, {"layers.0.q": (6, 6)}, shapes)
+        {'layers.0.q': 'vision.layers.0.q.weight'}
+    """
+    inner: dict[tuple[str, str], dict[str, str]] = {}
+    for module, tensors in candidates.items():
+        for tensor in tensors:
+            if updates[module] in (there := matrix_shape(shapes[tensor], None), there[::-1]):
+                inner.setdefault(differ(module, tensor.removesuffix(".weight")), {})[module] = tensor
+    whole = [found for found in inner.values() if len(found) == len(candidates)]
+    return whole[0] if len(whole) == 1 else None
+
+
 def match_modules(
     adapter: str, modules: Iterable[str], shapes: Mapping[str, tuple[int, ...]], base: str
 ) -> dict[str, str]:
@@ -90,10 +121,12 @@ def match_modules(
             missing.append((module, candidates))
     if missing:
         listed = "; ".join(_shown(module, candidates, names) for module, candidates in missing[:_SHOWN])
+        doubt = any(len(candidates) > 1 for _, candidates in missing)
         more = f"; and {len(missing) - _SHOWN} more modules" if len(missing) > _SHOWN else ""
         raise BaseModelError(
-            f"adapter {adapter!r} does not fit the base model {base!r}: {listed}{more}. Is it an adapter of another "
-            "base model?"
+            f"adapter {adapter!r} does not fit the base model {base!r}: {listed}{more}. "
+            + ("Shapes do not tell which is meant; is one of the models in it the base? " if doubt else "")
+            + "Is it an adapter of another base model?"
         )
     refuse_doubles(adapter, found, base)
     return found
@@ -119,6 +152,20 @@ def _shown(module: str, candidates: list[str], names: Names) -> str:
     if candidates:
         return f"its module {module!r} fits several weights there, {candidates[:3]}"
     return f"its module {module!r} has no weight there (nearest: {names.nearest(module)})"
+
+
+def differ(one: str, other: str) -> tuple[str, str]:
+    """What two names begin with before the ending that they share.
+
+    Example:
+        >>> differ("policy.model.layers.0.q", "model.layers.0.q"), differ("a.0.q", "a.0.q")
+        (('policy', ''), ('', ''))
+    """
+    a, b = one.split("."), other.split(".")
+    shared = 0
+    while shared < min(len(a), len(b)) and a[-1 - shared] == b[-1 - shared]:
+        shared += 1
+    return ".".join(a[: len(a) - shared]), ".".join(b[: len(b) - shared])
 
 
 def bare(stem: str) -> str:

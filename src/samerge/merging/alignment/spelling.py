@@ -29,7 +29,7 @@ from samerge.adapters import Adapter, Extras
 from samerge.merging.alignment.agreement import agreed
 from samerge.merging.alignment.experts import stacked_experts
 from samerge.merging.alignment.fused import FusedSource
-from samerge.merging.alignment.matching import Names, match_modules, refuse_doubles
+from samerge.merging.alignment.matching import Names, differ, in_one_model, match_modules, refuse_doubles
 from samerge.merging.alignment.memory import Memory, in_memory, may_be_renamed, of_live
 from samerge.merging.alignment.projections import as_the_base_has_them
 from samerge.merging.alignment.underscored import dotted
@@ -89,7 +89,7 @@ def together(
     readers = _Readers(source, view, memory)
     read = [_Reading(adapter, readers) for adapter in adapters]
     if model is None:
-        view, heads = _as_loaded(view, read[0], memory)
+        view, heads = _as_loaded(view, read, memory)
     else:
         heads = {}
     respelled = tuple(one.respelled(heads) for one in read)
@@ -161,10 +161,13 @@ class _Reading:
             found = {stem: reader(stem) for stem in stems}
             if all(len(tensors) == 1 for tensors in found.values()):
                 return self._once({stem: tensor for stem, [tensor] in found.items()})
+        shapes = {_stem(module): adapted.shape for module, adapted in self.adapter.modules.items()}
         for reader in self.readers.loose:
             found = {stem: reader(stem) for stem in stems}
             if all(len(tensors) == 1 for tensors in found.values()):
                 return self._once({stem: tensor for stem, [tensor] in found.items()})
+            if (inner := in_one_model(found, shapes, self.readers.view.shapes)) is not None:
+                return self._once(inner)
         return match_modules(self.adapter.name, stems, self.readers.view.shapes, self.readers.name)  # which refuses
 
     def _once(self, found: dict[str, str]) -> dict[str, str]:
@@ -174,7 +177,7 @@ class _Reading:
     @cached_property
     def prefixes(self) -> set[tuple[str, str]]:
         """How its names differ from the base's: what they begin with before the ending that they share, each."""
-        return {_differ(stem, tensor.removesuffix(".weight")) for stem, tensor in self.tensors.items()}
+        return {differ(stem, tensor.removesuffix(".weight")) for stem, tensor in self.tensors.items()}
 
     def respelled(self, heads: Mapping[str, str]) -> Adapter:
         """The adapter under the base's names, these changed by `heads`."""
@@ -221,16 +224,20 @@ class _Reading:
         return heads.get(candidates[0], candidates[0]) if len(candidates) == 1 else name
 
 
-def _as_loaded(view: WeightSource, first: _Reading, memory: Memory | None) -> tuple[WeightSource, dict[str, str]]:
+def _as_loaded(
+    view: WeightSource, read: Sequence[_Reading], memory: Memory | None
+) -> tuple[WeightSource, dict[str, str]]:
     """The base as the first adapter's class of model has it: without what the head's class puts before, or with it.
 
     Returns:
         The base, and the new name of each tensor.
     """
-    if len(first.prefixes) != 1:
+    if len(read[0].prefixes) != 1:
         return view, {}
-    [(before, after)] = first.prefixes
+    [(before, after)] = read[0].prefixes
     if after and not before:
+        if any(not tensor.startswith(f"{after}.") for one in read for tensor in one.tensors.values()):
+            return view, {}  # the others adapt more than the model inside
         names = {name: name.removeprefix(f"{after}.") for name in view.shapes}
     elif before and not after and (memory is None or not memory.prefix or before.split(".")[-1] == memory.prefix):
         prefix = before if memory is None or not memory.prefix else memory.prefix
@@ -261,20 +268,6 @@ def _example(before: Iterable[str], after: Iterable[str]) -> tuple[str, str]:
 
 def _stem(module: str) -> str:
     return expert_of(module)[0].removesuffix(".weight")
-
-
-def _differ(one: str, other: str) -> tuple[str, str]:
-    """What two names begin with before the ending that they share.
-
-    Example:
-        >>> _differ("policy.model.layers.0.q", "model.layers.0.q"), _differ("a.0.q", "a.0.q")
-        (('policy', ''), ('', ''))
-    """
-    a, b = one.split("."), other.split(".")
-    shared = 0
-    while shared < min(len(a), len(b)) and a[-1 - shared] == b[-1 - shared]:
-        shared += 1
-    return ".".join(a[: len(a) - shared]), ".".join(b[: len(b) - shared])
 
 
 def _joined(prefix: str, name: str) -> str:
