@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzzing import make_zoo
+from fuzz_zoo import make_zoo
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 #: Calls by which the writer changes the disk, in the order in which a merge makes them the first time.

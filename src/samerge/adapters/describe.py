@@ -22,8 +22,8 @@ from samerge.linalg.factors import LoraFactors
 _WIDE = (torch.bfloat16, torch.float32, torch.float64)
 #: Powers of two that one factor is larger than the product's root from which they are moved.
 _UNEVEN = 30
-#: The largest entry that an update may have: squares of norms then stay within float32.
-_MOST = 2.0**48
+#: The largest entry that an update may have, so that sums of its rows stay within float32.
+_MOST = 2.0**126
 
 
 @dataclass(frozen=True)
