@@ -26,6 +26,9 @@ def agreement(stack: Triplets, weights: Tensor, wanted: Tensor | None = None) ->
         tensor([ 4., -9.], dtype=torch.float64)
     """
     columns = torch.arange(stack.rank, device=stack.S.device) if wanted is None else wanted
+    if stack.rank * sum(stack.shape) <= 2 * stack.shape[0] * stack.shape[1]:
+        both = (stack.U.T @ stack.U[:, columns]).double() * (stack.V.T @ stack.V[:, columns]).double()  # (R, c)
+        return ((weights * stack.S) @ both) * stack.S[columns]
     tiles = torch.split(columns, TILE)
     found = [torch.zeros(len(tile), dtype=torch.float64, device=stack.S.device) for tile in tiles]
     for rows, i, image in images(stack, weights * stack.S, tiles):

@@ -8,13 +8,15 @@ among them. The factor is made of all vectors, also of those that are not kept: 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from samerge.linalg.gram import CUTOFF
-from samerge.linalg.polar import polar
+from samerge.linalg.polar import Polar, polar
 
 
-def decorrelated(stack: Tensor, kept: Tensor, cutoff: float = CUTOFF) -> tuple[Tensor, bool]:
+def decorrelated(stack: Tensor, kept: Tensor, cutoff: float = CUTOFF) -> Polar:
     """The kept columns of the polar factor of a stack of vectors.
 
     Where the stack has full column rank they are orthonormal. Where it has not (copies, a common start, more vectors
@@ -32,17 +34,14 @@ def decorrelated(stack: Tensor, kept: Tensor, cutoff: float = CUTOFF) -> tuple[T
         cutoff: singular values of the stack below this share of its largest do not exist.
 
     Returns:
-        (d, r) in float64, and whether the columns are orthonormal.
+        (d, r) in float64 as `columns`, and as `full` whether they are orthonormal; `root` is that of the stack.
 
     Example:
         >>> import torch
         >>> lean = torch.tensor([[1.0, 0.6], [0.0, 0.8]], dtype=torch.float64)
-        >>> u, orthonormal = decorrelated(lean, torch.tensor([0, 1]))
+        >>> u = decorrelated(lean, torch.tensor([0, 1])).columns
         >>> torch.allclose(u.T @ u, torch.eye(2, dtype=torch.float64)), bool((u[:, 1] @ lean[:, 1]) > 0.9)
         (True, True)
     """
     found = polar(stack, kept, cutoff)
-    if found.full:
-        return found.columns, True
-    again = polar(found.columns, cutoff=cutoff)
-    return again.columns, again.full
+    return found if found.full else replace(polar(found.columns, cutoff=cutoff), root=found.root)

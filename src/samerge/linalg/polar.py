@@ -24,11 +24,13 @@ class Polar:
         columns: (d, r), float64.
         values: the singular values of X that exist, descending, float64; as many as P has rank.
         full: whether X has full column rank, so that P has orthonormal columns.
+        root: (R, k) in float64 with X^T X = root root^T; None where X has more columns than rows.
     """
 
     columns: Tensor
     values: Tensor
     full: bool
+    root: Tensor | None = None
 
 
 def polar(X: Tensor, columns: Tensor | None = None, cutoff: float = CUTOFF) -> Polar:
@@ -55,9 +57,9 @@ def polar(X: Tensor, columns: Tensor | None = None, cutoff: float = CUTOFF) -> P
     if total <= d:
         space = singular_space(X, cutoff)
         kept = space.right if columns is None else space.right[columns]  # (r, k)
-        found = times(X, space.inverse @ kept.T)
+        found, root = times(X, space.inverse @ kept.T), space.right * space.values
     else:
         space = singular_space(X.T, cutoff)  # its right vectors are U, and V = X^T inverse
         wanted = X if columns is None else X[:, columns]
-        found = space.right @ times(wanted.T, space.inverse).T
-    return Polar(found, space.values, space.rank == total)
+        found, root = space.right @ times(wanted.T, space.inverse).T, None
+    return Polar(found, space.values, space.rank == total, root)

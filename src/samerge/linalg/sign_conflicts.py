@@ -107,18 +107,21 @@ def conflict_among(values: Sequence[Tensor]) -> Conflict:
 
 def values_at(update: LoraFactors, rows: Tensor) -> Tensor:
     """Some rows of an update, as far as signs go: without the size of its scale, (m, d_in)."""
-    return update.B[rows.to(update.B.device)] @ update.A * (1.0 if update.scale >= 0 else -1.0)
+    found = update.B[rows.to(update.B.device)] @ update.A
+    return found if update.scale >= 0 else -found
 
 
 def _signs(values: Tensor) -> Tensor:
-    """-1, 0 or 1; what is zero but for the rounding of a decomposition has none."""
-    least = _ROUNDING * values.abs().amax() if values.numel() else 0.0
-    return values.sign() * (values.abs() > least)
+    """-1, 0 or 1 for each row's elements; what is zero but for the rounding of a decomposition has none."""
+    if not values.numel():
+        return values.float()
+    sizes = values.abs()
+    # in float32, whose dot products are fast, and exact for whole numbers
+    return values.sign().mul_(sizes > _ROUNDING * sizes.amax(dim=1, keepdim=True)).float()
 
 
 def _counted(values: Sequence[Tensor]) -> SignCounts:
-    # signs in float32, whose dot products are fast, and exact for whole numbers
-    signs = torch.stack([_signs(own).flatten().float() for own in values])  # (N, m d_in)
+    signs = _signs(torch.stack([own.flatten() for own in values]))  # (N, m d_in)
     exist = signs.abs()
     compared = exist @ exist.T
     return SignCounts(((compared - signs @ signs.T) / 2).long(), compared.long())

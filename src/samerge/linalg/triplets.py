@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from samerge.linalg.factors import LoraFactors, balanced
-from samerge.linalg.truncation import singular_triplets
+from samerge.linalg.truncation import singular_triplets, singular_triplets_of
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,17 @@ def singular(factors: LoraFactors) -> Triplets:
 
     Canonical: any (B Q, Q^-1 A) gives the same. Two QRs and an SVD of the small core.
     """
-    u, s, vh = singular_triplets(factors)
+    return _existing(*singular_triplets(factors), factors.rank)
+
+
+def singular_of(parts: Sequence[LoraFactors]) -> list[Triplets]:
+    """`singular` of several updates."""
+    return [_existing(*one, part.rank) for one, part in zip(singular_triplets_of(parts), parts, strict=True)]
+
+
+def _existing(u: Tensor, s: Tensor, vh: Tensor, rank: int) -> Triplets:
     eps = torch.finfo(torch.float32).eps
-    exists = s > 8 * factors.rank * eps * s[:1].clamp_min(torch.finfo(torch.float64).tiny) if len(s) else s > 0
+    exists = s > 8 * rank * eps * s[:1].clamp_min(torch.finfo(torch.float64).tiny) if len(s) else s > 0
     count = int(exists.sum())  # s descends
     return Triplets(u[:, :count], s[:count], vh[:count].T, True)
 

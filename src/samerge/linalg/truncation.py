@@ -8,6 +8,8 @@ update.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,27 +39,50 @@ def singular_triplets(factors: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
         >>> singular_triplets(f)[1]
         tensor([3., 3.], dtype=torch.float64)
     """
-    q_b, r_b = _reduced(factors.B)  # (d_out, k_b), (k_b, r)
-    q_a, r_a = _reduced(factors.A.T)  # (d_in, k_a), (k_a, r)
-    core = factors.scale * (r_b.double() @ r_a.double().T)  # (k_b, k_a)
-    if min(core.shape) > LARGE:
+    return _triplets(factors.A, factors.B, factors.scale)
+
+
+def singular_triplets_of(parts: Sequence[LoraFactors]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """`singular_triplets` of several updates; those of one shape and rank in one call for all, which saves time where
+    they are small.
+    """
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for at, part in enumerate(parts):
+        alike.setdefault((part.A.shape, part.B.shape, part.A.dtype, part.B.dtype, part.A.device), []).append(at)
+    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    for places in alike.values():
+        if len(places) == 1 or parts[places[0]].rank > LARGE:
+            found |= {at: singular_triplets(parts[at]) for at in places}
+            continue
+        own = [parts[at].folded() for at in places]
+        u, s, vh = _triplets(torch.stack([one.A for one in own]), torch.stack([one.B for one in own]), 1.0)
+        found |= dict(zip(places, zip(u, s, vh, strict=True), strict=True))
+    return [found[at] for at in range(len(parts))]
+
+
+def _triplets(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The triplets of scale B A, (..., d_out, r) and (..., r, d_in)."""
+    q_b, r_b = _reduced(B)  # (d_out, k_b), (k_b, r)
+    q_a, r_a = _reduced(A.mT)  # (d_in, k_a), (k_a, r)
+    core = scale * (r_b.double() @ r_a.double().mT)  # (k_b, k_a)
+    if min(core.shape[-2:]) > LARGE:
         u, s, v = singular_vectors(core, _ROUNDING)
         vh = v.T
     else:
         u, s, vh = torch.linalg.svd(core, full_matrices=False)
     left = u.to(r_b.dtype) if q_b is None else q_b @ u.to(q_b.dtype)
-    right = vh.to(r_a.dtype) if q_a is None else vh.to(q_a.dtype) @ q_a.T
+    right = vh.to(r_a.dtype) if q_a is None else vh.to(q_a.dtype) @ q_a.mT
     if s.numel():
-        peak = right.gather(1, right.abs().argmax(dim=1, keepdim=True)).sign()  # (k, 1)
+        peak = right.gather(-1, right.abs().argmax(dim=-1, keepdim=True)).sign()  # (k, 1)
         peak = torch.where(peak == 0, torch.ones_like(peak), peak)
-        left, right = left * peak.T, right * peak
+        left, right = left * peak.mT, right * peak
     return left, s, right
 
 
 def _reduced(matrix: Tensor) -> tuple[Tensor | None, Tensor]:
     """Q (d, r) and R (r, r) of a thin QR; None and the matrix itself where it is wider than tall."""
     matrix = matrix.to(_at_least_float32(matrix))
-    if matrix.shape[1] >= matrix.shape[0]:
+    if matrix.shape[-1] >= matrix.shape[-2]:
         return None, matrix
     q, r = torch.linalg.qr(matrix)
     return q, r

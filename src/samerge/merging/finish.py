@@ -15,6 +15,7 @@ from samerge.adapters.formats.table import common
 from samerge.adapters.layouts import Layout
 from samerge.adapters.servable import cast, check_finite
 from samerge.linalg.factors import LoraFactors, pad
+from samerge.linalg.sums import Summed
 from samerge.linalg.triplets import Triplets
 from samerge.merging.alignment import assemble
 from samerge.merging.companions import chosen_companions
@@ -32,7 +33,7 @@ from samerge.options.scaling import auto_factor
 from samerge.parallel.shared_work import collected, everywhere
 from samerge.report.merged_layer import compared, layer_record
 from samerge.report.origin import base_of, input_of, name_of, origin, seconds_of
-from samerge.report.overlap import spectrum
+from samerge.report.overlap import summed
 from samerge.report.record import LayerRecord, Output, Record
 from samerge.report.report import Report
 
@@ -69,11 +70,8 @@ class Finisher:
         self.scales = self._by_depth()
         self.factors: dict[str, LoraFactors] = {}
         self.layers: dict[str, LayerRecord] = {}
-        self.spectra: dict[str, list[float] | None] = {}
-        norms = problem.norms if compare else {}
-        present = sum(size > 0 for size in norms.values())
-        #: What an adapter's update is multiplied with so that the sum over adapters is the mean of their directions.
-        self.voices = {n: 1 / (present * size) if size > 0 else 0.0 for n, size in norms.items()}
+        #: The adapters' updates in a layer, with what the balance has multiplied each with, by its number.
+        self.sums: dict[str, tuple[Summed | None, Mapping[int, float]]] = {}
 
     def add(self, site: Site, parts: Mapping[int, Part], layer: MergedLayer) -> None:
         """Truncate, scale and cast a merged layer, and say what became of the adapters in it."""
@@ -108,8 +106,9 @@ class Finisher:
         if not self.compare:
             return made
         trained = {n: LoraFactors(p.factors.A, p.factors.B / p.balance) for n, p in parts.items()}
-        scales = [math.copysign(self.voices[n], weights[n]) for n in trained]
-        self.spectra[site.module] = spectrum(list(trained.values()), scales)
+        self.problem.sizes[site.module] = {n: p.norm / p.balance for n, p in parts.items()}
+        one = layer.summed or (summed([p.factors for p in parts.values()]) if parts else None)
+        self.sums[site.module] = one, {n: p.balance for n, p in parts.items()}
         known = {names[n]: p.known.scaled(1 / p.balance) for n, p in parts.items() if p.known is not None}
         own = {names[n]: one for n, one in trained.items()}
         return compared(made, site.shape, written, own, layer.conflict, known)
@@ -117,7 +116,8 @@ class Finisher:
     def done(self) -> MergedAdapter:
         """The adapter: of one rank, with the layers that no adapter has, its configuration and its record."""
         problem, planned = self.problem, self.planned
-        told = everywhere(problem.sites, lambda site: (self.layers[site.module], self.spectra.get(site.module)))
+        spectra = self._spectra()
+        told = everywhere(problem.sites, lambda site: (self.layers[site.module], spectra.get(site.module)))
         rank = max(1, *(layer.rank or 0 for layer, _ in told.values()))
         layers = {module: replace(layer, reach=_reach(squares, rank)) for module, (layer, squares) in told.items()}
         layouts: dict[str, Layout] = {site.module: site.layout for site in problem.sites}
@@ -187,6 +187,21 @@ class Finisher:
         """The adapters of a weight other than 0; all of them where there is none."""
         active = [expert for expert, weight in zip(self.experts, self.problem.weights, strict=True) if weight != 0]
         return active or list(self.experts)
+
+    def _spectra(self) -> Mapping[str, list[float]]:
+        """The squared singular values of the mean of the adapters' directions, by layer."""
+        norms = self.problem.norms if self.compare else {}
+        present = sum(size > 0 for size in norms.values())
+        found = {}
+        for site in self.problem.own:
+            one, balance = self.sums.get(site.module, (None, {}))
+            if one is not None:
+                weights = self.problem.weights_at(site)
+                voices = {n: norms[n] * present * size for n, size in balance.items()}
+                found[site.module] = one.squares(
+                    [math.copysign(1 / size, weights[n]) if size else 0.0 for n, size in voices.items()]
+                )
+        return found
 
     def _by_depth(self) -> Mapping[str, float]:
         """lambda of every module where it follows the depth; nothing otherwise."""

@@ -19,7 +19,7 @@ from samerge.linalg.factors import LoraFactors
 from samerge.linalg.triplets import Triplets, from_factors, zero
 from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Share
-from samerge.methods.problem import Part, Problem, Site, iterate
+from samerge.methods.problem import Part, Problem, Site, iterate, taken_apart
 from samerge.methods.rows import Layer, merged_with_shares
 from samerge.methods.ties import prepare
 
@@ -58,7 +58,7 @@ def aligned_ties(align: Align) -> Callable[[Problem, Any], Begun]:
         found: dict[str, tuple[Layer, Aligned]] = {}
         for site in iterate(problem, "aligning"):
             parts = problem.parts(site, hold=True)
-            present = {n: part.triplets for n, part in parts.items() if part.triplets.rank}
+            present = {n: own for n, own in taken_apart(parts).items() if own.rank}
             if present:
                 one = align(present, problem.target, options)
                 weights = problem.weights_at(site)

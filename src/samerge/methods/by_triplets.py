@@ -12,7 +12,7 @@ from typing import Any
 from samerge.linalg.triplets import Triplets, zero
 from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Share
-from samerge.methods.problem import Part, Problem, Site
+from samerge.methods.problem import Part, Problem, Site, taken_apart
 
 #: From the adapters' triplets by number, at least one of them not zero, their weights, the number of adapters in the
 #: whole merge and the options: the merged update, and for adapters that were truncated before they were combined the
@@ -28,7 +28,7 @@ def by_triplets(combine: Combine) -> Callable[[Problem, Any], Begun]:
         count = sum(weight != 0 for weight in problem.weights)
 
         def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
-            present = {n: part.triplets for n, part in parts.items() if part.triplets.rank}
+            present = {n: own for n, own in taken_apart(parts).items() if own.rank}
             update: Triplets = zero(site.shape)
             energies: Mapping[int, float] = {}
             if present:

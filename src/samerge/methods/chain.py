@@ -23,12 +23,14 @@ from torch import Tensor
 
 from samerge.linalg.canonical import canonical
 from samerge.linalg.decorrelation import decorrelated
-from samerge.linalg.sign_conflicts import conflict_among, sample_rows
+from samerge.linalg.polar import Polar
+from samerge.linalg.sign_conflicts import Conflict, conflict_among, sample_rows
 from samerge.linalg.stack import apart
 from samerge.linalg.stack import stacked as side_by_side
+from samerge.linalg.sums import Summed
 from samerge.linalg.triplets import Triplets, zero
 from samerge.methods.method import MergedLayer, Share
-from samerge.methods.problem import Part, Problem, Site
+from samerge.methods.problem import Part, Problem, Site, taken_apart
 from samerge.options.kinds import share
 from samerge.options.option import Options, option
 
@@ -84,12 +86,16 @@ def stacked(parts: Mapping[int, Part], weights: tuple[float, ...]) -> Stack:
 
 def settled(parts: Mapping[int, Part], weights: tuple[float, ...]) -> dict[int, Part]:
     """The same updates by triplets, with a basis of their own where near-equal singular values leave it open."""
-    if not any(part.triplets.rank for part in parts.values()):
+    if not any(own.rank for own in taken_apart(parts).values()):
         return dict(parts)
-    stack = stacked(parts, weights)
-    found = canonical(stack.triplets, stack.weights)
-    own = apart(found)
+    own = apart(canonical_stack(parts, weights).triplets)
     return {n: part.with_triplets(own[n]) if n in own else part for n, part in parts.items()}
+
+
+def canonical_stack(parts: Mapping[int, Part], weights: tuple[float, ...]) -> Stack:
+    """`stacked`, settled."""
+    stack = stacked(parts, weights)
+    return replace(stack, triplets=canonical(stack.triplets, stack.weights))
 
 
 def count_of(options: ChainOptions, problem: Problem, total: int) -> int:
@@ -100,7 +106,10 @@ def count_of(options: ChainOptions, problem: Problem, total: int) -> int:
 
 
 def chain_layer(
-    problem: Problem, options: ChainOptions, ranked: Callable[[Site, Stack], Tensor]
+    problem: Problem,
+    options: ChainOptions,
+    ranked: Callable[[Site, Stack], Tensor],
+    settle: bool = False,
 ) -> Callable[[Site, Mapping[int, Part]], MergedLayer]:
     """The function for one layer.
 
@@ -108,32 +117,50 @@ def chain_layer(
         problem: the problem.
         options: its density.
         ranked: from a site and its stack the kept components, best first.
+        settle: whether the parts have not been settled yet.
     """
 
     def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
-        present = {n: part for n, part in parts.items() if part.triplets.rank}
+        present = {n: parts[n] for n, own in taken_apart(parts).items() if own.rank}
         if len(present) < 2:
-            return alone(site, parts, present, problem.weights_at(site))
-        stack = stacked(present, problem.weights_at(site))
+            own = settled(present, problem.weights_at(site)) if settle else present
+            return alone(site, parts, own, problem.weights_at(site))
+        stack = (canonical_stack if settle else stacked)(present, problem.weights_at(site))
         kept = ranked(site, stack)
-        (left, one), (right, other) = (decorrelated(X, kept) for X in (stack.triplets.U, stack.triplets.V))
+        left, right = (decorrelated(X, kept) for X in (stack.triplets.U, stack.triplets.V))
         level = float(stack.sigma[kept].square().mean().sqrt())
         strengths = level * stack.weights[kept]
-        update = Triplets(left.float(), strengths, right.float(), one and other, stack.owners[kept])
+        orthonormal = left.full and right.full
+        update = Triplets(left.columns.float(), strengths, right.columns.float(), orthonormal, stack.owners[kept])
         # Those of the largest weight first; among equal ones the ranking stays.
         update = update.select(update.S.abs().argsort(descending=True, stable=True))
-        rows = sample_rows(site.shape)
-        found, looked = {}, []
-        for n, part in parts.items():
-            own = stack.places[kept[stack.owners[kept] == n]]
-            t = part.triplets.select(own)
-            total = float(part.triplets.S.square().sum())
-            energy = float(t.S.square().sum()) / total if total else 1.0
-            found[n] = Share(part.triplets.rank, tuple(sorted(own.tolist())), energy)
-            looked.append((t.U[rows.to(t.U.device)] * t.S.to(t.U.dtype)) @ t.V.T)
-        return MergedLayer(update, found, conflict=conflict_among(looked))
+        shares, conflict = _left_of(stack, kept, parts, sample_rows(site.shape))
+        return MergedLayer(update, shares, conflict=conflict, summed=_summed(stack, parts, left, right))
 
     return layer
+
+
+def _left_of(stack: Stack, kept: Tensor, parts: Mapping[int, Part], rows: Tensor) -> tuple[dict[int, Share], Conflict]:
+    """What of each adapter is kept, and the conflicts of signs among what is, on some rows."""
+    found, looked = {}, []
+    t = stack.triplets
+    lines = t.U[rows.to(t.U.device)] * t.S.to(t.U.dtype)
+    for n, part in parts.items():
+        own = kept[stack.owners[kept] == n]
+        total = float(t.S[stack.owners == n].square().sum())
+        energy = float(t.S[own].square().sum()) / total if total else 1.0
+        found[n] = Share(part.triplets.rank, tuple(sorted(stack.places[own].tolist())), energy)
+        looked.append(lines[:, own] @ t.V[:, own].T)
+    return found, conflict_among(looked)
+
+
+def _summed(stack: Stack, parts: Mapping[int, Part], left: Polar, right: Polar) -> Summed | None:
+    """The adapters' updates for the singular values of their sums, from the Gram matrices of the decorrelation."""
+    if left.root is None or right.root is None:
+        return None
+    places = {n: place for place, n in enumerate(parts)}
+    owners = torch.tensor([places[n] for n in stack.owners.tolist()])
+    return Summed(left.root, right.root @ right.root.T, stack.sigma, owners)
 
 
 def alone(

@@ -9,7 +9,6 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from samerge.linalg.agreement import agreement
 from samerge.linalg.canonical import blocks
-from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of, settled
+from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of
 from samerge.methods.memory import check_memory
-from samerge.methods.method import Begun, MergedLayer, Method
-from samerge.methods.problem import Part, Problem, Site
+from samerge.methods.method import Begun, Method
+from samerge.methods.problem import Problem, Site
 
 
 def begin(problem: Problem, options: ChainOptions) -> Begun:
@@ -30,12 +29,7 @@ def begin(problem: Problem, options: ChainOptions) -> Begun:
     def ranked(site: Site, stack: Stack) -> Tensor:
         return by_size(stack)[: count_of(options, problem, len(stack.sigma))]
 
-    merged = chain_layer(problem, options, ranked)
-
-    def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
-        return merged(site, settled(parts, problem.weights_at(site)))
-
-    return Begun(layer)
+    return Begun(chain_layer(problem, options, ranked, settle=True))
 
 
 def by_size(stack: Stack) -> Tensor:

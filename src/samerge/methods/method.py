@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from samerge.linalg.sign_conflicts import Conflict
+from samerge.linalg.sums import Summed
 from samerge.linalg.triplets import Triplets
 from samerge.methods.problem import Part, Problem, Site
 from samerge.options.option import Options
@@ -41,12 +42,15 @@ class MergedLayer:
         lost: share of the merged energy that the method's own truncation lost.
         conflict: the signs of the adapters' unweighted updates as pruning left them, on `sign_conflicts.sample_rows`;
             None where nothing of them is pruned, or not element by element or component by component.
+        summed: the adapters' updates, balanced and unweighted, in the order of their numbers, for the singular values
+            of their sums; where the method has them anyway.
     """
 
     update: Triplets
     shares: Mapping[int, Share]
     lost: float = 0.0
     conflict: Conflict | None = None
+    summed: Summed | None = None
 
 
 #: From a site and the adapters' updates there, by number, the merged layer. The same for every process.

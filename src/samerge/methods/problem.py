@@ -14,7 +14,7 @@ from samerge.adapters import AdaptedModule
 from samerge.adapters.layouts import Layout
 from samerge.graph import FlowGraph
 from samerge.linalg.factors import LoraFactors, norm
-from samerge.linalg.triplets import Triplets, singular
+from samerge.linalg.triplets import Triplets, singular, singular_of
 from samerge.parallel.processes import Group
 from samerge.parallel.progress import Progress
 from samerge.parallel.shared_work import everywhere, own, sharers
@@ -95,6 +95,14 @@ class Part:
     def times(self, factor: float) -> Part:
         """The part balanced by a factor."""
         return Part(LoraFactors(self.factors.A, self.factors.B * factor), self.balance * factor)
+
+
+def taken_apart(parts: Mapping[int, Part]) -> dict[int, Triplets]:
+    """The triplets of several adapters' updates, those of one shape in one call."""
+    wanted = [part for part in parts.values() if part.known is None]
+    for part, found in zip(wanted, singular_of([part.factors for part in wanted]), strict=True):
+        part.__dict__["triplets"] = found
+    return {n: part.triplets for n, part in parts.items()}
 
 
 @dataclass(frozen=True)

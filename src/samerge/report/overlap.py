@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from samerge.linalg.factors import LoraFactors, norm
+from samerge.linalg.sums import Summed
 from samerge.linalg.triplets import Triplets
 
 #: Singular values below this share of the largest cannot be told from zero by their squares in float64.
 _SQUARED = 1e-7
 
-#: Up to so many components of all adapters together `spectrum` is cheap: two eigenproblems of this size a layer.
+#: Up to so many components of all adapters together `summed` is cheap: two eigenproblems of this size a layer.
 MOST_COMPONENTS = 256
 
 
@@ -65,7 +66,7 @@ def overlaps(merged: LoraFactors, adapters: Sequence[LoraFactors | Triplets]) ->
     Args:
         merged: M as it is written: scaled, truncated.
         adapters: tau_i as they were trained, in float32 or float64; where they are given by orthonormal triplets, those
-            are used as they are.
+            are used as they are, all together.
 
     Returns:
         One for each adapter.
@@ -77,49 +78,54 @@ def overlaps(merged: LoraFactors, adapters: Sequence[LoraFactors | Triplets]) ->
         (1.0, 0.5)
     """
     size = float(norm(merged)) ** 2
-    return [_overlap(merged, size, adapter) for adapter in adapters]
+    folded = merged.folded()
+    if adapters and all(isinstance(adapter, Triplets) for adapter in adapters):
+        return _overlaps(folded, size, [adapter for adapter in adapters if isinstance(adapter, Triplets)])
+    return [_overlap(folded, size, adapter) for adapter in adapters]
 
 
-def spectrum(adapters: Sequence[LoraFactors], scales: Sequence[float]) -> list[float] | None:
-    """The squared singular values of T = sum_n c_n tau_n: the first r add up to ||T_r||^2, the most an update can have.
-
-    With c_n = sign(w_n) / (N ||tau_n||), ||tau_n|| over all layers, <M, T> is the mean cosine times ||M||. By the
-    theorem of Eckart and Young the largest that the mean cosine can be at rank r is the root of sum_l ||T_r^l||^2.
-
-    The squared singular values of T = B diag(c) A are the eigenvalues of K^T (diag(c) A A^T diag(c)) K, K K^T = B^T B.
+def summed(adapters: Sequence[LoraFactors]) -> Summed | None:
+    """What the singular values of any weighted sum of updates need; None where there are too many components.
 
     Args:
-        adapters: tau_n.
-        scales: c_n.
-
-    Returns:
-        In descending order, or None where there are too many components for it to be cheap.
+        adapters: tau_n, one at least.
 
     Example:
         >>> one, other = (LoraFactors(torch.eye(2)[k : k + 1], torch.eye(2)[:, k : k + 1]) for k in (0, 1))
-        >>> [round(value, 6) for value in spectrum([one, other], [3.0, 4.0])]
+        >>> [round(value, 6) for value in summed([one, other]).squares([3.0, 4.0])]
         [16.0, 9.0]
     """
-    total = sum(adapter.rank for adapter in adapters)
-    if total > MOST_COMPONENTS:
+    if sum(adapter.rank for adapter in adapters) > MOST_COMPONENTS:
         return None
-    if not total:
-        return []
     folded = [adapter.folded() for adapter in adapters]
     B, A = torch.cat([f.B for f in folded], dim=1), torch.cat([f.A for f in folded])
-    weights = torch.cat([torch.full((f.rank,), c, dtype=torch.float64) for f, c in zip(folded, scales, strict=True)])
     (left, up), (right, down) = (_unit_gram(side) for side in (B, A.T))  # (R, R) each
-    left *= weights[:, None].to(left.device) * weights.to(left.device)
     values, turns = torch.linalg.eigh(left)
-    K = turns * values.clamp_min(0).sqrt()
-    squares = torch.linalg.eigvalsh(K.T @ right @ K).flip(0).clamp_min(0) * (up * down) ** 2
-    found: list[float] = squares.tolist()
-    return found
+    ones = torch.full((len(right),), up * down, dtype=torch.float64, device=right.device)
+    owners = torch.cat([torch.full((f.rank,), n) for n, f in enumerate(folded)])
+    return Summed(turns * values.clamp_min(0).sqrt(), right, ones, owners)
+
+
+def _overlaps(merged: LoraFactors, size: float, adapters: Sequence[Triplets]) -> list[Overlap]:
+    """By triplets: one product for all."""
+    V = torch.cat([one.V for one in adapters], dim=1)  # (d_in, R)
+    C = torch.cat([one.U * one.S.to(one.U.dtype) for one in adapters], dim=1)
+    whole = merged.to(V.device, V.dtype)
+    image = whole.B @ (whole.A @ V)  # (d_out, R)
+    sums = torch.stack(
+        [
+            torch.linalg.vector_norm(C, dim=0, dtype=torch.float64).square(),
+            torch.linalg.vecdot(image.double(), C.double(), dim=0),
+            torch.linalg.vector_norm(image - C, dim=0, dtype=torch.float64).square(),
+        ]
+    )
+    each = torch.stack([part.sum(dim=1) for part in torch.split(sums, [one.rank for one in adapters], dim=1)]).tolist()
+    return [Overlap(own=own, merged=size, inner=inner, error=error) for own, inner, error in each]
 
 
 def _overlap(merged: LoraFactors, size: float, adapter: LoraFactors | Triplets) -> Overlap:
     V, C = _reaction(adapter)
-    whole = merged.to(V.device, V.dtype).folded()
+    whole = merged.to(V.device, V.dtype)
     image = whole.B @ (whole.A @ V)  # M V, (d_out, r)
     return Overlap(
         own=_square(C), merged=size, inner=float((image.double() * C.double()).sum()), error=_square(image - C)
