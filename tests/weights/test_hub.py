@@ -373,6 +373,38 @@ class TestResolveBase:
         hub.close()
         assert resolve_base("ada/base", endpoint=hub.endpoint) == folder
 
+    def test_a_model_in_a_folder_of_a_repository(self, hub):
+        wanted = {"unet/config.json": b"{}", "unet/diffusion_pytorch_model.safetensors": b"w"}
+        others = [
+            "model_index.json",
+            "sd.safetensors",
+            "vae/diffusion_pytorch_model.safetensors",
+            "unet/onnx/a.safetensors",
+        ]
+        add_repo(hub, "ada/sd", {**wanted, **dict.fromkeys(others, b"x")})
+        folder = resolve_base("ada/sd/unet@main", endpoint=hub.endpoint)
+        assert folder.name == "unet"
+        assert bytes_of(folder.parent, wanted) == wanted
+        assert len([path for path in folder.parent.rglob("*") if path.is_file()]) == len(wanted)
+        with pytest.raises(BaseModelError, match=r"no \*\.safetensors in absent/.*given as ada/sd/FOLDER@main"):
+            resolve_base("ada/sd/absent@main", endpoint=hub.endpoint)
+        with pytest.raises(BaseModelError, match=r"no such folder.*'user/name/folder@revision'"):
+            resolve_base("ada/sd/unet", endpoint=hub.endpoint)
+
+    def test_a_whole_pipeline(self, hub):
+        """What adapters can be of, and of it one set of weights; not the file of the whole beside it."""
+        wanted = {"model_index.json": b"{}"}
+        for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model"), ("text_encoder_2", "model")):
+            wanted |= {f"{part}/config.json": b"{}", f"{part}/{stem}.safetensors": b"w"}
+        others = ["sd_xl.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/openvino/a.safetensors"]
+        others += ["vae/config.json", "vae/diffusion_pytorch_model.safetensors", "tokenizer/vocab.json"]
+        add_repo(hub, "ada/sd", {**wanted, **dict.fromkeys(others, b"x")})
+        folder = resolve_base("ada/sd", endpoint=hub.endpoint)
+        assert bytes_of(folder, wanted) == wanted
+        assert len([path for path in folder.rglob("*") if path.is_file()]) == len(wanted)
+        hub.close()
+        assert resolve_base("ada/sd", endpoint=hub.endpoint) == folder
+
     def test_a_folder_as_it_is(self, hub, tmp_path):
         assert resolve_base(str(tmp_path), endpoint=hub.endpoint) == tmp_path
         with pytest.raises(BaseModelError, match="no such folder"):

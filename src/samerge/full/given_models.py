@@ -13,8 +13,8 @@ from torch import nn
 from samerge.errors import OptionError
 from samerge.merging.inputs import named
 from samerge.weights import FolderSource, ModelSource, WeightSource
-from samerge.weights.folder import CONFIG_NAME, PIPELINE_NAME
-from samerge.weights.hub import resolve_base
+from samerge.weights.folder import CONFIG_NAME
+from samerge.weights.hub import PIPELINE_NAME, resolve_base
 from samerge.weights.inside_peft import base_modules
 from samerge.weights.stored import InMemory, Stored, StoredSource
 

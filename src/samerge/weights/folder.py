@@ -8,13 +8,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from samerge.weights.fields import OBJECT, TEXT, check_fields, list_of, table_of
+from samerge.weights.hub import PIPELINE_NAME
 from samerge.weights.quantised import dequantised
 from samerge.weights.stored import InFile, Stored, StoredSource
 from samerge.weights.tensorfile import TensorFile
 from samerge.weights.untrusted import Origin, read_json
 
 CONFIG_NAME = "config.json"
-PIPELINE_NAME = "model_index.json"
 #: What files of weights are called by transformers, and by diffusers.
 STEM, DIFFUSERS_STEM = "model", "diffusion_pytorch_model"
 _ENDING, _INDEX_ENDING = ".safetensors", ".safetensors.index.json"

@@ -28,6 +28,11 @@ USUAL_NAMES = (WEIGHTS_NAME, "adapters.safetensors", "pytorch_lora_weights.safet
 #: Names of whole models, which are no adapters.
 _MODELS = ("model", "diffusion_pytorch_model", "consolidated")
 _PICKLED_WEIGHTS_NAME = "adapter_model.bin"
+#: A pipeline's index, what its models with adapters are called, and other copies of their weights.
+PIPELINE_NAME = "model_index.json"
+_ADAPTED = ("unet", "transformer", "text_encoder")
+_VARIANTS = ("*.fp16*", "*.non_ema*")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*")
 
 
@@ -156,12 +161,12 @@ def resolve_base(
 ) -> Path:
     """The local folder of a base model: a folder as it is, or a repository of the Hub, downloaded or from the cache.
 
-    Only `config.json` and the safetensors at the top of the repository are downloaded, unless `companions` asks for
-    more.
+    Only `config.json` and the safetensors at the top of the repository, or of a folder in it, are downloaded, unless
+    `companions` asks for more; of a pipeline of diffusers those of its UNet, transformer and text encoders.
 
     Args:
-        source: a folder, or `user/name` or `user/name@revision` on the Hub; private and gated ones need `hf auth
-            login`, or HF_TOKEN.
+        source: a folder, or `user/name`, `user/name@revision` or `user/name/folder@revision` on the Hub; private and
+            gated ones need `hf auth login`, or HF_TOKEN.
         endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
         local_files_only: use what is in the cache and no network; HF_HUB_OFFLINE=1 means the same. Default: False.
         companions: fetch the tokenizer, processor, generation settings and code of the model, too. Default: False.
@@ -181,27 +186,34 @@ def resolve_base(
     local = _local(source, doing, BaseModelError)
     if local is not None:
         return local
-    source, inner, revision = _parts(str(source))
-    if inner:
-        raise BaseModelError(f"{doing}: there is no such folder; a base is a folder, or user/name on the Hub")
-    folder = _download(
-        str(source),
-        doing,
-        allow_patterns=[
-            *("*.safetensors", "*.safetensors.index.json", "config.json"),
-            *(_COMPANIONS if companions else ()),
-        ],
+    name, inner, revision = _parts(str(source))
+    prefix = f"{inner.strip('/')}/" if inner.strip("/") else ""
+
+    def fetched(names: Iterable[str], ignored: Iterable[str] = ()) -> Path:
+        return _download(
+            name,
+            doing,
+            allow_patterns=[glob.escape(prefix) + pattern for pattern in names],
+            ignore_patterns=[glob.escape(prefix) + pattern for pattern in ignored],
+            revision=revision,
+            endpoint=endpoint,
+            local_files_only=local_files_only,
+        ) / (prefix or "")
+
+    folder = fetched(["config.json", PIPELINE_NAME])
+    whole = (folder / PIPELINE_NAME).is_file() and not (folder / "config.json").is_file()
+    if whole:
+        fetched([f"{part}*/{file}" for part in _ADAPTED for file in _WEIGHTS], ["*/*/*", *_VARIANTS])
+    else:
         # The patterns' * crosses folders: no copies in other formats (onnx/, original/), no second set of weights
         # under the names of the model's makers, no adapters.
-        ignore_patterns=["*/*", "consolidated*", "adapter_*"],
-        revision=revision,
-        endpoint=endpoint,
-        local_files_only=local_files_only,
-    )
-    if not any(folder.glob("*.safetensors")):
+        fetched([*_WEIGHTS, *(_COMPANIONS if companions else ())], ["*/*", "consolidated*", "adapter_*"])
+    if not any(folder.glob("*/*.safetensors" if whole else "*.safetensors")):
+        place = f"in {prefix}" if prefix else "in its models' folders" if whole else "at its top"
         raise BaseModelError(
-            f"{doing} from the Hub: the repository has no *.safetensors at its top; load the model with transformers "
-            "and save it to a folder, which writes safetensors, and give that folder"
+            f"{doing} from the Hub: the repository has no *.safetensors {place}; load the model with transformers "
+            f"and save it to a folder, which writes safetensors, and give that folder; one model in a folder of a "
+            f"repository is given as {name}/FOLDER@main"
         )
     return folder
 
