@@ -21,6 +21,7 @@ from samerge.merging.alignment import assemble
 from samerge.merging.alignment.spelling import together
 from samerge.merging.alignment.views import replication
 from samerge.merging.inputs import AdapterLike, dtype_of, open_adapters, weights_of
+from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.module_weights import factor_of, with_factors, without_silenced
 from samerge.merging.saved_modules import SavedParts
 from samerge.merging.trained_parts import check_extras
@@ -56,11 +57,11 @@ def bake(
 
     Each tensor becomes W + sum_n w_n s_n B_n A_n, in float32, rounded once to the base's dtype; those that no adapter
     changes are copied. No model is built: in memory is a tile of one tensor, the factors of one layer, and what was
-    trained whole of it. To bake another merge than the sum, merge first, and bake the merged adapter.
+    trained whole of it. To bake another merge than the sum, merge first, and bake what `samerge.merge` returned.
 
     Args:
         base: a folder with `config.json` and safetensors, a hub id, or a loaded model.
-        adapters: one, or several of this base: name -> folder or hub id, or a list of these.
+        adapters: one, or several of this base: name -> folder, hub id or merged adapter, or a list of these.
         weights: by name, or in order; 1.0 each by default. Weights multiply the exact updates.
         modules: strengths by module, as in `samerge.merge`.
         modules_to_save: what becomes of fully trained modules and token rows: "update" (default), base + sum of
@@ -85,7 +86,7 @@ def bake(
         samerge.bake("meta-llama/Llama-3.1-8B", "./math-lora").save("llama-math/")
         ```
     """
-    single = isinstance(adapters, (str, Path, Adapter))
+    single = isinstance(adapters, (str, Path, Adapter, MergedAdapter))
     bars = Progress(progress)
     given: dict[str, Any] = {"modules": modules, "modules_to_save": modules_to_save or "update", "dtype": dtype}
     options = filled(CommonOptions, given)

@@ -15,12 +15,14 @@ from samerge.adapters.companions import weight_files
 from samerge.adapters.formats.table import read_any
 from samerge.adapters.live_pipeline import adapters_on, pipeline_adapter
 from samerge.errors import OptionError
+from samerge.merging.in_memory import as_adapter
+from samerge.merging.merged_adapter import MergedAdapter
 from samerge.options.kinds import check_number
 from samerge.weights import FolderSource, ModelSource, WeightSource
 from samerge.weights.hub import ADAPTER_ENDINGS, files_beside, resolve_adapter, resolve_base
 from samerge.weights.pipeline import Pipeline, PipelineSource, models_of
 
-AdapterLike = str | Path | Adapter
+AdapterLike = str | Path | Adapter | MergedAdapter
 BaseLike = str | Path | nn.Module | Pipeline
 Given = TypeVar("Given")
 
@@ -60,7 +62,7 @@ def open_adapters(
 
     Args:
         base: where names of live adapters are looked up when it is a `PeftModel`, or a pipeline.
-        adapters: name -> folder, hub id or `Adapter`, or a list of these.
+        adapters: name -> folder, hub id, `Adapter` or `MergedAdapter`, or a list of these.
 
     Raises:
         OptionError: none given, or a name twice.
@@ -100,6 +102,8 @@ def named(given: Mapping[str, Given] | Sequence[Given], what: str) -> list[tuple
 def _open_adapter(base: BaseLike | FolderSource | None, name: str, adapter: AdapterLike) -> Adapter:
     if isinstance(adapter, Adapter):
         return adapter
+    if isinstance(adapter, MergedAdapter):
+        return as_adapter(adapter, name)
     live: Any = getattr(base, "peft_config", None) if isinstance(base, nn.Module) else None
     read: Any = live_adapter
     if models_of(base):
@@ -122,6 +126,8 @@ def _from_hub(name: str, source: str) -> Adapter:
 def _name_of(given: Any) -> str:
     if isinstance(given, Adapter):
         return given.name
+    if isinstance(given, MergedAdapter):
+        return "merged"
     if isinstance(given, nn.Module):
         path = str(getattr(getattr(given, "config", None), "name_or_path", "") or "")
         return PurePath(path).name or type(given).__name__

@@ -56,8 +56,8 @@ def merge(
             adapters); of diffusers also a whole pipeline. Its names and shapes are checked, and its layers that no
             adapter has are filled in. None for methods that do not read its weights; the default then ranks by size
             (`even`), and says so.
-        adapters: name -> folder or hub id, or a list of these (named after their last path part). With a `PeftModel`
-            or a pipeline as the base, names of its adapters.
+        adapters: name -> folder or hub id, or a list of these (named after their last path part); also adapters that
+            were merged before. With a `PeftModel` or a pipeline as the base, names of its adapters.
         method: a name from `available_methods()`, or what PEFT or mergekit call it.
         weights: by name, or in order: strengths, 1.0 full (the default), 0.5 half, negative subtracts, 0 leaves the
             adapter out. Or "nan": in proportion to the adapters' inverse norms, 1.0 on the mean.
