@@ -24,7 +24,7 @@ def demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.real
+@pytest.mark.slow
 def test_demo(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     with warnings.catch_warnings():
@@ -44,7 +44,7 @@ def test_demo(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"{said}the base model alone {right['base']}." in readme
 
 
-@pytest.mark.real
+@pytest.mark.slow
 def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     assert book["nbformat"] == 4

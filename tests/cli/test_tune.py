@@ -167,6 +167,7 @@ def test_nowhere_to_put_it(invoke, words) -> None:
     assert "give --out FOLDER" in invoke(*words).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_interrupt_keeps_the_finished_trials(words, tmp_path: Path) -> None:
     begun = tmp_path / "begun"

@@ -64,6 +64,7 @@ def test_transformers_loads_it(herd_of, family, live, tmp_path):
         same_values(logits(model), logits(dense))
 
 
+@pytest.mark.slow
 def test_a_new_process_gives_the_logits_of_the_dense_merge(llama, tmp_path):
     merged = merge(llama)
     out = merged.save(tmp_path / "out", max_shard_size="8KB")

@@ -16,8 +16,6 @@ from samerge.saliency.elements import Pruner
 from samerge.saliency.task_vectors import CheckpointVectors
 from samerge.weights import FolderSource
 
-pytestmark = pytest.mark.real
-
 ADAPTERS = Path(__file__).parents[2] / "examples" / "adapters" / "minilm"
 TASKS = ("mail", "movies")
 

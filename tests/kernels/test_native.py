@@ -233,6 +233,7 @@ def test_a_fresh_library_that_cannot_be_loaded(fresh, monkeypatch, tmp_path):
         build.compiled(Path(build.__file__).with_name("sweep.c"))
 
 
+@pytest.mark.slow
 def test_several_processes_at_once(fresh):
     code = "from samerge.saliency.kernels.native import NativeKernel; print(NativeKernel().name)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

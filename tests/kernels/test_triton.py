@@ -30,6 +30,7 @@ interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reas
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.skipif(triton_version() < (3, 7), reason="before 3.7, Triton's interpreter does not go with NumPy 2.4")
 def test_in_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -43,6 +44,7 @@ def test_in_the_interpreter():
 
 @needs_triton
 @interpreted
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "products", "sweep", "options"),
     [

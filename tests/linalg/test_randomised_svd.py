@@ -57,7 +57,6 @@ def test_near_the_optimum_without_any_structure():
     assert svd(matrix, 16, power=0)[2] > 1.02  # it is the passes that do it
 
 
-@pytest.mark.real
 @pytest.mark.parametrize("module", ["attention.self.query", "attention.output.dense", "intermediate.dense"])
 def test_within_one_percent_on_real_updates_masked_by_elements(module):
     """The merge of four real adapters, each masked to its top tenth."""

@@ -175,6 +175,7 @@ def said(runs: Path, way: str, size: int) -> list[dict[str, Any]]:
     return [json.loads((runs / f"{way}-{size}-{rank}.json").read_text()) for rank in range(size)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("size", [2, 4])
 def test_processes_agree_with_each_other_and_with_one(size: int, way: str, runs: Path) -> None:
@@ -188,6 +189,7 @@ def test_processes_agree_with_each_other_and_with_one(size: int, way: str, runs:
     same_updates(load_file(runs / f"{way}-{size}" / "adapter_model.safetensors"), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", [way for way in WAYS if way not in ("default", "sum", "weights", "lego", "dora")])
 def test_every_process_holds_its_part_of_the_factors(way: str, runs: Path) -> None:
     [alone] = said(runs, way, 1)
@@ -199,6 +201,7 @@ def test_every_process_holds_its_part_of_the_factors(way: str, runs: Path) -> No
             assert max(peaks) <= alone["peak"] * (1 / size + 0.15)  # its own, and one weight of others
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_process_fails_in_all(experts: Path, tmp_path: Path) -> None:
     launch(FAILING, "2", tmp_path, str(experts))
     first, second = (json.loads((tmp_path / f"failing-{rank}.json").read_text()) for rank in range(2))
@@ -219,7 +222,7 @@ def test_what_fails_in_one_process_fails_in_all(experts: Path, tmp_path: Path) -
         assert "layers.2.mlp.gate_proj" in first[way][1]
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
 def test_launchers_start_the_command_line(launcher: str, experts: Path, tmp_path: Path) -> None:
     out = tmp_path / "merged"
     if launcher == "torchrun":

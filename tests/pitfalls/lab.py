@@ -122,6 +122,7 @@ class Bench:
     model: nn.Module
     folder: Path
     made: list[str] = field(default_factory=list)
+    loaded: list[nn.Module] = field(default_factory=list)
 
     @property
     def base(self) -> str | nn.Module:
@@ -134,10 +135,12 @@ class Bench:
         return str(folder)
 
     def fresh(self) -> nn.Module:
-        """The base, loaded anew."""
+        """The base as it is loaded from its folder."""
         if not isinstance(self.model, PreTrainedModel):
             return copy.deepcopy(self.model).eval()
-        return type(self.model).from_pretrained(self.base, dtype=self.model.dtype).eval()
+        if not self.loaded:
+            self.loaded.append(type(self.model).from_pretrained(self.base, dtype=self.model.dtype).eval())
+        return copy.deepcopy(self.loaded[0])
 
     def train(self, name: str, change: Callable[[PeftModel], None] | None = None, **settings: Any) -> str:
         """An adapter as PEFT writes it, with random values wherever training would have left any."""

@@ -332,6 +332,7 @@ for folder in map(Path, sys.argv[2:]):
 """
 
 
+@pytest.mark.slow
 def test_in_another_process(tmp_path) -> None:
     """What is written of every kind, one adapter or two, says the same to a process that had no part in it."""
     folders = []

@@ -22,8 +22,6 @@ from samerge.linalg.truncation import svd_basis
 from samerge.saliency.connectivity import connectivity
 from samerge.weights import FolderSource
 
-pytestmark = pytest.mark.real
-
 ADAPTERS = Path(__file__).parents[2] / "examples" / "adapters" / "minilm"
 TASKS = ("mail", "movies", "reuters", "tweets")
 
@@ -100,6 +98,7 @@ def select_in_float64(source, graph, experts, density: float, iterations: int):
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", ["native", "svd"])
 def test_float32_keeps_what_float64_keeps(base, source, graph, adapters, experts, basis):
     options = {"method": "paper", "density": 0.25, "iterations": 3, "basis": basis, "residual": True}

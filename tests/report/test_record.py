@@ -153,6 +153,7 @@ def broken():
                 yield {**old, "layers": {module: {**layer, key: wrong}}}
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_an_error_or_a_record_that_shows(tmp_path):
     read, refused = 0, []
     for told in broken():

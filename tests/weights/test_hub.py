@@ -438,6 +438,7 @@ save_file({k: v.contiguous() for k, v in get_peft_model_state_dict(model).items(
 """
 
 
+@pytest.mark.slow
 def test_peft_loads_it_from_the_hub(hub, folder, tmp_path):
     push_folder(folder, "ada/merged", token="hf_ada", endpoint=hub.endpoint)
     hub.requests.clear()
