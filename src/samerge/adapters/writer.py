@@ -186,14 +186,14 @@ def _text(value: Any, depth: int = 0) -> str:
 
 def _plain(value: Any) -> Any:
     """The same with what JSON lacks replaced: sets by sorted lists, numbers that are not finite by None."""
-    if isinstance(value, (str, int)):
+    if isinstance(value, (str, int)) or value is None:
         return value
-    if isinstance(value, Mapping):
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (dict, Mapping)):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
         return [_plain(item) for item in sorted(value)]
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     return value

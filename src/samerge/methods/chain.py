@@ -142,15 +142,20 @@ def chain_layer(
 
 def _left_of(stack: Stack, kept: Tensor, parts: Mapping[int, Part], rows: Tensor) -> tuple[dict[int, Share], Conflict]:
     """What of each adapter is kept, and the conflicts of signs among what is, on some rows."""
-    found, looked = {}, []
-    t = stack.triplets
+    t, looked = stack.triplets, []
     lines = t.U[rows.to(t.U.device)] * t.S.to(t.U.dtype)
+    owners, squares, places = stack.owners.tolist(), t.S.square().tolist(), stack.places.tolist()
+    own: dict[int, list[int]] = {n: [] for n in parts}
+    for k in sorted(kept.tolist()):
+        own[owners[k]].append(k)
+    totals = dict.fromkeys(parts, 0.0)
+    for n, square in zip(owners, squares, strict=True):
+        totals[n] += square
+    found = {}
     for n, part in parts.items():
-        own = kept[stack.owners[kept] == n]
-        total = float(t.S[stack.owners == n].square().sum())
-        energy = float(t.S[own].square().sum()) / total if total else 1.0
-        found[n] = Share(part.triplets.rank, tuple(sorted(stack.places[own].tolist())), energy)
-        looked.append(lines[:, own] @ t.V[:, own].T)
+        energy = sum(squares[k] for k in own[n]) / totals[n] if totals[n] else 1.0
+        found[n] = Share(part.triplets.rank, tuple(places[k] for k in own[n]), energy)
+        looked.append(lines[:, own[n]] @ t.V[:, own[n]].T)
     return found, conflict_among(looked)
 
 

@@ -203,18 +203,19 @@ def _pass(
     """One pass over a layer: the merged layer where it shall be held, and what the pruning left: shares, and signs."""
     whole, left = torch.zeros(2, len(layer.parts), dtype=torch.float64)  # squared norms before and after
     counts = torch.zeros(len(layer.parts), dtype=torch.long)
-    # Set down in one piece: small tensors kept between the tiles' large ones would scatter the memory.
+    # What is kept is set down in one piece: small tensors between the tiles' large ones would scatter the memory.
     held = None
-    looked = []
     sample = sample_rows(layer.shape)
+    like = next(iter(layer.parts.values())).A
+    looked = like.new_empty(len(layer.parts), len(sample), layer.shape[1])
     for start in layer.starts():
         tiles = layer.rows(start)
         kept, merged = combine(layer, start, tiles)
         if hold:
             held = merged.new_empty(layer.shape) if held is None else held
             held[start : start + layer.step] = merged
-        own = sample[(sample >= start) & (sample < start + layer.step)] - start
-        looked.append(kept[:, own.to(kept.device)])
+        inside = (sample >= start) & (sample < start + layer.step)
+        looked[:, inside.to(like.device)] = kept[:, (sample[inside] - start).to(kept.device)]
         mask = kept != 0
         whole += _squares(tiles)
         left += _squares(tiles * mask)
@@ -225,7 +226,7 @@ def _pass(
             layer.parts.items(), whole.tolist(), left.tolist(), counts.tolist(), strict=True
         )
     }
-    unweighted = torch.cat(looked, dim=1) * column([weights[n] for n in layer.parts], looked[0]).sign()
+    unweighted = looked * column([weights[n] for n in layer.parts], looked).sign()
     return held, shares, conflict_among(list(unweighted))
 
 

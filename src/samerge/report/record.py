@@ -453,7 +453,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         told = ((one.name, getattr(value, one.name)) for one in dataclasses.fields(value))
         return {name: _plain(item) for name, item in told if item is not None}
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]

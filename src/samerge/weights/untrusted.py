@@ -12,7 +12,6 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -212,13 +211,14 @@ def _check(root: object) -> None:
     for _ in range(MOST_DEPTH + 1):
         below: list[Any] = []
         for value in level:
-            if isinstance(value, str):
+            kind = type(value)
+            if kind is str:
                 _check_text(value)
-            elif isinstance(value, Mapping):
+            elif kind is dict:
                 for key in value:
                     _check_text(key)
                 below.extend(value.values())
-            elif isinstance(value, list):
+            elif kind is list:
                 below.extend(value)
         if not below:
             return
