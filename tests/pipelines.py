@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 
@@ -35,6 +35,28 @@ def flux() -> nn.Module:
     sizes = {"in_channels": 4, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 16}
     more = {"num_attention_heads": 2, "joint_attention_dim": 16, "pooled_projection_dim": 16}
     return FluxTransformer2DModel(**sizes, **more, axes_dims_rope=[4, 4, 8]).eval()
+
+
+def sd3() -> nn.Module:
+    from diffusers import SD3Transformer2DModel
+
+    torch.manual_seed(0)
+    sizes = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "out_channels": 4, "num_layers": 2}
+    sizes |= {
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "caption_projection_dim": 16,
+    }
+    return SD3Transformer2DModel(**sizes, pooled_projection_dim=16, pos_embed_max_size=8).eval()
+
+
+def dit() -> nn.Module:
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    sizes = {"sample_size": 8, "patch_size": 2, "in_channels": 4, "num_layers": 2, "norm_num_groups": 4}
+    return DiTTransformer2DModel(**sizes, num_attention_heads=2, attention_head_dim=8, num_embeds_ada_norm=10).eval()
 
 
 def text_encoder(projection: bool = False, width: int = 16) -> nn.Module:
@@ -100,7 +122,11 @@ def put_on(model: Any, name: str, seed: int, targets: Sequence[str], **settings:
     given = {"r": 4, "lora_alpha": 8, **settings}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-        model.add_adapter(LoraConfig(target_modules=list(targets), **given), adapter_name=name)
+        config = LoraConfig(target_modules=list(targets), **given)
+        if hasattr(model, "add_adapter"):
+            model.add_adapter(config, adapter_name=name)
+        else:  # a DiT of diffusers
+            inject_adapter_in_model(config, model, name)
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in model.named_parameters():
         if f".{name}." in key and "lora_" in key:
@@ -121,5 +147,9 @@ def painted(model: Any) -> Tensor:
         if kind == "FluxTransformer2DModel":
             places = {"img_ids": torch.zeros(6, 3), "txt_ids": torch.zeros(5, 3), "timestep": torch.tensor([0.5])}
             return model(draw(1, 6, 4), draw(1, 5, 16), draw(1, 16), **places, return_dict=False)[0]
+        if kind == "SD3Transformer2DModel":
+            return model(draw(1, 4, 8, 8), draw(1, 5, 16), draw(1, 16), torch.tensor([3])).sample
+        if kind == "DiTTransformer2DModel":
+            return model(draw(1, 4, 8, 8), torch.tensor([3]), torch.tensor([1])).sample
         more = {"text_embeds": draw(1, 16), "time_ids": draw(1, 6)} if model.config.addition_embed_type else None
         return model(draw(1, 4, 8, 8), 3, draw(1, 7, 16), added_cond_kwargs=more).sample

@@ -17,12 +17,14 @@ import samerge
 from samerge.adapters import live_pipeline
 
 pytest.importorskip("diffusers")
-from pipelines import flux, painted, put_on, stable_diffusion, text_encoder, unet
+from pipelines import dit, flux, painted, put_on, sd3, stable_diffusion, text_encoder, unet
 
 _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 MODELS: dict[str, tuple[Any, tuple[list[str], list[str]]]] = {
     "unet": (unet, (_ATTENTION, ["to_q", "conv1", "proj_in"])),
     "flux": (flux, (_ATTENTION, ["to_q", "proj_mlp"])),
+    "sd3": (sd3, (_ATTENTION, ["to_q", "add_k_proj", "linear"])),
+    "dit": (dit, (_ATTENTION, ["to_q", "net.2"])),
     "text encoder": (text_encoder, (["q_proj", "v_proj"], ["q_proj", "fc1"])),
 }
 
@@ -84,7 +86,13 @@ def test_a_live_model(kind: str) -> None:
 def test_the_default_says_how_it_ranked(kind: str) -> None:
     model = two(kind)
     merged = samerge.merge(model, ["a", "b"], progress=False)
-    assert merged.report.record.method == "even" if kind != "text encoder" else "saliency"
+    if kind == "text encoder":
+        assert merged.report.record.method == "saliency"
+    else:
+        assert merged.report.record.method == "even"
+        assert any("no flow graph" in text for text in merged.report.record.notes)
+        with pytest.raises(samerge.GraphError, match=f"{type(model).__name__}.*connectivity=.local"):
+            samerge.merge(model, ["a", "b"], method="saliency", progress=False)
     local = samerge.merge(model, ["a", "b"], method="saliency", connectivity="local", progress=False)
     assert local.report.record.options["connectivity"] == "local"
 

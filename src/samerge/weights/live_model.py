@@ -41,6 +41,8 @@ class ModelSource(StoredSource):
         config: Mapping[str, Any] = settings.to_dict() if hasattr(settings, "to_dict") else {}
         path = str(getattr(settings, "name_or_path", "") or "")
         kind = type(unwrap(model)).__name__
+        if isinstance(settings, Mapping):  # a model of diffusers
+            config, path = {"_class_name": kind}, str(settings.get("_name_or_path") or "")
         reader = _Reader(kind, _Checkpoint(path, kind))
         for module in base_modules(model):
             reader.add(module)

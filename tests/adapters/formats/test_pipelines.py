@@ -312,3 +312,45 @@ def test_a_pipeline_says_names_for_converting_and_comparing(tmp_path: Path) -> N
     assert set(told.merged) == {"linear", "even"}
     small = samerge.compress_adapter(path, 2, base=pipe, progress=False)
     assert max(one.rank for one in small.factors.values()) == 2
+
+
+ALONE = [("sd", "unet", "lora_unet_"), ("sdxl", "unet", "lora_unet_"), ("sd", "text_encoder", "lora_te_")]
+#: Of Flux, diffusers reads kohya's names of the makers' modules, not of its own.
+WRITTEN = [(*one, format) for one in ALONE for format in ("diffusers", "kohya")]
+WRITTEN.append(("flux", "transformer", "lora_unet_", "diffusers"))
+
+
+@pytest.mark.parametrize(("case", "part", "stems", "format"), WRITTEN)
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_one_model_of_a_pipeline_as_the_base(
+    case: str, part: str, stems: str, on_disk: bool, format: str, tmp_path: Path
+) -> None:
+    """Which of the pipeline's models it is, its class says; what is saved has the model's name."""
+    make, files = CASES[case]
+    expected, found = make(), make()
+    tensors = {key: one for key, one in load_file(files(expected, tmp_path)[0]).items() if key.startswith(stems)}
+    save_file(tensors, tmp_path / "part.safetensors")
+    load(expected, tmp_path / "part.safetensors", "a")
+    base = getattr(make(), part)
+    if on_disk or part == "text_encoder":  # then its configuration names its class
+        base.save_pretrained(tmp_path / part)
+        base = tmp_path / part
+    merged = samerge.merge(base, [tmp_path / "part.safetensors"], method="linear", progress=False)
+    load(found, merged.save(tmp_path / "out", format=format), "m")
+    ours, theirs = updates(found, {"m": 1.0}), updates(expected, {"a": 1.0})
+    assert sorted(ours) == sorted(theirs)
+    for module, delta in theirs.items():
+        same_values(ours[module], delta, 1e-5, module)
+
+
+def test_which_text_encoder_it_is_must_be_said(tmp_path: Path) -> None:
+    """One with a projection is SDXL's second, or either of Stable Diffusion 3."""
+    pipe = stable_diffusion_xl()
+    tensors = {k: t for k, t in load_file(xl_kohya(pipe, tmp_path, "a", 4, 1)).items() if k.startswith("lora_te2_")}
+    save_file(tensors, tmp_path / "te.safetensors")
+    pipe.text_encoder_2.save_pretrained(tmp_path / "text_encoder_2")
+    merged = samerge.merge(tmp_path / "text_encoder_2", [tmp_path / "te.safetensors"], method="linear", progress=False)
+    for format in ("diffusers", "kohya"):
+        with pytest.raises(samerge.AdapterError, match=r"nothing says which one.*give the whole pipeline as the base"):
+            merged.save(tmp_path / "out", format=format)
+    assert merged.save(tmp_path / "peft", format="peft").is_dir()

@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from samerge.errors import AdapterError
 
@@ -104,6 +105,36 @@ def component_of(name: str) -> tuple[str, str] | None:
     if first in COMPONENTS and rest and not _LANGUAGE.fullmatch(name):
         return first, rest
     return next(((component, name) for component, pattern in _BARE if pattern.fullmatch(name)), None)
+
+
+def placed(module: str, base: Mapping[str, Any], path: Path) -> str:
+    """A module with its component before it, as files have it: by its name, or else by the class of the base.
+
+    Args:
+        module: its name.
+        base: the base's configuration; empty where none was given.
+        path: what is being written, for errors.
+
+    Returns:
+        The name as it is where neither says it.
+
+    Raises:
+        AdapterError: the base is one of the text encoders of a pipeline, and nothing says which.
+    """
+    if is_stem(module) or is_maker(module):
+        return module
+    found = component_of(module)
+    kind = str(base.get("_class_name") or "")
+    if base.get("model_type") == "clip_text_model" and (found is None or found[1] == module):
+        if base.get("architectures") != ["CLIPTextModel"]:  # which is the first one of all pipelines that have it
+            raise AdapterError(
+                f"writing {path}: the base is a text encoder, and nothing says which one of a pipeline's it is; give "
+                f"the whole pipeline as the base, or choose format='peft'"
+            )
+        found = "text_encoder", module
+    elif found is None and ("UNet" in kind or "Transformer" in kind):
+        found = "unet" if "UNet" in kind else "transformer", module
+    return module if found is None else in_files(".".join(found))
 
 
 def kohya_stems(modules: Collection[str], path: Path) -> dict[str, str]:

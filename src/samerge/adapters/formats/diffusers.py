@@ -22,14 +22,7 @@ from torch import Tensor
 
 from samerge.adapters.checks import refuse_config
 from samerge.adapters.config import scaling
-from samerge.adapters.formats.components import (
-    COMPONENTS,
-    component_of,
-    in_files,
-    is_maker,
-    is_stem,
-    unique,
-)
+from samerge.adapters.formats.components import COMPONENTS, component_of, is_maker, is_stem, placed, unique
 from samerge.adapters.formats.diffusers_keys import KEY, STYLES, today
 from samerge.adapters.formats.format import Content, Format, Place
 from samerge.adapters.formats.header import header_of
@@ -135,18 +128,14 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
 
 
 def _name(module: str, base: Mapping[str, Any], path: Path) -> str:
-    """A module with its component before it; the base says which where the name does not."""
-    found = component_of(module)
-    if found is None:
-        kind = str(base.get("_class_name") or "")
-        component = "unet" if "UNet" in kind else "transformer" if "Transformer" in kind else ""
-        if not component:
-            raise AdapterError(
-                f"writing {path} as {TITLE}: the module {module!r} is of no component of a pipeline that is known "
-                f"({', '.join(COMPONENTS)}), and only their LoRAs are in such files; choose another format"
-            )
-        found = component, module
-    return in_files(".".join(found))
+    """A module with its component before it."""
+    name = placed(module, base, path)
+    if component_of(name) is None:
+        raise AdapterError(
+            f"writing {path} as {TITLE}: the module {module!r} is of no component of a pipeline that is known "
+            f"({', '.join(COMPONENTS)}), and only their LoRAs are in such files; choose another format"
+        )
+    return name
 
 
 FORMAT = Format(

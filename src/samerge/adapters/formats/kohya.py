@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from samerge.adapters.describe import Stored
-from samerge.adapters.formats.components import kohya_stems
+from samerge.adapters.formats.components import kohya_stems, placed, unique
 from samerge.adapters.formats.format import Content, Format, Place
 from samerge.adapters.formats.header import header_of
 from samerge.adapters.formats.pairs import Parts, adapter, grouped, module_of, number, pair, refuse_more, trimmed
@@ -130,11 +130,13 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
     """
     refuse_more(content, path, TITLE)
     factors = of_one_alpha(trimmed(content.factors))
-    stems = kohya_stems(factors, path)
+    names = {module: placed(module, content.base, path) for module in factors}
+    stems = kohya_stems(unique(names, path).values(), path)
     tensors: dict[str, Tensor] = {}
     for module, one in factors.items():
         A, B = content.layouts[module].tensors(one)
-        stem, dotted = stems[module], "." in stems[module]
+        stem = stems[names[module]]
+        dotted = "." in stem
         down, up = ("lora_A", "lora_B") if dotted else ("lora_down", "lora_up")
         tensors[f"{stem}.{down}.weight"], tensors[f"{stem}.{up}.weight"] = A, B
         tensors[f"{stem}.alpha"] = torch.tensor(one.scale * one.rank)
