@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +85,12 @@ class Beast:
         return str(self.folder)
 
     def model(self) -> transformers.PreTrainedModel:
-        return getattr(transformers, self.species.model).from_pretrained(self.folder).eval()
+        """The base as it is loaded from its folder."""
+        return copy.deepcopy(_model(self.species.model, self.folder))
 
     def peft_model(self) -> PeftModel:
         """All adapters loaded, the first one active."""
-        first, *others = self.adapters.items()
-        model = PeftModel.from_pretrained(self.model(), first[1], adapter_name=first[0])
-        for name, path in others:
-            model.load_adapter(path, adapter_name=name)
-        return model.eval()
+        return copy.deepcopy(_peft_model(self.species.model, self.folder, tuple(self.adapters.items())))
 
     def logits(self, model: torch.nn.Module) -> Tensor:
         generator = torch.Generator().manual_seed(5)
@@ -101,6 +100,20 @@ class Beast:
             ids = torch.randint(3, 40, (2, 7), generator=generator)
             more = {"decoder_input_ids": ids.flip(1)} if "T5" in self.species.model else {}
             return model(input_ids=ids, **more).logits
+
+
+@cache
+def _model(kind: str, folder: Path) -> transformers.PreTrainedModel:
+    return getattr(transformers, kind).from_pretrained(folder).eval()
+
+
+@cache
+def _peft_model(kind: str, folder: Path, adapters: tuple[tuple[str, str], ...]) -> PeftModel:
+    (name, path), *others = adapters
+    model = PeftModel.from_pretrained(copy.deepcopy(_model(kind, folder)), path, adapter_name=name)
+    for name, path in others:
+        model.load_adapter(path, adapter_name=name)
+    return model.eval()
 
 
 def make(name: str, folder: Path) -> Beast:

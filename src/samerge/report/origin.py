@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypedDict
 
@@ -32,13 +33,16 @@ def origin() -> Origin:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of the libraries that a merge depends on."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("torch", "peft", "transformers", "safetensors", "huggingface_hub", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    packages = ("torch", "peft", "transformers", "safetensors", "huggingface_hub", "numpy")
+    return {"python": platform.python_version(), **{package: _installed(package) for package in packages}}
+
+
+@cache  # looking one up takes milliseconds
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def base_of(source: WeightSource | None) -> Base:
