@@ -1,0 +1,14 @@
+"""The committed figures of the files' readers: each made of a merge what PEFT makes of its sources."""
+
+from __future__ import annotations
+
+import json
+
+import readers
+
+
+def test_every_reader_did_what_was_merged() -> None:
+    found = json.loads(readers.RESULTS.read_text())
+    assert {name.partition(",")[0] for name in found["off"]} == {"diffusers", "sd-scripts", "mlx-lm"}
+    assert all(0 <= figure < readers.MOST for figure in found["off"].values())
+    assert found["versions"]["sd-scripts"] == readers.COMMIT
