@@ -195,7 +195,7 @@ def main() -> None:
         f"diffusers, {name}, {format}": lambda folder, make=make, format=format: by_diffusers(make, format, folder)
         for name, make in made.items()
         for format in ("diffusers", "kohya")
-        if (name, format) != ("Flux", "kohya")  # diffusers reads kohya's names of the makers' modules alone
+        if (name, format) != ("Flux", "kohya")  # of its own names, diffusers reads some alone as kohya's
     }
     runs["sd-scripts, Stable Diffusion, kohya"] = lambda folder: by_sd_scripts(cache, folder)
     runs["mlx-lm, Llama, mlx"] = lambda folder: by_mlx(cache, folder)

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from samerge.adapters.config import pattern_value, scaling
+from samerge.adapters.formats.components import is_maker, is_stem
 from samerge.adapters.servable import partners
 from samerge.options.module_names import expert_of, layer_numbers, module_type
 
@@ -44,7 +45,10 @@ _VARIANTS = {
     "use_bdlora": "block-diagonal LoRA (BD-LoRA), whose factors are stored in blocks",
 }
 #: Parts of names in models of pictures: UNets and diffusion transformers.
-_DIFFUSION = re.compile(r"(^|\.)(down_blocks|up_blocks|mid_block|(single_)?transformer_blocks|joint_blocks)(\.|$)")
+_DIFFUSION = re.compile(
+    r"(^|\.)(down_blocks|up_blocks|mid_block|(single_)?transformer_blocks|joint_blocks)(\.|$)"
+    r"|^text_encoder(_\d)?\.text_model\."
+)
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,15 @@ def _common(adapter: Served) -> list[str]:
     if initial.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         found.append(f"init_lora_weights={initial!r} changed the base weights, which a server does not know")
     found += [f"it is {words}" for name, words in _VARIANTS.items() if adapter.config.get(name)]
-    painted = next((module for module in adapter.ranks if _DIFFUSION.search(module)), None)
-    if painted:
-        found.append(f"it is an adapter of a diffusion model ({painted}), and this server serves language models")
-    return found
+    return found + of_pictures(adapter.ranks)
+
+
+def of_pictures(modules: Iterable[str]) -> list[str]:
+    """Why no server of language models serves an adapter of these modules, if they are a diffusion model's."""
+    painted = next((m for m in modules if _DIFFUSION.search(m) or is_stem(m) or is_maker(m)), None)
+    if painted is None:
+        return []
+    return [f"it is an adapter of a diffusion model ({painted}), and this server serves language models"]
 
 
 def _vllm(adapter: Served) -> list[str]:

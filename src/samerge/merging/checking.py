@@ -21,7 +21,7 @@ from samerge.adapters.files import open_adapter
 from samerge.adapters.formats.format import Place
 from samerge.adapters.formats.place import find
 from samerge.adapters.formats.table import DEFAULT, format_of, read_place
-from samerge.adapters.servers import Served, gaps, hints, servability
+from samerge.adapters.servers import VERSIONS, Served, gaps, hints, of_pictures, servability
 from samerge.adapters.settings import readable
 from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeError
 from samerge.merging.alignment import assemble
@@ -166,7 +166,8 @@ def _of_another_format(place: Place, source: WeightSource | None, base: object) 
     adapter, title = read_place(place), format_of(place).title
     problems, notes, _ = _against(adapter, source, base)
     modules = adapter.modules
-    told = f"it is {title}, and servers of language models read PEFT's: samerge convert --format peft"
+    pictures = of_pictures(modules)
+    told = () if pictures else (f"it is {title}, and servers read PEFT's: samerge convert --format peft",)
     return AdapterReport(
         place.name,
         place.source,
@@ -177,7 +178,8 @@ def _of_another_format(place: Place, source: WeightSource | None, base: object) 
         dtypes=tuple(sorted({name_of(one.dtype) for one in modules.values()})),
         parameters=sum(one.rank * sum(one.shape) for one in modules.values()),
         problems=tuple(problems),
-        notes=(*adapter.notes, *notes, told),
+        notes=(*adapter.notes, *notes, *told),
+        serving=dict.fromkeys(VERSIONS, tuple(pictures)) if pictures else None,
     )
 
 

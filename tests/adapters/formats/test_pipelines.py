@@ -21,7 +21,9 @@ from typer.testing import CliRunner
 from written_out import random
 
 import samerge
+from samerge.adapters.servers import VERSIONS
 from samerge.cli import app
+from samerge.merging.checking import check_adapter
 
 pytest.importorskip("diffusers")
 from pipelines import flux_pipeline, painted, put_on, stable_diffusion, stable_diffusion_xl
@@ -201,10 +203,10 @@ def test_files_merge_on_a_pipeline_and_diffusers_loads_the_result(case: str, tmp
     expected = make()
     paths = files(expected, tmp_path)
     merged = samerge.merge(make(), paths, method="linear", weights=list(WEIGHTS.values()), progress=False)
+    assert merged.format == ("kohya" if case == "sdxl" else "diffusers")
     for name, path in zip(WEIGHTS, paths, strict=True):
         load(expected, path, name)
-    # Of Flux, diffusers reads kohya's names of the makers' modules, not of its own.
-    for format in ("diffusers",) if case == "flux" else ("diffusers", "kohya"):
+    for format in ("diffusers",) if case == "flux" else ("diffusers", "kohya"):  # see WRITTEN
         out = merged.save(tmp_path / f"merged-{format}", format=format)
         found = make()
         load(found, out, "m")
@@ -315,7 +317,7 @@ def test_a_pipeline_says_names_for_converting_and_comparing(tmp_path: Path) -> N
 
 
 ALONE = [("sd", "unet", "lora_unet_"), ("sdxl", "unet", "lora_unet_"), ("sd", "text_encoder", "lora_te_")]
-#: Of Flux, diffusers reads kohya's names of the makers' modules, not of its own.
+#: Of Flux, diffusers reads kohya's names of the makers' modules, and of its own those of some layers alone.
 WRITTEN = [(*one, format) for one in ALONE for format in ("diffusers", "kohya")]
 WRITTEN.append(("flux", "transformer", "lora_unet_", "diffusers"))
 
@@ -354,3 +356,14 @@ def test_which_text_encoder_it_is_must_be_said(tmp_path: Path) -> None:
         with pytest.raises(samerge.AdapterError, match=r"nothing says which one.*give the whole pipeline as the base"):
             merged.save(tmp_path / "out", format=format)
     assert merged.save(tmp_path / "peft", format="peft").is_dir()
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_no_server_of_language_models_serves_them(case: str, tmp_path: Path) -> None:
+    make, files = CASES[case]
+    for path in files(make(), tmp_path):
+        report = check_adapter(path)
+        assert report.serving is not None
+        assert set(report.serving) == set(VERSIONS)
+        assert all("of a diffusion model" in reasons[0] for reasons in report.serving.values())
+        assert not any("convert --format peft" in note for note in report.notes)

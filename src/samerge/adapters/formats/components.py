@@ -4,7 +4,7 @@
 |---|---|
 | `lora_unet_` | `unet.` |
 | `lora_transformer_` (OneTrainer, ComfyUI) | `transformer.` |
-| `lora_te_` alone, `lora_te1_` beside others | `text_encoder.` |
+| `lora_te_`, `lora_te1_` beside a transformer or a second one | `text_encoder.` |
 | `lora_te2_` | `text_encoder_2.` |
 """
 
@@ -148,7 +148,7 @@ def kohya_stems(modules: Collection[str], path: Path) -> dict[str, str]:
         AdapterError: a name is of another kind, or two would be called the same.
     """
     parts = {module: component_of(module) for module in modules}
-    several = {found[0] for found in parts.values() if found} & {"text_encoder_2", "text_encoder_3"}
+    several = {found[0] for found in parts.values() if found} & {"transformer", "text_encoder_2", "text_encoder_3"}
     prefixes = {
         "unet": "lora_unet_",
         "transformer": "lora_transformer_",

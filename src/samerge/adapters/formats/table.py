@@ -108,11 +108,15 @@ def named(name: str) -> Format:
 def common(formats: Iterable[str]) -> str:
     """The format that a merge of adapters is written in: their own where all have one, PEFT's otherwise.
 
+    Of kohya's and diffusers' files together it is diffusers', under whose names they are merged.
+
     Example:
-        >>> common(["kohya", "kohya"]), common(["kohya", "peft"])
-        ('kohya', 'peft')
+        >>> common(["kohya", "kohya"]), common(["kohya", "peft"]), common(["kohya", "diffusers"])
+        ('kohya', 'peft', 'diffusers')
     """
     found = set(formats)
+    if found == {kohya.FORMAT.name, diffusers.FORMAT.name}:
+        return diffusers.FORMAT.name
     return found.pop() if len(found) == 1 else DEFAULT.name
 
 
