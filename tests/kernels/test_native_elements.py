@@ -68,3 +68,30 @@ def test_selection(columns, task, pruned, ties, uses):
             selection.add(theta[start:stop], tau[start:stop], None if bits is None else bits[start:stop], start)
         kept = np.unpackbits(selection.kept(count, bits), axis=1, count=columns)
         assert set(np.flatnonzero(kept)) == set(order[:count])
+
+
+@pytest.mark.parametrize("columns", [1, 7, 8, 45, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whole_weights_as_they_are_stored(columns, dtype):
+    """An expert's own weight in place of tau, and both in bfloat16."""
+    theta, tau, alive = drawn(6, columns)
+    theta, own = theta.to(dtype), (theta + tau).to(dtype)
+    tau, bits = own.float() - theta.float(), np.packbits(alive, axis=1)
+    for along_rows in (True, False):
+        found, expected = [torch.zeros(6 if along_rows else columns) for _ in range(2)]
+        both = torch.ones(2, 6, columns)
+        vector = torch.rand(columns if along_rows else 6)
+        native_elements.flow(theta, own, bits, vector, found, along_rows, both[0], -0.5, whole=True)
+        native_elements.flow(theta.float(), tau, bits, vector, expected, along_rows, both[1], -0.5)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(both[0], both[1])
+    if dtype == torch.bfloat16:  # the base alone, at the end of its columns too
+        native_elements.flow(theta, None, None, torch.ones(columns), out := torch.zeros(6), True, None, 1.0)
+        torch.testing.assert_close(out, theta.float().abs().sum(dim=1))
+    count, pairs = int(alive.sum()), [(torch.rand(6), torch.rand(columns))]
+    merged, kept = torch.randn(6, columns), []
+    for base, change, whole in ((theta, own, True), (theta.float(), tau, False)):
+        selection = native_elements.Selection(merged, pairs, False, 2.0, count)
+        selection.add(base, change, bits, 0, whole)
+        kept.append(selection.kept(max(1, count // 2), bits))
+    assert np.array_equal(*kept)

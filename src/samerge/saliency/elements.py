@@ -24,6 +24,7 @@ from torch import Tensor
 
 from samerge.graph import FlowGraph, Weight
 from samerge.linalg.largest import keep_largest
+from samerge.options.module_names import expert_of
 from samerge.parallel.threads import Workers, workers
 from samerge.saliency.element_masks import Masks
 from samerge.saliency.flows import Stream, walk
@@ -167,10 +168,11 @@ class _Elements:
         rows, columns = shape_of(pruner.source, key)
         result = flow.new_empty(flow.shape[0], rows) if along_rows else flow.new_zeros(flow.shape[0], columns)
         flow = flow.contiguous()
+        dtype = self._dtype(key)
 
         def work(tile: tuple[int, int]) -> tuple[slice, Tensor]:
             part = slice(*tile)
-            theta = rows_of(pruner.source, key, *tile, pruner.device, pruner.dtype)
+            theta = rows_of(pruner.source, key, *tile, pruner.device, dtype)
             found = flow.new_zeros(flow.shape[0], len(theta) if along_rows else columns)
             for n in range(flow.shape[0]):
                 vector = flow[n] if along_rows else flow[n, part]
@@ -202,9 +204,9 @@ class _Elements:
         pruner = self.pruner
         has, weight = pruner.vectors.has(n, key), pruner.weight(n, key)
         if self.native:
-            tau = pruner.vectors.tile(n, key, start, theta).contiguous() if has else None
+            own, whole = self._own(n, key, start, theta) if has else (None, False)
             bits = pruner.masks.packed(n, key, start, start + len(theta))
-            native_elements.flow(theta.contiguous(), tau, bits, vector, out, along_rows, merged, weight)
+            native_elements.flow(theta.contiguous(), own, bits, vector, out, along_rows, merged, weight, whole)
             return
         strength = theta
         if has:
@@ -214,6 +216,18 @@ class _Elements:
             strength.add_(theta)
         strength = strength.abs()
         out.copy_(strength @ vector if along_rows else strength.T @ vector)
+
+    def _dtype(self, key: str) -> torch.dtype:
+        """What the tiles of a weight are given to the kernel in: as they are stored where it can widen them itself."""
+        stored = {self.pruner.source.dtype(expert_of(key)[0])} if self.native else set()
+        alike = stored == {torch.bfloat16} == self.pruner.vectors.dtypes(key)
+        return torch.bfloat16 if alike else self.pruner.dtype
+
+    def _own(self, n: int, key: str, start: int, theta: Tensor) -> tuple[Tensor, bool]:
+        """An expert's tile for the kernel: its own weight where it is stored, and whether it is that."""
+        weight = self.pruner.vectors.weight(n, key, start, theta)
+        found = self.pruner.vectors.tile(n, key, start, theta) if weight is None else weight
+        return found.contiguous(), weight is not None
 
     def _pruned(
         self, n: int, key: str, merged: Tensor, pairs: Sequence[tuple[Stream, Stream]]
@@ -230,10 +244,11 @@ class _Elements:
         flows = [(u.values[n] * float((u.logs[n] + v.logs[n] - largest).exp()), v.values[n]) for u, v in pairs]
         if self.native:
             selection = native_elements.Selection(merged, flows, self.task_agreement, pruner.weight(n, key), alive)
+            dtype = self._dtype(key)
             for start, stop in pruner.tiles(key):
-                theta = rows_of(pruner.source, key, start, stop, pruner.device, pruner.dtype).contiguous()
-                tau = pruner.vectors.tile(n, key, start, theta).contiguous()
-                selection.add(theta, tau, pruner.masks.packed(n, key, start, stop), start)
+                theta = rows_of(pruner.source, key, start, stop, pruner.device, dtype).contiguous()
+                own, whole = self._own(n, key, start, theta)
+                selection.add(theta, own, pruner.masks.packed(n, key, start, stop), start, whole)
             return n, selection.kept(count, pruner.masks.packed(n, key, 0, len(merged))), count
         scores = torch.empty_like(merged)
 

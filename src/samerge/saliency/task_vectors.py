@@ -27,6 +27,12 @@ class TaskVectors(Protocol):
     def tile(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor:
         """The rows of tau that belong to the tile theta (m, d), whose first row is `start`: (m, d), a fresh tensor."""
 
+    def weight(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor | None:
+        """The same rows of theta + tau, in theta's dtype, where the expert is stored so."""
+
+    def dtypes(self, key: str) -> set[torch.dtype]:
+        """What the experts that change this weight have it stored in; nothing where they hold updates."""
+
 
 class CheckpointVectors:
     """Differences between fully trained checkpoints and their base.
@@ -50,10 +56,17 @@ class CheckpointVectors:
 
     def tile(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor:
         """W_n - theta."""
+        return self.weight(expert, key, start, theta) - theta
+
+    def weight(self, expert: int, key: str, start: int, theta: Tensor) -> Tensor:
+        """W_n."""
         tensor, stacked = expert_of(key)
         stop = start + theta.shape[0]
-        weight = read_tile(self.experts[expert], tensor, stacked, start, stop, theta.device, theta.dtype)
-        return weight - theta
+        return read_tile(self.experts[expert], tensor, stacked, start, stop, theta.device, theta.dtype)
+
+    def dtypes(self, key: str) -> set[torch.dtype]:
+        """As they are stored."""
+        return {one.dtype(expert_of(key)[0]) for one, own in zip(self.experts, self.keys, strict=True) if key in own}
 
 
 class LowRankVectors:
@@ -79,6 +92,13 @@ class LowRankVectors:
         """left[rows] @ right."""
         left, right = self.factors[expert][key]
         return left[start : start + theta.shape[0]] @ right
+
+    def weight(self, expert: int, key: str, start: int, theta: Tensor) -> None:
+        """It is not stored."""
+
+    def dtypes(self, key: str) -> set[torch.dtype]:
+        """Updates alone."""
+        return set()
 
 
 def oriented(factors: LoraFactors, transposed: bool) -> tuple[Tensor, Tensor]:

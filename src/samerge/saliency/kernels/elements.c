@@ -1,7 +1,8 @@
 /* Saliency of single elements (saliency/elements.py) on tiles, in C for one thread of a CPU, float32.
 
    W_n = theta + m_n tau_n, where m_n are bits: packed row by row, the first element in a byte's highest bit, as NumPy
-   packs them; a null pointer where all survive. Scores are kept of survivors only, in their order, as integers that are
+   packs them; a null pointer where all survive. Where `form` is WHOLE or HALVES, what is given as tau is the expert's own
+   weight, theta + tau; HALVES: both in bfloat16, widened on the way. Scores are kept of survivors only, in their order, as integers that are
    ordered as the floats are, and counted by their upper half on the way: the threshold then takes one look at those that
    share its upper half. No flag that the build gives lets the compiler assume that NaN or infinity do not occur. */
 
@@ -12,6 +13,10 @@
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES)));
+
+enum { TAU, WHOLE, HALVES };
 
 static const ivec PLACES = {128, 64, 32, 16, 8, 4, 2, 1};
 
@@ -34,6 +39,24 @@ INLINE void store(float *to, vec x, int64_t count) {
         memcpy(to, &x, count * sizeof(float));
 }
 
+/* The same of stored weights, from element `at` on. */
+INLINE vec stored(const void *from, int64_t at, int64_t count, const int form) {
+    if (form != HALVES) return load((const float *)from + at, count);
+    const uint16_t *own = (const uint16_t *)from + at;
+    hvec found = {};
+    if (count >= LANES)
+        memcpy(&found, own, sizeof(hvec));
+    else
+        memcpy(&found, own, count * sizeof(uint16_t));
+    return (vec)(__builtin_convertvector(found, uvec) << 16);
+}
+
+/* tau, of the base's weights theta. */
+INLINE vec change(const void *tau, vec theta, int64_t at, int64_t count, const int form) {
+    const vec own = stored(tau, at, count, form);
+    return form == TAU ? own : own - theta;
+}
+
 /* tau where its bit is set, else 0. */
 INLINE vec alive(vec tau, const uint8_t *bits) {
     if (!bits) return tau;
@@ -51,11 +74,12 @@ static inline float sum(vec x) {
 
 /* A block of a row: |W|, and the expert's part of `merged`. */
 INLINE vec strength(
-    const float *theta, const float *tau, const uint8_t *bits, float factor, float *merged, int64_t count
+    const void *theta, const void *tau, int64_t at, const uint8_t *bits, float factor, float *merged, int64_t count,
+    const int form
 ) {
-    vec w = load(theta, count);
+    vec w = stored(theta, at, count, form);
     if (tau) {
-        const vec own = alive(load(tau, count), bits);
+        const vec own = alive(change(tau, w, at, count, form), bits);
         w += own;
         if (merged) store(merged, load(merged, count) + own * factor, count);
     }
@@ -64,12 +88,11 @@ INLINE vec strength(
 
 /* One expert's part of a product on a tile (rows, width): out (rows,) = |W| flow, or out (width,) += |W|^T flow. */
 INLINE void element_flow(
-    const float *theta, const float *tau, const uint8_t *bits, int64_t rows, int64_t width, const int along_rows,
-    const float *flow, float *out, float factor, float *merged
+    const void *theta, const void *tau, const uint8_t *bits, int64_t rows, int64_t width, const int along_rows,
+    const float *flow, float *out, float factor, float *merged, const int form
 ) {
     const int64_t whole = width / LANES, bytes = (width + LANES - 1) / LANES, rest = width % LANES;
     for (int64_t i = 0; i < rows; i++) {
-        const float *base = theta + i * width, *own = tau ? tau + i * width : 0;
         const uint8_t *left = bits ? bits + i * bytes : 0;
         float *sums = merged ? merged + i * width : 0;
         vec total[4] = {};
@@ -77,7 +100,7 @@ INLINE void element_flow(
     { \
         const int64_t at = (c) * LANES; \
         const vec w = strength( \
-            base + at, own ? own + at : 0, left ? left + (c) : 0, factor, sums ? sums + at : 0, count \
+            theta, tau, i * width + at, left ? left + (c) : 0, factor, sums ? sums + at : 0, count, form \
         ); \
         if (along_rows) \
             total[(c) & 3] += w * load(flow + at, count); \
@@ -98,32 +121,46 @@ INLINE void element_flow(
     }
 }
 
-/* tau may be null: W = theta. Where `merged` (rows, width) is given, factor m tau is added to it. */
-void samerge_element_flow(
-    const float *theta, const float *tau, const uint8_t *bits, int64_t rows, int64_t width, int64_t along_rows,
-    const float *flow, float *out, float factor, float *merged
+INLINE void flow_of_form(
+    const void *theta, const void *tau, const uint8_t *bits, int64_t rows, int64_t width, int64_t along_rows,
+    const float *flow, float *out, float factor, float *merged, const int form
 ) {
     if (along_rows && bits && !merged)
-        element_flow(theta, tau, bits, rows, width, 1, flow, out, factor, 0);
+        element_flow(theta, tau, bits, rows, width, 1, flow, out, factor, 0, form);
     else if (!along_rows && bits && merged)
-        element_flow(theta, tau, bits, rows, width, 0, flow, out, factor, merged);
+        element_flow(theta, tau, bits, rows, width, 0, flow, out, factor, merged, form);
     else if (along_rows)
-        element_flow(theta, tau, bits, rows, width, 1, flow, out, factor, merged);
+        element_flow(theta, tau, bits, rows, width, 1, flow, out, factor, merged, form);
     else
-        element_flow(theta, tau, bits, rows, width, 0, flow, out, factor, merged);
+        element_flow(theta, tau, bits, rows, width, 0, flow, out, factor, merged, form);
+}
+
+/* tau may be null: W = theta. Where `merged` (rows, width) is given, factor m tau is added to it. */
+void samerge_element_flow(
+    const void *theta, const void *tau, const uint8_t *bits, int64_t rows, int64_t width, int64_t along_rows,
+    const float *flow, float *out, float factor, float *merged, int64_t form
+) {
+    if (form == HALVES)
+        flow_of_form(theta, tau, bits, rows, width, along_rows, flow, out, factor, merged, HALVES);
+    else if (form == WHOLE)
+        flow_of_form(theta, tau, bits, rows, width, along_rows, flow, out, factor, merged, WHOLE);
+    else
+        flow_of_form(theta, tau, bits, rows, width, along_rows, flow, out, factor, merged, TAU);
 }
 
 /* What a tile's row is scored with. */
 typedef struct {
-    const float *theta, *tau, *merged, *u, *v;
-    int64_t width, pairs, height, task;
+    const void *theta, *tau;
+    const float *merged, *u, *v;
+    int64_t row, width, pairs, height, task;
     float factor;
 } scored;
 
 INLINE uint32_t *element_scores(
-    const scored *of, uint8_t left, int64_t at, int64_t count, uint32_t *next, uint32_t *counts
+    const scored *of, uint8_t left, int64_t at, int64_t count, uint32_t *next, uint32_t *counts, const int form
 ) {
-    const vec own = alive(load(of->tau + at, count), &left), w = load(of->theta + at, count) + own;
+    const vec theta = stored(of->theta, of->row + at, count, form);
+    const vec own = alive(change(of->tau, theta, of->row + at, count, form), &left), w = theta + own;
     vec score = {};
     for (int64_t p = 0; p < of->pairs; p++) score += load(of->v + p * of->width + at, count) * of->u[p * of->height];
     score *= load(of->merged + at, count);
@@ -147,31 +184,44 @@ INLINE uint32_t *element_scores(
     return next;
 }
 
-/* Scores of an expert's survivors on a tile, appended to `scores`, and counted by their upper 16 bits in `counts`.
-
-   S = g T sign(W), or |g sign(W)| factor tau T with `task`, g = sum over the pairs of u_i v_j; u is (pairs, height) with
-   the tile's rows from `start` on, v (pairs, width). Returns how many there are; one more is overwritten. */
-int64_t samerge_element_scores(
-    const float *theta, const float *tau, const uint8_t *bits, int64_t rows, int64_t width, const float *merged,
+INLINE int64_t scores_of_form(
+    const void *theta, const void *tau, const uint8_t *bits, int64_t rows, int64_t width, const float *merged,
     const float *u, const float *v, int64_t pairs, int64_t height, int64_t start, int64_t task, float factor,
-    uint32_t *scores, uint32_t *counts
+    uint32_t *scores, uint32_t *counts, const int form
 ) {
     const int64_t whole = width / LANES, bytes = (width + LANES - 1) / LANES, rest = width % LANES;
     uint32_t *next = scores;
     for (int64_t i = 0; i < rows; i++) {
         const int64_t row = i * width;
         const scored of = {
-            theta + row, tau + row, merged + row, u + start + i, v, width, pairs, height, task, factor
+            theta, tau, merged + row, u + start + i, v, row, width, pairs, height, task, factor
         };
         const uint8_t *own = bits ? bits + i * bytes : 0;
         for (int64_t c = 0; c < whole; c++) {
             const uint8_t left = own ? own[c] : 0xff;
-            if (left) next = element_scores(&of, left, c * LANES, LANES, next, counts);
+            if (left) next = element_scores(&of, left, c * LANES, LANES, next, counts, form);
         }
         const uint8_t last = rest ? (own ? own[whole] : 0xff) & (uint8_t)(0xff << (LANES - rest)) : 0;
-        if (last) next = element_scores(&of, last, whole * LANES, rest, next, counts);
+        if (last) next = element_scores(&of, last, whole * LANES, rest, next, counts, form);
     }
     return next - scores;
+}
+
+/* Scores of an expert's survivors on a tile, appended to `scores`, and counted by their upper 16 bits in `counts`.
+
+   S = g T sign(W), or |g sign(W)| factor tau T with `task`, g = sum over the pairs of u_i v_j; u is (pairs, height) with
+   the tile's rows from `start` on, v (pairs, width). Returns how many there are; one more is overwritten. */
+int64_t samerge_element_scores(
+    const void *theta, const void *tau, const uint8_t *bits, int64_t rows, int64_t width, const float *merged,
+    const float *u, const float *v, int64_t pairs, int64_t height, int64_t start, int64_t task, float factor,
+    uint32_t *scores, uint32_t *counts, int64_t form
+) {
+#define SCORES(form) \
+    scores_of_form( \
+        theta, tau, bits, rows, width, merged, u, v, pairs, height, start, task, factor, scores, counts, form \
+    )
+    return form == HALVES ? SCORES(HALVES) : form == WHOLE ? SCORES(WHOLE) : SCORES(TAU);
+#undef SCORES
 }
 
 /* Of `total` scores with their counts, the `keep`-th largest, and in *ties how many that equal it are among the largest.

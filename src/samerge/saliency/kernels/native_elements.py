@@ -31,7 +31,7 @@ def library() -> ctypes.CDLL:
     """
     loaded = compiled(_SOURCE)
     pointer, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-    loaded.samerge_element_flow.argtypes = [*[pointer] * 3, *[number] * 3, pointer, pointer, real, pointer]
+    loaded.samerge_element_flow.argtypes = [*[pointer] * 3, *[number] * 3, pointer, pointer, real, pointer, number]
     loaded.samerge_element_flow.restype = None
     loaded.samerge_element_scores.argtypes = [
         *[pointer] * 3,
@@ -40,6 +40,7 @@ def library() -> ctypes.CDLL:
         *[number] * 4,
         real,
         *[pointer] * 2,
+        number,
     ]
     loaded.samerge_element_scores.restype = number
     loaded.samerge_element_threshold.argtypes = [pointer, number, pointer, number, pointer]
@@ -59,18 +60,20 @@ def flow(
     along_rows: bool,
     merged: Tensor | None,
     weight: float,
+    whole: bool = False,
 ) -> None:
     """One expert's part of a product on a tile, all tensors contiguous.
 
     Args:
-        theta: (m, d).
-        tau: (m, d), unpruned; None where the expert does not change the weight.
+        theta: (m, d), in float32; or in bfloat16, with `whole`.
+        tau: (m, d), unpruned, in theta's dtype; None where the expert does not change the weight.
         bits: (m, ceil(d / 8)), which of its elements survive; None when all do.
         vector: (d,) along the rows, (m,) else.
         out: set to |W| vector, (m,), along the rows; else |W|^T vector, (d,), is added to it.
         along_rows: which of the two.
         merged: (m, d); weight times what survives of tau is added to it.
         weight: of the expert.
+        whole: tau is the expert's own weight, theta + tau.
     """
     library().samerge_element_flow(
         theta.data_ptr(),
@@ -82,7 +85,13 @@ def flow(
         out.data_ptr(),
         weight,
         None if merged is None else merged.data_ptr(),
+        _form(theta, whole),
     )
+
+
+def _form(theta: Tensor, whole: bool) -> int:
+    """How the C code is to read a tile."""
+    return 2 if theta.dtype == torch.bfloat16 else int(whole)
 
 
 class Selection:
@@ -105,8 +114,8 @@ class Selection:
         self._counts = np.zeros(1 << 16, np.uint32)
         self._found = 0
 
-    def add(self, theta: Tensor, tau: Tensor, bits: Bits | None, start: int) -> None:
-        """Score the tile (m, d) whose first row is `start`; tiles come in order."""
+    def add(self, theta: Tensor, tau: Tensor, bits: Bits | None, start: int, whole: bool = False) -> None:
+        """Score the tile (m, d) whose first row is `start`; tiles come in order. Theta and tau as in `flow`."""
         self._found += library().samerge_element_scores(
             theta.data_ptr(),
             tau.data_ptr(),
@@ -121,6 +130,7 @@ class Selection:
             self._weight,
             self._scores[self._found :].ctypes.data,
             self._counts.ctypes.data,
+            _form(theta, whole),
         )
 
     def kept(self, count: int, bits: Bits | None) -> Bits:
