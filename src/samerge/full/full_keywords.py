@@ -14,10 +14,10 @@ class FullKeywords(TypedDict, total=False):
 
     density: float | str | None
     iterations: int | None
-    scaling: float | Literal["auto"] | None
     agreement: Literal["paper", "task"] | None
     connectivity: Literal["flow", "local"] | FlowGraph | None
     residual: bool | None
+    scaling: float | Literal["auto"] | None
     outside: Literal["average", "sum", "base"] | None
     mismatched: Literal["error", "base"] | None
     dtype: torch.dtype | str | None

@@ -4,42 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from samerge.errors import OptionError
 from samerge.options.common import dtype, text
-from samerge.options.connectivity import HELP, connectivity
-from samerge.options.kinds import density, flag, whole, word
-from samerge.options.option import Options, filled, meant, option, table, unknown
+from samerge.options.elements import ElementOptions
+from samerge.options.kinds import word
+from samerge.options.option import filled, meant, option, table, unknown
 from samerge.options.scaling import auto_only
-
-if TYPE_CHECKING:
-    from samerge.graph import FlowGraph
 
 
 @dataclass(frozen=True)
-class FullOptions(Options):
+class FullOptions(ElementOptions):
     """Options of one merge of checkpoints, all filled in."""
 
-    density: float | str = option(
-        density(),
-        0.1,
-        "Share of its elements that each checkpoint keeps in each weight of the graph; adaptive: more of weights whose "
-        "changes are concentrated in few elements.",
-    )
-    iterations: int = option(whole(), 10, "Scoring and pruning steps.")
     scaling: float | str = option(
         auto_only(),
         "auto",
         "The strength of the merged update: a number, or auto: 1.3 times the checkpoints' mean norm.",
     )
-    agreement: str = option(
-        word("paper", "task"),
-        "paper",
-        "paper: dR/dtau times the merge, with its sign; task: elements that disagree with the merge go first.",
-    )
-    connectivity: str | FlowGraph = option(connectivity(), "flow", HELP)
-    residual: bool = option(flag(), True, "Whether the flow graph has the residual edges.")
     outside: str = option(
         word("average", "sum", "base"),
         "average",

@@ -40,33 +40,13 @@ from samerge.linalg.truncation import truncate
 from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site, iterate
-from samerge.options.connectivity import HELP, connectivity
-from samerge.options.kinds import density, flag, mean_of, whole, word
+from samerge.options.elements import ElementOptions
+from samerge.options.kinds import mean_of
 from samerge.options.module_names import expert_of
-from samerge.options.option import Options, option
 from samerge.saliency.element_densities import element_densities
 from samerge.saliency.element_masks import Masks
 from samerge.saliency.elements import Pruner
 from samerge.saliency.task_vectors import LowRankVectors, oriented, shape_of
-
-
-@dataclass(frozen=True)
-class ElementwiseOptions(Options):
-    """Options of `elementwise`."""
-
-    density: float | str = option(
-        density(),
-        0.1,
-        "Share of its elements that each adapter keeps in each layer; adaptive spreads it over the layers.",
-    )
-    iterations: int = option(whole(), 10, "Scoring and pruning steps.")
-    agreement: str = option(
-        word("paper", "task"),
-        "paper",
-        "paper: dR/dtau times the merge, with its sign; task: elements that disagree with the merge go first.",
-    )
-    connectivity: str | FlowGraph = option(connectivity(), "flow", HELP)
-    residual: bool = option(flag(), True, "Whether the flow graph has the residual edges.")
 
 
 @dataclass(frozen=True)
@@ -84,7 +64,7 @@ class _Layer:
     factors: Mapping[int, LoraFactors]
 
 
-def begin(problem: Problem, options: ElementwiseOptions) -> Begun:
+def begin(problem: Problem, options: ElementOptions) -> Begun:
     """Score and prune T times; then every layer is brought to its rank."""
     assert problem.source is not None
     check_memory(problem, held=2, work=_scoring_bytes, masks=True)
@@ -117,9 +97,7 @@ def begin(problem: Problem, options: ElementwiseOptions) -> Begun:
     return Begun(merged, dict(zip(active, logs, strict=True)) if logs else {})
 
 
-def _prune(
-    pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: ElementwiseOptions
-) -> tuple[float, ...]:
+def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: ElementOptions) -> tuple[float, ...]:
     """Fill the masks; gives log R of every active expert, or nothing where none was needed."""
     inside = [layer for layer in layers if layer.site.inside]
     outside = [layer for layer in layers if not layer.site.inside]
@@ -141,7 +119,7 @@ def _prune(
     return logs
 
 
-def _densities(pruner: Pruner, keys: Sequence[str], options: ElementwiseOptions) -> Callable[[int, str], float]:
+def _densities(pruner: Pruner, keys: Sequence[str], options: ElementOptions) -> Callable[[int, str], float]:
     mean = mean_of(options.density)
     if isinstance(options.density, str):
         return element_densities(pruner, keys, mean)
@@ -221,4 +199,4 @@ def _blank(pruner: Pruner, key: str, start: int, stop: int) -> Tensor:
     return torch.empty(stop - start, shape_of(pruner.source, key)[1], dtype=pruner.dtype, device=pruner.device)
 
 
-METHOD = Method("elementwise", begin, ElementwiseOptions, base="needed", scaling="auto", by_site=False)
+METHOD = Method("elementwise", begin, ElementOptions, base="needed", scaling="auto", by_site=False)
