@@ -27,7 +27,7 @@ import tempfile
 import types
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,11 @@ _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def fetched(cache: Path) -> Path:
+def fetched(cache: Path, packages: Iterable[str] = tuple(PACKAGES)) -> Path:
     """A folder with the parts of the packages that read adapters."""
     cache.mkdir(parents=True, exist_ok=True)
-    for package, number in PACKAGES.items():
+    for package in packages:
+        number = PACKAGES[package]
         if (cache / f"{package}-{number}").is_file():
             continue
         with tempfile.TemporaryDirectory() as folder:

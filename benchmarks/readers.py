@@ -4,10 +4,11 @@
 
 Tiny merges are written in each format and read by sd-scripts (kohya's `networks/lora.py` as it is, fetched at one
 commit, with stand-ins for what it imports of its library), by diffusers (`pipe.load_lora_weights` of Stable Diffusion,
-SDXL and Flux, as installed), and by mlx-lm (in an environment of its own, made in `--cache`). The figure is the largest
-difference to what PEFT's own sum of the sources gives, as a share of the largest entry: of the updates for diffusers
-and sd-scripts, of the logits' change for mlx-lm. Writes benchmarks/results/readers.json; ends with code 1 where a
-figure is above 1e-4.
+SDXL and Flux, as installed), and by mlx-lm (in an environment of its own, made in `--cache`). GGUF files are held to
+those that llama.cpp's own `convert_lora_to_gguf.py` makes of the same adapter, in each family that samerge writes. The
+figure is the largest difference to what PEFT's own sum of the sources gives, as a share of the largest entry: of the
+updates for diffusers, sd-scripts and llama.cpp, of the logits' change for mlx-lm. Writes
+benchmarks/results/readers.json; ends with code 1 where a figure is above 1e-4.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import consumers
 import torch
 import transformers
 import transformers.integrations.peft as integration
@@ -36,6 +38,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import samerge
+from samerge.adapters.formats.gguf import ARCHITECTURES
 
 RESULTS = Path(__file__).resolve().parent / "results" / "readers.json"
 MOST = 1e-4
@@ -178,6 +181,34 @@ def by_mlx(cache: Path, folder: Path) -> float:
     return max(off({"x": before}, {"x": plain}), off({"x": after - before}, {"x": expected - plain}))
 
 
+def in_gguf(path: Path) -> dict[str, Tensor]:
+    """What a GGUF file adds to each of llama.cpp's tensors."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    alpha = float(reader.fields["adapter.lora.alpha"].contents())
+    parts = {one.name: torch.from_numpy(one.data.copy()) for one in reader.tensors}
+    stems = {name.rpartition(".lora_")[0] for name in parts}
+    return {s: alpha / parts[f"{s}.lora_a"].shape[0] * parts[f"{s}.lora_b"] @ parts[f"{s}.lora_a"] for s in stems}
+
+
+def by_llama_cpp(cache: Path, kind: str, folder: Path) -> float:
+    """An adapter of a family, in GGUF by samerge, beside llama.cpp's own conversion of it."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    kinds = transformers.CONFIG_MAPPING
+    model = transformers.AutoModelForCausalLM.from_config(kinds[kind](**sizes, **heads))
+    model.save_pretrained(folder / "base")
+    settings = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(model, settings).save_pretrained(folder / "adapter")
+    ours = samerge.convert_adapter(folder / "adapter", "gguf", folder / "base", progress=False).save(folder / "a.gguf")
+    script = consumers.fetched(cache, ["llama-cpp-python"]) / "llama.cpp" / "convert_lora_to_gguf.py"
+    theirs = folder / "b.gguf"
+    words = ["--base", str(folder / "base"), "--outfile", str(theirs), "--outtype", "f32", str(folder / "adapter")]
+    subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True)
+    return off(in_gguf(ours), in_gguf(theirs))
+
+
 def main() -> None:
     """Run all of it and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -198,6 +229,8 @@ def main() -> None:
         if (name, format) != ("Flux", "kohya")  # of its own names, diffusers reads some alone as kohya's
     }
     runs["sd-scripts, Stable Diffusion, kohya"] = lambda folder: by_sd_scripts(cache, folder)
+    for kind in sorted(ARCHITECTURES):
+        runs[f"llama.cpp, {kind}, gguf"] = lambda folder, kind=kind: by_llama_cpp(cache, kind, folder)
     runs["mlx-lm, Llama, mlx"] = lambda folder: by_mlx(cache, folder)
     figures = {}
     for name, run in runs.items():
@@ -206,6 +239,7 @@ def main() -> None:
         print(f"{name}: {figures[name]:.2g}")
     packages = {name: version(name) for name in ("diffusers", "transformers", "peft", "torch")}
     versions = {**packages, **dict(one.replace("[cpu]", "").split("==") for one in MLX), "sd-scripts": COMMIT}
+    versions |= {"llama-cpp-python": consumers.PACKAGES["llama-cpp-python"]}
     RESULTS.write_text(json.dumps({"versions": versions, "off": figures}, indent=2) + "\n")
     sys.exit(any(not figure < MOST for figure in figures.values()))
 

@@ -6,9 +6,12 @@ import json
 
 import readers
 
+from samerge.adapters.formats.gguf import ARCHITECTURES
+
 
 def test_every_reader_did_what_was_merged() -> None:
     found = json.loads(readers.RESULTS.read_text())
-    assert {name.partition(",")[0] for name in found["off"]} == {"diffusers", "sd-scripts", "mlx-lm"}
+    assert {name.partition(",")[0] for name in found["off"]} == {"diffusers", "sd-scripts", "mlx-lm", "llama.cpp"}
     assert all(0 <= figure < readers.MOST for figure in found["off"].values())
+    assert {f"llama.cpp, {kind}, gguf" for kind in ARCHITECTURES} <= found["off"].keys()
     assert found["versions"]["sd-scripts"] == readers.COMMIT
