@@ -119,7 +119,8 @@ class TestCompanions:
         shutil.copytree(llama.base, base)
         (base / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": "own.Own"}, "bos_token": "<s>"}')
         (base / "modeling_own.py").write_text("raise SystemExit('it ran')")
-        config = json.loads((base / "config.json").read_text()) | {"auto_map": {"AutoModel": "modeling_own.Own"}}
+        named = {"auto_map": {"AutoModel": "modeling_own.Own"}, "attn_implementation": "org/kernel"}
+        config = json.loads((base / "config.json").read_text()) | {**named, "vision_config": {"auto_map": {}}}
         (base / "config.json").write_text(json.dumps(config))
         return base
 
@@ -129,7 +130,8 @@ class TestCompanions:
         out = merged.save(tmp_path / "merged", trust_remote_code=code)
         assert (out / "modeling_own.py").exists() is code
         for name in ("config.json", "tokenizer_config.json"):
-            assert ("auto_map" in json.loads((out / name).read_text())) is code
+            assert ("auto_map" in (out / name).read_text()) is code
+        assert ("org/kernel" in (out / "config.json").read_text()) is code
         told = "the model holds code of its base" if code else "the base's own code was left out"
         assert any(told in warning and "modeling_own.py" in warning for warning in read_report(out).warnings)
         assert told in (out / "README.md").read_text()

@@ -16,6 +16,7 @@ import torch
 
 from samerge.full.given_models import Opened
 from samerge.weights.folder import CONFIG_NAME
+from samerge.weights.harmless import may_name_code, without_code
 from samerge.weights.inside_peft import unwrap
 from samerge.weights.untrusted import Origin, parse_json, read_bytes
 
@@ -30,9 +31,6 @@ _KNOWN = (
     *("sentence_bert_config.json", "config_sentence_transformers.json", "LICENSE", "LICENSE.*", "NOTICE", "NOTICE.*"),
 )
 _CODE = "*.py"
-
-#: Fields that name code for transformers to import.
-_IMPORTS = "auto_map"
 
 #: The largest tokenizers take some 30 MB.
 _LARGEST = 100 * 2**20
@@ -71,11 +69,11 @@ def write_companions(
     for path in found:
         data = read_bytes(path, origin, _LARGEST)
         if not code and path.name.endswith("config.json"):
-            data = _without_imports(data, path.name, origin)
+            data = _without_code(data, path.name, origin)
         (folder / path.name).write_bytes(data)
     config = {**_settings(base.source.config, dtype), **(changes or {})}
     if not code and base.folder is not None:
-        config.pop(_IMPORTS, None)
+        config = without_code(config)
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
     (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
     return notes
@@ -108,13 +106,12 @@ def _lies_inside(path: Path, folder: Path) -> bool:
     return real.is_file() and (real.is_relative_to(root) or real.parent == blobs)
 
 
-def _without_imports(data: bytes, name: str, origin: Origin) -> bytes:
+def _without_code(data: bytes, name: str, origin: Origin) -> bytes:
     """A configuration without the fields that name code; the bytes as they are where there are none."""
-    if _IMPORTS.encode() not in data:
+    if not may_name_code(data):
         return data
     settings = parse_json(data, name, origin, infinite=True)
-    settings.pop(_IMPORTS, None)
-    return (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(without_code(settings), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _settings(config: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:

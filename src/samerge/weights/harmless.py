@@ -1,4 +1,4 @@
-"""A stranger's configuration made fit to build something of it: what runs, fetches or multiplies is taken out."""
+"""A stranger's configuration made fit to build something of it, or to be passed on: what it would run is taken out."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-#: Fields by which a configuration chooses code: of its own, of a kernel's package, of a backbone that is downloaded.
-_RUNS = re.compile(
-    r"_?(attn|experts)_implementation(_\w+)?|auto_map|quantization_config|compression_config|use_kernels?|kernel_config"
-    r"|custom_pipelines|trust_remote_code|torchscript|_name_or_path|name_or_path|_commit_hash"
+#: Fields that name code to run: of its own, or of a kernel's package.
+_CODE = re.compile(
+    r"_?(attn|experts)_implementation(_\w+)?|auto_map|use_kernels?|kernel_config|custom_pipelines|trust_remote_code"
+)
+#: Fields by which something else would be built, or fetched, than what the tensors are.
+_OTHER = re.compile(
+    r"quantization_config|compression_config|torchscript|_name_or_path|name_or_path|_commit_hash"
     r"|use_pretrained_backbone|use_timm_backbone|backbone|backbone_kwargs"
 )
 #: Fields that say how often something is repeated, and how many layers there are.
@@ -40,14 +43,29 @@ def harmless(config: Mapping[str, Any], tensors: int) -> dict[str, Any] | None:
     """
     if _largest(config, _COUNTS) > max(tensors, _MOST) or _largest(config, _LAYERS) > tensors + _SPARE_LAYERS:
         return None
-    return _stripped(config)
+    return _without(config, _CODE, _OTHER)
 
 
-def _stripped(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, at every depth, without the fields that name code for another library to run.
+
+    Example:
+        >>> without_code({"n_layer": 2, "text_config": {"auto_map": {}, "attn_implementation": "org/kernel"}})
+        {'n_layer': 2, 'text_config': {}}
+    """
+    return _without(config, _CODE)
+
+
+def may_name_code(text: bytes) -> bool:
+    """Whether a configuration's text has any of those fields, or a word that only looks like one."""
+    return re.search(_CODE.pattern.encode(), text) is not None
+
+
+def _without(config: Mapping[str, Any], *fields: re.Pattern[str]) -> dict[str, Any]:
     return {
-        key: _stripped(value) if isinstance(value, Mapping) else value
+        key: _without(value, *fields) if isinstance(value, Mapping) else value
         for key, value in config.items()
-        if _RUNS.fullmatch(key) is None
+        if not any(pattern.fullmatch(key) for pattern in fields)
     }
 
 
