@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from samerge.merging.live import add_weighted_adapter
     from samerge.merging.merge_adapters import merge
     from samerge.merging.merged_adapter import MergedAdapter
+    from samerge.merging.peft_method import register_with_peft, unregister_from_peft
     from samerge.merging.tuning import TuneResult, TuneTrial, tune
     from samerge.methods.method import Method
     from samerge.methods.registry import available_methods, register_method
@@ -61,7 +62,9 @@ _LAZY = {
     "Method": "samerge.methods.method",
     "available_methods": "samerge.methods.registry",
     "register_method": "samerge.methods.registry",
+    "register_with_peft": "samerge.merging.peft_method",
     "tune": "samerge.merging.tuning.search",
+    "unregister_from_peft": "samerge.merging.peft_method",
 }
 
 __all__ = [
@@ -96,7 +99,9 @@ __all__ = [
     "merge",
     "merge_full",
     "register_method",
+    "register_with_peft",
     "tune",
+    "unregister_from_peft",
 ]
 
 
