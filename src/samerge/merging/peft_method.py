@@ -1,4 +1,4 @@
-"""samerge's methods on PEFT's own `model.add_weighted_adapter`, for code that calls that; only where it is asked for."""
+"""samerge's methods on PEFT's own `model.add_weighted_adapter`, for code that calls that: where it is asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from samerge.merging.live import add_weighted_adapter
 
 #: Combination types that PEFT has: they stay PEFT's.
 _PEFTS = frozenset(
-    "svd linear cat ties ties_svd dare_ties dare_linear dare_ties_svd dare_linear_svd magnitude_prune magnitude_prune_svd".split()
+    (
+        *("svd", "linear", "cat", "ties", "ties_svd", "dare_ties", "dare_linear", "dare_ties_svd", "dare_linear_svd"),
+        *("magnitude_prune", "magnitude_prune_svd"),
+    )
 )
 _NAME = "add_weighted_adapter"
 
