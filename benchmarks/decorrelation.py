@@ -31,6 +31,7 @@ from memory import peak_mib
 from speed import machine
 
 RESULTS = tables.RESULTS / "decorrelation.json"
+DOC = tables.DOCS / "speed.md"
 SETTINGS = ("method", "adapters", "rank", "height", "width")
 
 
@@ -155,6 +156,21 @@ def keep(record: dict[str, Any]) -> None:
     records = [old for old in records if any(old[key] != record[key] for key in SETTINGS)] + [record]
     records.sort(key=lambda item: [(str(item[key]), 0) if key == "method" else ("", item[key]) for key in SETTINGS])
     RESULTS.write_text(json.dumps(records, indent=2) + "\n")
+    tables.write(DOC, "decorrelation.py", table(records))
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Every method with 256 adapters, as docs/speed.md shows them."""
+    many = [item for item in records if [item[key] for key in SETTINGS[1:]] == [256, 16, 2048, 2048]]
+    told = [item for item in many if "refused" not in item]
+    cells = [
+        [item["method"], f"{item['seconds']:.1f}", f"{item['ratio_to_floor']:.1f}", str(item["grown_mib"])]
+        for item in sorted(told, key=lambda item: float(item["seconds"]))
+    ]
+    cells += [[item["method"], "refused", "", ""] for item in many if item not in told]
+    return (
+        f"{tables.rows(['method', 'processor s', 'times the floor', 'memory, MiB'], cells)}\n\n{tables.origin(many[0])}"
+    )
 
 
 if __name__ == "__main__":

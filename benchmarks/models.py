@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -47,6 +48,17 @@ class Case:
         return entries, round(stored * entries / total)  # one dtype throughout, in all of these
 
 
+def minilm(folder: Path, count: int) -> Case:
+    """The real model of the demo, and its four trained adapters."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+    from minilm import ADAPTERS, TASKS, unpack_base
+
+    base = folder / "base-minilm"
+    if not base.exists():
+        unpack_base(base)
+    return Case("minilm", base, tuple(ADAPTERS / task for task in list(TASKS)[:count]))
+
+
 def prepare(folder: Path, model: str, layers: int | None, count: int) -> Case:
     """A case on disk; what is there already stays.
 
@@ -64,6 +76,8 @@ def prepare(folder: Path, model: str, layers: int | None, count: int) -> Case:
             shape = dataclasses.replace(shape, name=f"{shape.name}-{layers}", layers=layers)
         base = write_base(shape, folder)
         return Case(shape.name, base, tuple(write_adapter(shape, folder, i, base) for i in range(count)))
+    if model == "minilm":
+        return minilm(folder, count)
     from suites import suite
     from suites.base import default_cache
 

@@ -1,4 +1,4 @@
-"""What samerge is measured against: the method written naively with autograd, PEFT's own merges, mergekit's TIES."""
+"""What samerge is measured against: its method written naively, and the merges of PEFT, mergekit and FusionBench."""
 
 from __future__ import annotations
 
@@ -14,8 +14,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-def naive(base: Path, adapters: list[Path], iterations: int, rank: int = 16) -> float:
-    """Seconds of Algorithm 2 as one would first write it: dense updates, autograd through |W|, native components.
+def clocks() -> tuple[float, float]:
+    """The clock, and the processor seconds of this process."""
+    return time.perf_counter(), time.process_time()
+
+
+def taken(start: tuple[float, float]) -> dict[str, float]:
+    """Seconds since `clocks` was called."""
+    seconds, cpu = clocks()
+    return {"seconds": seconds - start[0], "cpu_seconds": cpu - start[1]}
+
+
+def naive(base: Path, adapters: list[Path], iterations: int, rank: int = 16) -> dict[str, float]:
+    """Algorithm 2 as one would first write it: dense updates, autograd through |W|, native components.
 
     Residual edges and all, over the same graph; of each expert, the best `rank / N` components of every layer stay.
     """
@@ -37,7 +48,7 @@ def naive(base: Path, adapters: list[Path], iterations: int, rank: int = 16) -> 
                 for name in graph.tensors
             }
         )
-    start = time.perf_counter()
+    start = clocks()
     keep = max(1, rank // len(experts))
     for step in range(1, iterations + 1):
         merged = {name: sum(e[name][0] @ e[name][1] for e in experts) for name in graph.tensors}
@@ -68,11 +79,11 @@ def naive(base: Path, adapters: list[Path], iterations: int, rank: int = 16) -> 
         for expert, picks in zip(experts, chosen, strict=True):
             for name, (b, a) in expert.items():
                 expert[name] = [b[:, picks[name]], a[picks[name]]]
-    return time.perf_counter() - start
+    return taken(start)
 
 
-def peft(base: Path, adapters: list[Path], combination: str) -> float:
-    """Seconds of PEFT's `add_weighted_adapter` on a loaded model, loading not counted."""
+def peft(base: Path, adapters: list[Path], combination: str) -> dict[str, float]:
+    """PEFT's `add_weighted_adapter` on a loaded model, loading not counted."""
     from peft import PeftModel
     from transformers import AutoModel, AutoModelForCausalLM
 
@@ -84,9 +95,17 @@ def peft(base: Path, adapters: list[Path], combination: str) -> float:
         wrapped.load_adapter(folder, str(number))
     names = [str(number) for number in range(len(adapters))]
     options = {"density": 0.2} if "ties" in combination else {}
-    start = time.perf_counter()
+    start = clocks()
     wrapped.add_weighted_adapter(names, [1.0] * len(names), "merged", combination_type=combination, **options)
-    return time.perf_counter() - start
+    return taken(start)
+
+
+def fusion_bench(adapters: list[Path], method: str, python: str) -> dict[str, Any]:
+    """FusionBench's merge of the adapters' dense updates, in its own environment, reading not counted."""
+    script = Path(__file__).with_name("fusion_bench_side.py")
+    run = subprocess.run([python, str(script), method, *map(str, adapters)], check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(run.stdout.strip().splitlines()[-1])
+    return found
 
 
 def applied(base: Path, adapter: Path, folder: Path) -> Path:

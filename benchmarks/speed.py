@@ -1,15 +1,16 @@
-"""Seconds, peak memory and bytes read of a merge, from disk to disk, beside other ways to do it.
+"""Processor seconds, seconds, peak memory and bytes read of a merge, from disk to disk, beside other ways to do it.
 
     python benchmarks/speed.py                                   # Llama-3.2-1B's shape, 8 adapters of rank 16
-    python benchmarks/speed.py --layers 8 16 32                  # how memory grows with depth
-    python benchmarks/speed.py --model llama-8b --iterations 1   # some 18 GB of files
-    python benchmarks/speed.py --model minilm --runs 3           # the real model and its trained adapters
-    python benchmarks/speed.py --layers 1 --iterations 2 --runs 3 --sides samerge naive peft:cat peft:svd peft:ties_svd
-    python benchmarks/speed.py --model smollm2-135m --sides samerge mergekit:ties --mergekit path/to/mergekit-yaml
+    python benchmarks/speed.py --layers 1 4 16 --sides samerge samerge:even     # how it grows with depth
+    python benchmarks/speed.py --model minilm --runs 3           # a real model and its four trained adapters
+    python benchmarks/speed.py --layers 1 --runs 3 --sides samerge:svd peft:svd samerge:ties peft:ties_svd
+    python benchmarks/speed.py --model smollm2-135m --sides samerge:ties mergekit:ties --mergekit path/to/mergekit-yaml
+    python benchmarks/speed.py --layers 1 --sides samerge:tsv fusion_bench:tsv --fusion-bench path/to/python
 
-Every run is a process of its own; with --runs the sides take turns, and medians are kept. Weights of shapes are random:
-neither time nor memory depends on their values. Results go to benchmarks/results/speed.json, a list of records; a
-record with the same settings replaces the older one. docs/speed.md shows them, and says what the floor is.
+Every run is a process of its own with one thread; with --runs the sides take turns, and the least is kept, which other
+work on the machine disturbs least. Weights of shapes are random: neither time nor memory depends on their values.
+Results go to benchmarks/results/speed.json, a list of records; a record with the same settings replaces the older one.
+docs/speed.md shows them, each peer beside samerge's method of the same name, and says what the floor is.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +34,20 @@ RESULTS = tables.RESULTS / "speed.json"
 DOC = tables.DOCS / "speed.md"
 SETTINGS = ("side", "model", "adapters", "rank", "iterations")
 
+#: What each peer is compared with: samerge's method that does the same.
+PAIRS = {
+    "naive": "samerge:paper",
+    "peft:cat": "samerge:linear",
+    "peft:svd": "samerge:svd",
+    "peft:ties_svd": "samerge:ties",
+    "mergekit:ties": "samerge:ties",
+    "fusion_bench:tsv": "samerge:tsv",
+    "fusion_bench:iso-c": "samerge:iso-c",
+}
+
+#: The sides that score in iterations.
+ITERATED = ("samerge", "samerge:paper", "naive")
+
 
 def bytes_read() -> int | None:
     """Bytes that this process has read from files so far, whether these were in memory or not; Linux only."""
@@ -48,17 +62,19 @@ def measure_samerge(case: Case, folder: Path, iterations: int, method: str) -> d
     import samerge
 
     samerge.merge, samerge.__version__  # noqa: B018  # imports what a merge needs; not what is measured
-    options = {"iterations": iterations} if method == "saliency" else {}
+    reads = method in ("saliency", "paper")
+    options = {"iterations": iterations} if reads else {}
     before, start, cpu = bytes_read(), time.perf_counter(), time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        base = case.base if method == "saliency" else None
+        base = case.base if reads else None
         merged = samerge.merge(base, list(case.adapters), method=method, progress=False, **options)
     merged.save(folder / "merged", overwrite=True)
     seconds, cpu, after = time.perf_counter() - start, time.process_time() - cpu, bytes_read()
     peak = peak_mib()
     record = merged.report.record
-    parts = least_possible(case, iterations if method == "saliency" else 0)
+    known = method in ("saliency", "even")
+    parts = least_possible(case, iterations if method == "saliency" else 0) if known else {}
     return {
         "seconds": seconds,
         "cpu_seconds": cpu,
@@ -68,8 +84,8 @@ def measure_samerge(case: Case, folder: Path, iterations: int, method: str) -> d
         "adapters_mib": round(sum((a / "adapter_model.safetensors").stat().st_size for a in case.adapters) / 2**20),
         "base_mib": round(sum(f.stat().st_size for f in case.base.glob("*.safetensors")) / 2**20),
         "kernel": record.kernel,
-        "floor": {part: round(value, 3) for part, value in parts.items()},
-        "ratio_to_floor": cpu / sum(parts.values()),
+        **({"floor": {part: round(value, 3) for part, value in parts.items()}} if known else {}),
+        **({"ratio_to_floor": round(cpu / sum(parts.values()), 2)} if known else {}),
     }
 
 
@@ -93,62 +109,60 @@ def least_possible(case: Case, rounds: int) -> dict[str, float]:
     return found
 
 
-def measure(side: str, case: Case, folder: Path, iterations: int, program: str | None) -> dict[str, Any]:
+def measure(side: str, case: Case, folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """One run of one side."""
     if side.startswith("samerge"):
-        return measure_samerge(case, folder, iterations, side.partition(":")[2] or "saliency")
+        return measure_samerge(case, folder, given.iterations, side.partition(":")[2] or "saliency")
     import sides
 
-    if side == "naive":
-        return {"seconds": sides.naive(case.base, list(case.adapters), iterations), "peak_rss_mib": peak_mib()}
-    if side == "mergekit:ties":
-        if program is None:
-            raise SystemExit("--mergekit names the program mergekit-yaml, in an environment of its own")
-        experts = [sides.applied(case.base, adapter, folder / "applied") for adapter in case.adapters]
-        return sides.mergekit_ties(case.base, experts, folder, program)
-    combination = side.partition("peft:")[2]
-    return {"seconds": sides.peft(case.base, list(case.adapters), combination), "peak_rss_mib": peak_mib()}
+    adapters, (who, _, what) = list(case.adapters), side.partition(":")
+    if who == "naive":
+        return {**sides.naive(case.base, adapters, given.iterations), "peak_rss_mib": peak_mib()}
+    if who == "mergekit":
+        experts = [sides.applied(case.base, adapter, folder / "applied") for adapter in adapters]
+        return sides.mergekit_ties(case.base, experts, folder, given.mergekit)
+    if who == "fusion_bench":
+        return sides.fusion_bench(adapters, what, given.fusion_bench)
+    return {**sides.peft(case.base, adapters, what), "peak_rss_mib": peak_mib()}
 
 
 def summed_up(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of the numbers of several runs, the largest peak; all seconds, so that the spread can be seen."""
-    first = runs[0]
-    result = dict(first)
-    for key in ("seconds", "scoring_seconds", "ratio_to_floor"):
-        if key in first:
-            result[key] = round(statistics.median(run[key] for run in runs), 3)
-    if "peak_rss_mib" in first:
-        result["peak_rss_mib"] = max(run["peak_rss_mib"] for run in runs)
-    if len(runs) > 1 and "seconds" in first:
-        result["seconds_of_runs"] = [round(run["seconds"], 3) for run in runs]
-    return result
+    """The run of the fewest processor seconds; the largest peak; the processor seconds of all."""
+    best = min(runs, key=lambda run: run.get("cpu_seconds", 0.0))
+    for key in ("seconds", "cpu_seconds"):
+        best |= {key: round(best[key], 3)} if key in best else {}
+    if "peak_rss_mib" in best:
+        best["peak_rss_mib"] = max(run["peak_rss_mib"] for run in runs)
+    if len(runs) > 1:
+        best["cpu_seconds_of_runs"] = [round(run["cpu_seconds"], 3) for run in runs]
+    return best
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="llama-1b", help="a shape, or a suite's real model: minilm, smollm2")
+    parser.add_argument("--model", default="llama-1b", help="a shape, or a real model: minilm, a suite's name")
     parser.add_argument("--layers", type=int, nargs="*", default=[], help="depths, instead of the shape's own")
     parser.add_argument("--adapters", type=int, default=8)
-    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--iterations", type=int, default=1)
     parser.add_argument("--runs", type=int, default=1, help="of every side, in turn")
     parser.add_argument("--folder", help="where to keep the weights; a temporary folder by default")
     parser.add_argument(
         "--sides",
         nargs="+",
         default=["samerge"],
-        help="samerge (method saliency), samerge:METHOD, naive, peft:cat, peft:svd, ..., mergekit:ties",
+        help="samerge (method saliency), samerge:METHOD, naive, peft:cat, ..., mergekit:ties, fusion_bench:tsv",
     )
-    parser.add_argument("--mergekit", help="the program mergekit-yaml")
+    parser.add_argument("--mergekit", help="the program mergekit-yaml, in an environment of its own")
+    parser.add_argument("--fusion-bench", help="a Python that has FusionBench, in an environment of its own")
     parser.add_argument("--render", action="store_true", help="only write the table of docs/speed.md anew")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of torch, which is imported later, and of all children
     if given.render:
         tables.write(DOC, "speed.py", table(json.loads(RESULTS.read_text())))
     elif given.child:
         case = prepare(Path(given.folder), given.model, given.layers[0] if given.layers else None, given.adapters)
-        print(
-            "RECORD " + json.dumps(measure(given.sides[0], case, Path(given.folder), given.iterations, given.mergekit))
-        )
+        print("RECORD " + json.dumps(measure(given.sides[0], case, Path(given.folder), given)))
     else:
         with tempfile.TemporaryDirectory() as temporary:
             for layers in given.layers or [None]:
@@ -162,10 +176,12 @@ def run_sides(given: argparse.Namespace, folder: str, layers: int | None) -> Non
     command += ["--adapters", str(given.adapters), "--iterations", str(given.iterations)]
     command += ["--layers", *([str(layers)] if layers else [])]
     command += ["--mergekit", given.mergekit] if given.mergekit else []
+    command += ["--fusion-bench", given.fusion_bench] if given.fusion_bench else []
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in given.sides}
     for _ in range(given.runs):
         for side in given.sides:
-            run = subprocess.run([*command, "--sides", side], check=True, stdout=subprocess.PIPE, text=True)
+            words = [*command, "--sides", side]
+            run = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
             found[side].append(json.loads(run.stdout.split("RECORD ", 1)[1]))
             print(side, json.dumps(found[side][-1]), flush=True)
     for side, runs in found.items():
@@ -173,9 +189,9 @@ def run_sides(given: argparse.Namespace, folder: str, layers: int | None) -> Non
             {
                 "side": side,
                 "model": case.name,
-                "adapters": given.adapters,
+                "adapters": len(case.adapters),
                 "rank": case.rank,
-                "iterations": given.iterations if side in ("samerge", "naive") else None,
+                "iterations": given.iterations if side in ITERATED else None,
                 "runs": given.runs,
                 **summed_up(runs),
                 **machine(),
@@ -206,13 +222,23 @@ def keep(record: dict[str, Any]) -> None:
 
 def table(records: list[dict[str, Any]]) -> str:
     """The results as docs/speed.md shows them."""
-    header = ["model", "adapters", "merge", "iterations", "seconds", "peak memory, MiB", "read, MiB", "base, MiB"]
-    keys = ["model", "adapters", "side", "iterations", "seconds", "peak_rss_mib", "read_mib", "base_mib"]
+    header = ["model", "adapters", "merge", "iterations", "processor s", "s", "peak memory, MiB", "times the floor"]
+    keys = ["model", "adapters", "side", "iterations", "cpu_seconds", "seconds", "peak_rss_mib", "ratio_to_floor"]
     cells = []
     for item in records:
-        own = [item.get(key) for key in (*keys, "adapters_mib", "ratio_to_floor")]
+        own = [*(item.get(key) for key in keys), beside(item, records)]
         cells.append(["" if one is None else f"{one:.2f}" if isinstance(one, float) else str(one) for one in own])
-    return f"{tables.rows([*header, 'adapters, MiB', 'scoring / floor'], cells)}\n\n{tables.origin(records[-1])}"
+    return f"{tables.rows([*header, 'times samerge'], cells)}\n\n{tables.origin(records[-1])}"
+
+
+def beside(peer: dict[str, Any], records: list[dict[str, Any]]) -> float | None:
+    """A peer's processor seconds over those of samerge's method on the same adapters."""
+    alike = ("model", "adapters", "rank", "iterations")
+    for ours in records:
+        if ours["side"] == PAIRS.get(peer["side"]) and all(ours[key] == peer[key] for key in alike):
+            ratio: float = peer["cpu_seconds"] / ours["cpu_seconds"]
+            return ratio
+    return None
 
 
 if __name__ == "__main__":

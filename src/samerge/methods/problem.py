@@ -93,8 +93,11 @@ class Part:
         return self.factors.rank
 
     def times(self, factor: float) -> Part:
-        """The part balanced by a factor."""
-        return Part(LoraFactors(self.factors.A, self.factors.B * factor), self.balance * factor)
+        """The part balanced by a positive factor."""
+        part = Part(LoraFactors(self.factors.A, self.factors.B * factor), self.balance * factor)
+        if self.known is not None:
+            part.__dict__["triplets"] = self.known.scaled(factor)
+        return part
 
 
 def taken_apart(parts: Mapping[int, Part]) -> dict[int, Triplets]:
@@ -172,6 +175,8 @@ class Problem:
         if self.balance == "global":
             found = {n: part.times(self._overall[n]) for n, part in found.items()}
         elif self.balance == "norm" and len(found) > 1:
+            if not hold:  # nearly all that balance want the triplets, which have the norm
+                taken_apart(found)
             trained = self.sizes.get(site.module)
             factors = to_mean({n: part.norm for n, part in found.items()} if trained is None else trained)
             found = {n: part.times(factors[n]) for n, part in found.items()}
