@@ -129,6 +129,8 @@ METHODS: dict[str, dict] = {
     "paper": {"density": 1.0},
     "elementwise": {"density": 1.0, "scaling": 1.0, "rank": 24},
     "iso-c": {},
+    "iso-cts": {},
+    "dc-merge": {"density": 1.0, "smoothing": "linear"},
     "star": {},
     "wudi": {},
     "knots-ties": {},
@@ -142,10 +144,21 @@ METHODS: dict[str, dict] = {
 READS_BASE = {"saliency", "paper", "elementwise"}
 BOUND = ["saliency", "even", "linear", "svd", "tsv", "paper"]
 #: Lives on singular values or on elements, and so on no gauge.
-BLIND_TO_GAUGE = [*BOUND, "elementwise", "iso-c", "star", "wudi", "knots-ties", "core-ties", "magnitude-prune"]
+BLIND_TO_GAUGE = [
+    *BOUND,
+    "elementwise",
+    "iso-c",
+    "iso-cts",
+    "dc-merge",
+    "star",
+    "wudi",
+    "knots-ties",
+    "core-ties",
+    "magnitude-prune",
+]
 BLIND_TO_ORDER = [*BLIND_TO_GAUGE, "ties", "pcb", "lora-lego", "robustmerge"]
 IDENTITY = [*BOUND, "elementwise", "wudi"]
-SCALES = [*BOUND, "elementwise", "iso-c", "star", "wudi", "magnitude-prune"]
+SCALES = [*BOUND, "elementwise", "iso-c", "iso-cts", "dc-merge", "star", "wudi", "magnitude-prune"]
 
 #: Layers as wide as their adapters need: full column rank of the stacks, no component on the edge of existence.
 WIDE = st.lists(st.integers(12, 24), min_size=2, max_size=4)

@@ -11,14 +11,24 @@ from torch import Tensor
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.triplets import Triplets, singular
 from samerge.methods.aswudi import aswudi
+from samerge.methods.dc_merge import dc_merge
 from samerge.methods.iso_c import iso_c
+from samerge.methods.iso_cts import iso_cts
 from samerge.methods.registry import find
 from samerge.methods.star import star
 from samerge.methods.tsv import tsv
 from samerge.methods.wudi import wudi
 
 #: Methods that are functions of the adapters' triplets.
-COMBINE = {"tsv": tsv, "iso-c": iso_c, "star": star, "wudi": wudi, "aswudi": aswudi}
+COMBINE = {
+    "tsv": tsv,
+    "iso-c": iso_c,
+    "iso-cts": iso_cts,
+    "star": star,
+    "wudi": wudi,
+    "aswudi": aswudi,
+    "dc-merge": dc_merge,
+}
 
 #: (d_out, d_in, ranks): plain, one adapter, more components than d_out or d_in.
 SHAPES = [(11, 9, (2, 3, 2)), (8, 12, (4,)), (6, 14, (3, 4, 2)), (15, 5, (3, 4, 1)), (20, 20, (4, 4, 4, 4))]

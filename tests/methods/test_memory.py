@@ -11,7 +11,20 @@ from samerge.methods import memory, rows
 from samerge.methods.memory import layer_bytes
 from samerge.parallel import memory as machine
 
-SPECTRAL = ("even", "svd", "tsv", "iso-c", "star", "wudi", "aswudi", "knots-ties", "core-ties", "ctm")
+SPECTRAL = (
+    "even",
+    "svd",
+    "tsv",
+    "iso-c",
+    "iso-cts",
+    "dc-merge",
+    "star",
+    "wudi",
+    "aswudi",
+    "knots-ties",
+    "core-ties",
+    "ctm",
+)
 
 
 @pytest.fixture(scope="module")

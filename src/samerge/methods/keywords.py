@@ -36,18 +36,24 @@ class LiveKeywords(TypedDict, total=False):
     cutoff: float | None
     #: breadcrumbs.
     top: float | None
-    #: core-ties, ctm, dare-ties, della, knots-ties, ties.
-    aggregate: Literal["mean", "sum"] | None
+    #: core-ties, ctm, dare-ties, dc-merge, della, knots-ties, ties.
+    aggregate: Literal["mean", "sum"] | Literal["ties", "sum"] | None
     #: core-ties, ctm, knots-ties, ties.
     trim: Literal["adapter", "layer"] | None
     #: ctm.
     own_norm: float | None
     #: dare, dare-ties, della, lora-lego.
     seed: int | None
+    #: dc-merge.
+    smoothing: Literal["average", "linear"] | None
+    #: dc-merge.
+    rho: float | None
     #: della.
     epsilon: float | None
     #: della.
     elect: bool | None
+    #: iso-cts.
+    common: float | None
     #: lora-lego.
     restarts: int | None
     #: pcb.
@@ -63,8 +69,8 @@ class LiveKeywords(TypedDict, total=False):
 class MergeKeywords(LiveKeywords, total=False):
     """Options of `samerge.merge`."""
 
-    #: saliency, even, paper, elementwise, breadcrumbs, core-ties, ctm, dare, dare-ties, della, knots-ties,
-    #: magnitude-prune, pcb, robustmerge, ties, tsv.
+    #: saliency, even, paper, elementwise, breadcrumbs, core-ties, ctm, dare, dare-ties, dc-merge, della, knots-
+    #: ties, magnitude-prune, pcb, robustmerge, ties, tsv.
     density: float | str | None
     #: core-ties, ctm, dare-ties, della, knots-ties, ties.
     majority_sign_method: Literal["total", "frequency"] | None
