@@ -182,14 +182,16 @@ def by_mlx(cache: Path, folder: Path) -> float:
 
 
 def in_gguf(path: Path) -> dict[str, Tensor]:
-    """What a GGUF file adds to each of llama.cpp's tensors."""
+    """What a GGUF file adds to each of llama.cpp's tensors, its architecture before their names."""
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
     alpha = float(reader.fields["adapter.lora.alpha"].contents())
     parts = {one.name: torch.from_numpy(one.data.copy()) for one in reader.tensors}
     stems = {name.rpartition(".lora_")[0] for name in parts}
-    return {s: alpha / parts[f"{s}.lora_a"].shape[0] * parts[f"{s}.lora_b"] @ parts[f"{s}.lora_a"] for s in stems}
+    kind = reader.fields["general.architecture"].contents()
+    scales = {stem: alpha / parts[f"{stem}.lora_a"].shape[0] for stem in stems}
+    return {f"{kind}: {s}": scale * parts[f"{s}.lora_b"] @ parts[f"{s}.lora_a"] for s, scale in scales.items()}
 
 
 def by_llama_cpp(cache: Path, kind: str, folder: Path) -> float:

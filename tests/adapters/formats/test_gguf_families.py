@@ -21,28 +21,25 @@ gguf = pytest.importorskip("gguf")
 
 SIZES = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 40}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-#: Family -> llama.cpp's architecture, and the model of transformers.
-MODELS: dict[str, tuple[str, str]] = {
-    "llama": ("llama", "LlamaForCausalLM"),
-    "mistral": ("llama", "MistralForCausalLM"),
-    "granite": ("granite", "GraniteForCausalLM"),
-    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
-    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
-    "gemma": ("gemma", "GemmaForCausalLM"),
-    "gemma2": ("gemma2", "Gemma2ForCausalLM"),
-    "gemma3_text": ("gemma3", "Gemma3ForCausalLM"),
-    "phi3": ("phi3", "Phi3ForCausalLM"),
-    "starcoder2": ("starcoder2", "Starcoder2ForCausalLM"),
+#: Family -> llama.cpp's architecture, where it is called otherwise.
+ARCHITECTURE = {
+    "cohere": "command-r",
+    "gemma3_text": "gemma3",
+    "glm": "chatglm",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "internlm3": "llama",
+    "mistral": "llama",
+    "olmo3": "olmo2",
+    "phi": "phi2",
 }
 #: What llama.cpp's converter calls `permute`: for the rotary embedding as its Llama has it.
-PERMUTED = {"llama", "mistral", "granite"}
+PERMUTED = {"arcee", "granite", "internlm3", "llama", "mistral", "olmo", "smollm3"}
 
 
 def trained(kind: str, folder: Path) -> dict[str, Tensor]:
     """A tiny base and an adapter of all its linear layers, saved; and the updates, by the layers' names."""
     torch.manual_seed(0)
-    model = getattr(transformers, MODELS[kind][1])
-    tiny = model(model.config_class(**SIZES))
+    tiny = transformers.AutoModelForCausalLM.from_config(transformers.CONFIG_MAPPING[kind](**SIZES))
     tiny.save_pretrained(folder / "base")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -71,17 +68,15 @@ def in_file(path: Path) -> tuple[dict[str, Tensor], Any]:
     return found, reader
 
 
-def test_every_family_is_tested() -> None:
-    assert MODELS.keys() == ARCHITECTURES.keys()
-
-
-@pytest.mark.parametrize("kind", sorted(MODELS))
+@pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
 def test_a_familys_adapter(kind: str, tmp_path: Path) -> None:
+    if kind not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
     updates = trained(kind, tmp_path)
     made = samerge.convert_adapter(tmp_path / "adapter", "gguf", tmp_path / "base", progress=False)
     out = made.save(tmp_path / "adapter.gguf")
     found, reader = in_file(out)
-    architecture = MODELS[kind][0]
+    architecture = ARCHITECTURE.get(kind, kind)
     assert reader.fields["general.architecture"].contents() == architecture
     index = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(index, 2)

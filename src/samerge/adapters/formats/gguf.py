@@ -38,17 +38,36 @@ from samerge.linalg.factors import pad
 from samerge.weights.untrusted import Origin, open_regular, sha256
 
 TITLE = "a GGUF file"
-#: Family of transformers -> llama.cpp's architecture, and whether it keeps the rows of q and k interleaved.
+#: Family of transformers -> llama.cpp's architecture, and whether it keeps the rows of q and k interleaved; each as
+#: llama.cpp's own converter has it (benchmarks/readers.py).
 ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
-    "llama": ("llama", True),
-    "mistral": ("llama", True),
-    "granite": ("granite", True),
-    "qwen2": ("qwen2", False),
-    "qwen3": ("qwen3", False),
+    "apertus": ("apertus", False),
+    "arcee": ("arcee", True),
+    "cohere": ("command-r", False),
+    "cohere2": ("cohere2", False),
+    "ernie4_5": ("ernie4_5", False),
+    "exaone4": ("exaone4", False),
     "gemma": ("gemma", False),
     "gemma2": ("gemma2", False),
     "gemma3_text": ("gemma3", False),
+    "glm": ("chatglm", False),
+    "glm4": ("glm4", False),
+    "granite": ("granite", True),
+    "hunyuan_v1_dense": ("hunyuan-dense", False),
+    "internlm3": ("llama", True),
+    "llama": ("llama", True),
+    "mistral": ("llama", True),
+    "nemotron": ("nemotron", False),
+    "olmo": ("olmo", True),
+    "olmo2": ("olmo2", False),
+    "olmo3": ("olmo2", False),
+    "phi": ("phi2", False),
     "phi3": ("phi3", False),
+    "qwen2": ("qwen2", False),
+    "qwen3": ("qwen3", False),
+    "seed_oss": ("seed_oss", False),
+    "smollm3": ("smollm3", True),
+    "stablelm": ("stablelm", False),
     "starcoder2": ("starcoder2", False),
 }
 #: llama.cpp's name of a module.
