@@ -51,8 +51,8 @@ def check_memory(
 def layer_bytes(shape: tuple[int, int], components: int) -> int:
     """Bytes that one layer takes: factors, triplets, their stack, its Gram matrices and what is made of them.
 
-    Factors as trained and balanced, triplets, components and stack in float32, a side in float64; a Gram matrix, its
-    eigenvectors and the room that LAPACK asks for them, as large as the lesser of the number of components and the
+    Factors as trained and balanced, triplets, components and stack in float32, three sides in float64; a Gram matrix,
+    its eigenvectors and the room that LAPACK asks for them, as large as the lesser of the number of components and the
     layer's width; and what the libraries take once. A quarter more than `benchmarks/decorrelation.py` measured.
 
     Args:
@@ -61,10 +61,10 @@ def layer_bytes(shape: tuple[int, int], components: int) -> int:
 
     Example:
         >>> layer_bytes((2048, 2048), 4096) >> 20
-        672
+        928
     """
     side = max(shape)
-    return 20 * sum(shape) * components + 16 * side * components + 48 * min(components, side) ** 2 + _LIBRARIES
+    return 20 * sum(shape) * components + 48 * side * components + 48 * min(components, side) ** 2 + _LIBRARIES
 
 
 def _told(size: int) -> str:
