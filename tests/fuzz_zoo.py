@@ -26,6 +26,9 @@ def make_zoo(folder: Path) -> Path:
     _pefts(folder)
     _single_files(folder)
     run(["convert", folder / "math", "--format", "mlx", "--out", folder / "mlx"])
+    (folder / "gguf").mkdir()
+    base = ("--base", folder / "base")
+    run(["convert", folder / "math", "--format", "gguf", *base, "--out", folder / "gguf" / "style.gguf"])
     run(["merge", *_adapters(folder, "math", "code"), "--method", "linear", "--out", folder / "merged"])
     return folder
 
@@ -207,6 +210,8 @@ COMMANDS: tuple[tuple[str, Callable[[Path], list[Any]], tuple[str, ...]], ...] =
     ("check kohya", lambda work: ["check", _style(work, "kohya")], ("kohya",)),
     ("mlx", _merge(None, "mlx", "math", method="linear"), ("mlx", "math")),
     ("adalora", _merge(None, "adalora", "math", method="linear"), ("adalora", "math")),
+    ("gguf", lambda work: ["convert", work / "gguf" / "style.gguf", "--format", "gguf", "--out", work / "out"],
+     ("gguf",)),
     ("to kohya", lambda work: ["convert", _style(work, "diffusers"), "--format", "kohya", "--out", work / "out"],
      ("diffusers",)),
     ("from mlx", lambda work: ["convert", work / "mlx", "--format", "peft", "--out", work / "out"], ("mlx",)),

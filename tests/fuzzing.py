@@ -135,7 +135,8 @@ def _break(folder: Path, random: Random) -> str:
     """Do something to a file of a folder; says what."""
     files = [path for path in sorted(folder.iterdir()) if path.name not in ("README.md", "generation_config.json")]
     file = random.choice(files)
-    how = random.choice(_WAYS_JSON if file.suffix == ".json" and random.random() < 0.75 else _WAYS)
+    ways = _WAYS_JSON if file.suffix == ".json" and random.random() < 0.75 else _WAYS
+    how = random.choice((*ways, _front, _front) if file.suffix == ".gguf" else ways)
     if not file.is_file():
         return f"{file.name} as it is"
     if how is not _node:
@@ -279,6 +280,13 @@ def _text(data: bytes, random: Random) -> bytes:
     if kind == 6:
         return re.sub(rb"\d+", lambda found: random.choice((found[0], b"9" * 5000, b"1e999")), data)
     return data.replace(b'"', b"'")
+
+
+def _front(data: bytes, random: Random) -> bytes:
+    """Bytes of what stands in front of the values, in formats that are not safetensors'."""
+    at, size = random.randrange(4, 600), random.choice((1, 2, 4, 8))
+    put = random.choice((b"\xff" * 8, b"\0" * 8, random.randbytes(8), (2**31).to_bytes(8, "little")))
+    return data[:at] + put[:size] + data[at + size :]
 
 
 _WAYS: tuple[Callable[..., Any], ...] = (_bytes, _end, _header, _header, _header, _values, _node)

@@ -157,6 +157,13 @@ def test_a_broken_file_is_refused_by_the_formats_name(tmp_path, tensors, more, w
     assert "GGUF" in str(caught.value)
 
 
+def test_a_text_that_is_none(tmp_path):
+    path = made(tmp_path / "a.gguf", PAIR)
+    path.write_bytes(path.read_bytes().replace(b"llama", b"\xff\xfeama", 1))
+    with pytest.raises(AdapterError, match=r"'math' \(a GGUF file\).*UnicodeDecodeError"):
+        read_any(path, "math")
+
+
 @pytest.mark.parametrize("cut", [2, 40, 200])
 def test_a_truncated_file(tmp_path, cut):
     path = made(tmp_path / "a.gguf", PAIR)

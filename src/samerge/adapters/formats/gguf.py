@@ -74,6 +74,7 @@ ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
 _MODULE = r"blk\.\d+\.\w+|output"
 _KEY = re.compile(rf"(?P<module>{_MODULE})\.weight\.(?P<part>lora_[ab])")
 _ALPHA, _RECORD, _ARCHITECTURE = "adapter.lora.alpha", f"{RECORD_FIELD}.record", "general.architecture"
+_FIELDS = (_ALPHA, _ARCHITECTURE, _RECORD, "general.type", "adapter.type")
 
 
 def reads(place: Place) -> bool:
@@ -105,9 +106,8 @@ def open_file(place: Place) -> Adapter:
         OptionError: the package is not installed.
     """
     origin = place.origin(TITLE)
-    reader = _reader(place.path, origin)
-    fields = {name: field.contents() for name, field in reader.fields.items() if name in (_ALPHA, _ARCHITECTURE)}
-    kind = {name: reader.fields[name].contents() for name in ("general.type", "adapter.type") if name in reader.fields}
+    reader, fields = _opened(place.path, origin)
+    kind = {name: fields[name] for name in ("general.type", "adapter.type") if name in fields}
     if kind != {"general.type": "adapter", "adapter.type": "lora"}:
         raise origin.refusal(
             f"{place.path.name} is no LoRA: its general.type and adapter.type are {list(kind.values())}"
@@ -148,13 +148,15 @@ def open_file(place: Place) -> Adapter:
     )
 
 
-def _reader(path: Path, origin: Origin) -> Any:
+def _opened(path: Path, origin: Origin) -> tuple[Any, dict[str, Any]]:
+    """The package's reader of a file, and the fields of it that say something here."""
     with open_regular(path, origin) as file:
         if file.read(4) != b"GGUF":
             raise origin.refusal(f"{path.name} does not begin as a GGUF file does; fetch it again")
     gguf = package(origin.doing)
     try:
-        return gguf.GGUFReader(path)
+        reader = gguf.GGUFReader(path)
+        return reader, {name: reader.fields[name].contents() for name in _FIELDS if name in reader.fields}
     except Exception as error:  # of many kinds, as the file is broken here or there
         told = " ".join(str(error).split())[:200]
         raise origin.refusal(f"{path.name} is broken ({type(error).__name__}: {told}); fetch it again") from error
@@ -173,8 +175,8 @@ def _tensor(stored: Any) -> Tensor:
 
 def recorded(path: Path, origin: Origin) -> str | None:
     """The text of the record of a merge in a file; None where there is none."""
-    field = _reader(path, origin).fields.get(_RECORD)
-    return None if field is None else str(field.contents())
+    text = _opened(path, origin)[1].get(_RECORD)
+    return None if text is None else str(text)
 
 
 def write(content: Content, path: Path, overwrite: bool) -> Path:
