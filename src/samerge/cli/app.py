@@ -14,6 +14,7 @@ from samerge.cli.convert import convert
 from samerge.cli.exit_codes import guarded
 from samerge.cli.extract import extract
 from samerge.cli.full import full
+from samerge.cli.init import init
 from samerge.cli.inspect import inspect
 from samerge.cli.merge import merge
 from samerge.cli.methods import methods
@@ -34,7 +35,7 @@ What was kept, where, from whom, and what was lost:
 
     samerge inspect merged/
 
-The same merge as a file:
+The same merge as a file, which samerge init writes to begin with:
 
     samerge run recipe.yaml
 
@@ -73,6 +74,7 @@ for _name, _command, _settings in (
     ("tune", tune, SETTINGS),
     ("full", full, {}),
     ("bake", bake, {}),
+    ("init", init, {}),
     ("run", run_recipe, {}),
     ("compare", compare, {}),
     ("inspect", inspect, {}),

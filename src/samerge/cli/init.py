@@ -1,0 +1,109 @@
+"""`samerge init`: a recipe to begin with, every option in it explained."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from samerge.cli.console import stderr
+from samerge.cli.named_adapter import AdapterSpec, given_adapters
+from samerge.cli.shared_options import Adapters, Base, MethodName, Positional
+from samerge.errors import OptionError, OutputExistsError
+
+if TYPE_CHECKING:
+    from samerge.options.option import Option
+
+_WIDTH = 100
+_PROSE: dict[str, Any] = {"initial_indent": "## ", "subsequent_indent": "## "}
+
+
+def init(
+    *,
+    one: Positional = None,
+    adapter: Adapters = None,
+    base: Base = None,
+    method: MethodName = None,
+    out: Annotated[
+        str, typer.Option("--out", "--output", "-o", metavar="FILE", help="The recipe to write.")
+    ] = "recipe.yaml",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
+) -> None:
+    """Write a recipe for `samerge run`: the adapters, and every option with what it means, to be filled in.
+
+        samerge init ada/math-lora code=./code-lora:0.8 --base meta-llama/Llama-3.1-8B --out recipe.yaml
+
+        samerge run recipe.yaml
+
+    The adapters are not opened. Options stand in it as comments, with their defaults.
+    """
+    from samerge.cli.recipe import parse_recipe
+
+    specs = given_adapters(one, adapter)
+    text = recipe_text(specs, base, method)
+    parse_recipe(text, out)
+    target = Path(out).expanduser()
+    if target.exists() and not (overwrite and target.is_file()):
+        raise OutputExistsError(f"writing {out}: it exists already; choose another name, or --overwrite a file")
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"writing {out}: {error.strerror}") from error
+    stderr().print(f"saved in {out}; next: samerge run {out}", markup=False)
+
+
+def recipe_text(adapters: Sequence[AdapterSpec], base: str | None = None, method: str | None = None) -> str:
+    """A recipe, commented.
+
+    Args:
+        adapters: what it merges.
+        base: the base model.
+        method: of the merge; the default by default.
+
+    Raises:
+        OptionError: there is no such method.
+    """
+    from samerge.merging.plan import DEFAULT_METHOD
+    from samerge.methods.registry import find, summaries
+    from samerge.options.common import CommonOptions
+    from samerge.options.option import table
+
+    name = method or DEFAULT_METHOD
+    chosen = find(name)
+    lines = [
+        "## A merge of LoRA adapters; `samerge run FILE` makes it. Paths are taken from the current folder.",
+        "## To set an option, take the # from its line.",
+        "",
+        f"base: {_yaml(base)}" if base else "# base: meta-llama/Llama-3.1-8B",
+        "",
+        "## A weight is an adapter's strength: 1 full, 0.5 half, negative subtracts.",
+        "adapters:",
+    ]
+    for one in adapters:
+        lines += [f"  - name: {_yaml(one.name)}", f"    source: {_yaml(one.source)}", f"    weight: {one.weight:g}"]
+    lines += ["", "out: merged/", "# push_to_hub: user/name", ""]
+    lines += textwrap.wrap(f"{chosen.name}: {summaries()[chosen.name]}", _WIDTH, **_PROSE)
+    lines += [f"method: {name}"]
+    for title, kind in ((f"Of {chosen.name}", chosen.options), ("Of any method", CommonOptions)):
+        rows = table(kind)
+        lines += ["", f"## {title}:"] if rows else []
+        for row in rows:
+            lines += _lines(row)
+    return "\n".join(lines) + "\n"
+
+
+def _lines(row: Option) -> Iterator[str]:
+    yield ""
+    told = f" (default: {row.told})" if row.told else ""
+    yield from textwrap.wrap(f"{row.help}{told}", _WIDTH, **_PROSE)
+    shown = row.default if row.default is not None else row.kind.metavar
+    yield f"# {row.name}: {_yaml(shown) if not isinstance(shown, str) else shown}"
+
+
+def _yaml(value: Any) -> str:
+    """A value as YAML has it; JSON's text is YAML's."""
+    return json.dumps(value, ensure_ascii=False)
