@@ -119,8 +119,9 @@ def _chosen(
         ones = [torch.ones(len(picks[n]), dtype=torch.float64, device=stack.sigma.device) for n in sorted(present)]
         known = [found.of(site.module, n) for n in sorted(present)]
         gamma = torch.cat([one if own is None else own for one, own in zip(ones, known, strict=True)])
-        scores = (stack.weights[alive] * gamma * agreement(stack.triplets.select(alive), stack.weights[alive])).abs()
         total = len(stack.sigma)
+        left_over = stack.triplets if len(alive) == total else stack.triplets.select(alive)
+        scores = (stack.weights[alive] * gamma * agreement(left_over, stack.weights[alive])).abs()
         final = count_of(options, problem, total)
         count = min(len(alive), max(final, round(total * (final / total) ** (step / options.iterations))))
         order = alive[scores.argsort(descending=True, stable=True)[:count]]

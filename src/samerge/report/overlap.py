@@ -114,7 +114,7 @@ def _overlaps(merged: LoraFactors, size: float, adapters: Sequence[Triplets]) ->
     image = whole.B @ (whole.A @ V)  # (d_out, R)
     sums = torch.stack(
         [
-            torch.linalg.vector_norm(C, dim=0, dtype=torch.float64).square(),
+            torch.cat([one.S for one in adapters]).square(),
             torch.linalg.vecdot(image.double(), C.double(), dim=0),
             torch.linalg.vector_norm(image - C, dim=0, dtype=torch.float64).square(),
         ]
