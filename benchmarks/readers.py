@@ -38,7 +38,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import samerge
-from samerge.adapters.formats.gguf import ARCHITECTURES
+from samerge.adapters.formats.gguf_names import ARCHITECTURES
 
 RESULTS = Path(__file__).resolve().parent / "results" / "readers.json"
 MOST = 1e-4

@@ -6,7 +6,7 @@ import json
 
 import readers
 
-from samerge.adapters.formats.gguf import ARCHITECTURES
+from samerge.adapters.formats.gguf_names import ARCHITECTURES
 
 
 def test_every_reader_did_what_was_merged() -> None:

@@ -167,7 +167,8 @@ def _of_another_format(place: Place, source: WeightSource | None, base: object) 
     problems, notes, _ = _against(adapter, source, base)
     modules = adapter.modules
     pictures = of_pictures(modules)
-    told = () if pictures else (f"it is {title}, and servers read PEFT's: samerge convert --format peft",)
+    others = "llama.cpp reads it, other servers PEFT's" if adapter.format == "gguf" else "servers read PEFT's"
+    told = () if pictures else (f"it is {title}, and {others}: samerge convert --format peft",)
     return AdapterReport(
         place.name,
         place.source,

@@ -14,8 +14,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import samerge
-from samerge.adapters.formats.gguf import ARCHITECTURES
+from samerge.adapters.formats.gguf_names import ARCHITECTURES
 from samerge.adapters.formats.table import read_any
+from samerge.errors import AdapterError, BaseModelError
 
 gguf = pytest.importorskip("gguf")
 
@@ -95,3 +96,33 @@ def test_a_familys_adapter(kind: str, tmp_path: Path) -> None:
         assert {name.rpartition(".")[2] for name in found} == {"attn_qkv", "attn_output", "ffn_up", "ffn_down"}
     again = read_any(out, "again")
     assert sorted(again.modules) == sorted(expected)
+    back = samerge.convert_adapter(out, "peft", tmp_path / "base", progress=False)
+    assert sorted(back.factors) == sorted(updates)
+    for module, delta in updates.items():
+        same_values(back.delta(module), delta, 1e-6, module)
+
+
+def test_a_gguf_file_and_a_folder_merge_by_the_base(tmp_path: Path) -> None:
+    updates = trained("llama", tmp_path)
+    base, folder = tmp_path / "base", tmp_path / "adapter"
+    file = samerge.convert_adapter(folder, "gguf", base, progress=False).save(tmp_path / "a.gguf")
+    merged = samerge.merge(base, [file, folder], weights=[1.0, -3.0], method="linear", progress=False)
+    assert merged.format == "peft"
+    for module, delta in updates.items():
+        same_values(merged.delta(module), -2 * delta, 1e-5, module)
+    again = samerge.merge(base, [file], weights=[2.0], method="linear", progress=False).save(tmp_path / "again")
+    one, two = in_file(file)[0], in_file(again)[0]
+    for name, delta in one.items():
+        same_values(two[name], 2 * delta, 1e-5, name)
+
+
+def test_llama_cpps_names_need_the_right_base(tmp_path: Path) -> None:
+    trained("llama", tmp_path)
+    file = samerge.convert_adapter(tmp_path / "adapter", "gguf", tmp_path / "base", progress=False).save(tmp_path / "a")
+    alone = samerge.convert_adapter(file, "peft", progress=False)
+    with pytest.raises(AdapterError, match=r"'blk\.0\.\w+' is named as llama.cpp does.*give base="):
+        alone.save(tmp_path / "out")
+    trained("qwen2", tmp_path / "other")
+    words = r"'a' to the names of the base.*it is of llama.cpp's 'llama', and the base, llama.cpp's 'qwen2', is not"
+    with pytest.raises(BaseModelError, match=words):
+        samerge.merge(tmp_path / "other" / "base", [file], method="linear", progress=False)

@@ -205,6 +205,12 @@ def of_one_model(modules: Collection[str], path: Path) -> dict[str, str]:
             f"writing {path}: the module {min(stems)!r} is named as kohya does, and the format needs the model's own "
             f"names, which '_' for '.' does not tell; give base=, the model that has them, or choose format='kohya'"
         )
+    llama = [module for module in modules if module.startswith("blk.")]
+    if llama:
+        raise AdapterError(
+            f"writing {path}: the module {min(llama)!r} is named as llama.cpp does, and the format needs the model's "
+            f"own names; give base=, the model that has them, or choose format='gguf'"
+        )
     parts = {module: component_of(module) for module in modules}
     found = {part[0] for module, part in parts.items() if part and part[1] != module}
     if not found:

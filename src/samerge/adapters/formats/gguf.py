@@ -6,8 +6,7 @@
 | `<tensor>.weight.lora_b` | (out, r) |
 
 There is one alpha for all, and llama.cpp scales by alpha / r, so that every module is written with one rank. The names
-are llama.cpp's, which the package makes of the base's; which architecture a base is, and whether llama.cpp keeps the
-rows of q and k in another order, says the table below. A file that is read keeps llama.cpp's names and order: such
+are llama.cpp's (`gguf_names.py`). A file that is read without a base keeps them, and llama.cpp's order of rows: such
 files merge with each other, and are written back as they are.
 """
 
@@ -15,10 +14,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -28,74 +25,24 @@ from samerge.adapters.atomic import atomic_file
 from samerge.adapters.describe import Stored, described
 from samerge.adapters.formats.components import of_one_model
 from samerge.adapters.formats.format import Content, Format, Place
+from samerge.adapters.formats.gguf_names import ARCHITECTURE, MODULE, heads_of, interleaved, names_of, package
 from samerge.adapters.formats.header import RECORD_FIELD, record_text
 from samerge.adapters.formats.pairs import refuse_more
 from samerge.adapters.model import AdaptedModule, Adapter
 from samerge.adapters.names import Target
-from samerge.errors import AdapterError, BaseModelError, OptionError
-from samerge.graph.naming import told_number
+from samerge.errors import AdapterError
 from samerge.linalg.factors import pad
 from samerge.weights.untrusted import Origin, open_regular, sha256
 
 TITLE = "a GGUF file"
-#: Family of transformers -> llama.cpp's architecture, and whether it keeps the rows of q and k interleaved; each as
-#: llama.cpp's own converter has it (benchmarks/readers.py).
-ARCHITECTURES: Mapping[str, tuple[str, bool]] = {
-    "apertus": ("apertus", False),
-    "arcee": ("arcee", True),
-    "cohere": ("command-r", False),
-    "cohere2": ("cohere2", False),
-    "ernie4_5": ("ernie4_5", False),
-    "exaone4": ("exaone4", False),
-    "gemma": ("gemma", False),
-    "gemma2": ("gemma2", False),
-    "gemma3_text": ("gemma3", False),
-    "glm": ("chatglm", False),
-    "glm4": ("glm4", False),
-    "granite": ("granite", True),
-    "hunyuan_v1_dense": ("hunyuan-dense", False),
-    "internlm3": ("llama", True),
-    "llama": ("llama", True),
-    "mistral": ("llama", True),
-    "nemotron": ("nemotron", False),
-    "olmo": ("olmo", True),
-    "olmo2": ("olmo2", False),
-    "olmo3": ("olmo2", False),
-    "phi": ("phi2", False),
-    "phi3": ("phi3", False),
-    "qwen2": ("qwen2", False),
-    "qwen3": ("qwen3", False),
-    "seed_oss": ("seed_oss", False),
-    "smollm3": ("smollm3", True),
-    "stablelm": ("stablelm", False),
-    "starcoder2": ("starcoder2", False),
-}
-#: llama.cpp's name of a module.
-_MODULE = r"blk\.\d+\.\w+|output"
-_KEY = re.compile(rf"(?P<module>{_MODULE})\.weight\.(?P<part>lora_[ab])")
-_ALPHA, _RECORD, _ARCHITECTURE = "adapter.lora.alpha", f"{RECORD_FIELD}.record", "general.architecture"
-_FIELDS = (_ALPHA, _ARCHITECTURE, _RECORD, "general.type", "adapter.type")
+_KEY = re.compile(rf"(?P<module>{MODULE})\.weight\.(?P<part>lora_[ab])")
+_ALPHA, _RECORD = "adapter.lora.alpha", f"{RECORD_FIELD}.record"
+_FIELDS = (_ALPHA, ARCHITECTURE, _RECORD, "general.type", "adapter.type")
 
 
 def reads(place: Place) -> bool:
     """Whether the file is called so."""
     return place.path.suffix == ".gguf"
-
-
-def package(doing: str) -> ModuleType:
-    """The package `gguf`.
-
-    Args:
-        doing: what it is wanted for, for errors.
-
-    Raises:
-        OptionError: it is not installed.
-    """
-    try:
-        import gguf
-    except ImportError as error:
-        raise OptionError(f"{doing}: GGUF files need the package gguf; install samerge[gguf]") from error
-    return gguf  # type: ignore[no-any-return]
 
 
 def open_file(place: Place) -> Adapter:
@@ -143,7 +90,7 @@ def open_file(place: Place) -> Adapter:
         modules,
         sha256(place.path, origin),
         format=FORMAT.name,
-        metadata={_ARCHITECTURE: str(fields.get(_ARCHITECTURE, ""))},
+        metadata={ARCHITECTURE: str(fields.get(ARCHITECTURE, ""))},
         weights_name=place.path.name,
     )
 
@@ -190,8 +137,8 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
     """
     refuse_more(content, path, TITLE, kinds=("linear",))
     gguf = package(f"writing {path}")
-    own = all(re.fullmatch(_MODULE, module) for module in content.factors)
-    architecture, names, heads = _own(content) if own else _named(content, path, gguf)
+    own = all(re.fullmatch(MODULE, module) for module in content.factors)
+    architecture, names, heads = _own(content) if own else _named(content, path)
     rank = max(one.rank for one in content.factors.values())
     tensors: dict[str, Tensor] = {}
     for module, one in content.factors.items():
@@ -218,59 +165,18 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
 def _own(content: Content) -> tuple[str, dict[str, str], dict[str, int]]:
     """llama.cpp's own names, of files that were read: nothing to do."""
     names = {module: f"{module}.weight" for module in content.factors}
-    return content.metadata.get(_ARCHITECTURE) or "llama", names, {}
+    return content.metadata.get(ARCHITECTURE) or "llama", names, {}
 
 
-def _named(content: Content, path: Path, gguf: ModuleType) -> tuple[str, dict[str, str], dict[str, int]]:
+def _named(content: Content, path: Path) -> tuple[str, dict[str, str], dict[str, int]]:
     """The architecture, what each module is called in it, and the heads of those whose rows are kept interleaved."""
-    plain = of_one_model(content.factors, path)
-    config = content.base.get("text_config") or content.base
-    kind = str(config.get("model_type"))
-    if kind not in ARCHITECTURES:
-        raise BaseModelError(
-            f"writing {path} as {TITLE}: "
-            + ("there is no base; give base=" if not content.base else f"the base is of the family {kind!r}")
-            + f", and llama.cpp's names follow from one of {', '.join(sorted(ARCHITECTURES))}. For others write PEFT's "
-            f"format, and use llama.cpp's convert_lora_to_gguf.py"
-        )
-    architecture, permuted = ARCHITECTURES[kind]
-    index = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    doing = f"writing {path} as {TITLE}"
-    table = gguf.get_tensor_name_map(index, told_number(config, ("num_hidden_layers",), doing) or 0)
-    names = {}
-    for module in content.factors:
-        found = table.get_name(plain[module].replace("language_model.", ""))
-        if found is None:
-            raise AdapterError(f"writing {path} as {TITLE}: llama.cpp's {architecture} has no tensor for {module!r}")
-        names[module] = f"{found}.weight"
-    if not permuted:
-        return architecture, names, {}
-    q = told_number(config, ("num_attention_heads",), doing)
-    if q is None:
-        raise BaseModelError(f"{doing}: the base's configuration does not say num_attention_heads")
-    k = told_number(config, ("num_key_value_heads",), doing) or q
-    heads = {m: q if m.endswith(".q_proj") else k for m in names if m.endswith((".q_proj", ".k_proj"))}
-    for module, count in heads.items():
-        rows = content.factors[module].shape[0]
-        if rows % (2 * count):
-            raise BaseModelError(
-                f"{doing}: the {rows} rows of {module!r} are not those of {count} heads, as the base says"
-            )
-    return architecture, names, heads
-
-
-def interleaved(B: Tensor, heads: int) -> Tensor:
-    """The rows of q or k as llama.cpp keeps them for the Llama family: the two halves of each head interleaved.
-
-    Args:
-        B: (out, r).
-        heads: of this projection.
-
-    Example:
-        >>> interleaved(torch.arange(8)[:, None], 2).flatten().tolist()
-        [0, 2, 1, 3, 4, 6, 5, 7]
-    """
-    return B.reshape(heads, 2, B.shape[0] // heads // 2, B.shape[1]).swapaxes(1, 2).reshape(B.shape)
+    plain, doing = of_one_model(content.factors, path), f"writing {path} as {TITLE}"
+    architecture, names = names_of(plain.values(), content.base, doing)
+    lacking = [module for module in plain if plain[module] not in names]
+    if lacking:
+        raise AdapterError(f"{doing}: llama.cpp's {architecture} has no tensor for {lacking[0]!r}")
+    heads = heads_of({module: one.shape[0] for module, one in content.factors.items()}, content.base, doing)
+    return architecture, {module: f"{names[plain[module]]}.weight" for module in plain}, heads
 
 
 FORMAT = Format("gguf", TITLE, reads, open_file, write, file="merged.gguf", use="llama-cli -m BASE.gguf --lora {path}")

@@ -11,6 +11,7 @@ loads it today, so that a merged file has one spelling, that of the model it wil
 | of the model without its head (`BertModel`), or with one | the first adapter's: the base can be loaded as either |
 | of single experts, where the base stacks them | those of the stacks (`alignment.experts`) |
 | of q, k and v, or gate and up, in one piece or in several | as the base has them (`alignment.projections`) |
+| llama.cpp's, of GGUF files | those of the base |
 | kohya's, with `_` for `.` | those of the base, with the component's name before them (`alignment.underscored`) |
 
 From here on a module of an adapter, a tensor of the base and a module of the merged adapter are the same name.
@@ -26,6 +27,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from samerge.adapters import Adapter, Extras
+from samerge.adapters.formats.gguf_names import named_by_base
 from samerge.merging.alignment.agreement import agreed
 from samerge.merging.alignment.experts import stacked_experts
 from samerge.merging.alignment.fused import FusedSource
@@ -72,6 +74,7 @@ def together(
     """
     if source is None:
         return Together(*agreed(adapters, strict))
+    adapters = [named_by_base(adapter, source.shapes, source.config, source.name) for adapter in adapters]
     adapters = [dotted(adapter, source) for adapter in adapters]
     memory = _memory(adapters, source, model)
     known = {} if memory is None else dict(memory.names)
