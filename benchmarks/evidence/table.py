@@ -76,6 +76,9 @@ FAMILIES: tuple[Family, ...] = (
     # A tenth of r components of each adapter: no more than r together, for up to ten adapters.
     Family("paper", "published", scalings=(*SCALES, "auto:1.3"), budgets=("r",), first=0),
     *(Family(name, scalings=RULED, first=1) for name in ("linear", "tsv", "iso-c")),
+    Family("iso-cts", first=2),
+    Family("dc-merge", densities=(0.001,), first=2),
+    Family("dc-merge, sum", options={"method": "dc-merge", "aggregate": "sum", "density": 1.0}, first=2),
     Family("linear, weights nan", "rule", {"method": "linear", "weights": "nan"}, (0.5, 0.7), first=2),
     Family("wudi", first=2),
     Family("wudi, ridge 0.1", options={"method": "wudi", "mu": 0.1}, first=2),
