@@ -296,7 +296,7 @@ def test_a_pipelines_folder_is_a_base_on_the_command_line(tmp_path: Path) -> Non
     for name, path in zip(WEIGHTS, [sd_kohya(pipe, tmp_path), sd_diffusers(pipe, tmp_path, "today")], strict=True):
         load(expected, path, name)
         words += ["-a", f"{path}:{WEIGHTS[name]}"]
-    result = CliRunner().invoke(app, [*words, "--format", "diffusers"])
+    result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     load(found, tmp_path / "both.safetensors", "m")
     check(found, expected)
@@ -367,3 +367,33 @@ def test_no_server_of_language_models_serves_them(case: str, tmp_path: Path) -> 
         assert set(report.serving) == set(VERSIONS)
         assert all("of a diffusion model" in reasons[0] for reasons in report.serving.values())
         assert not any("convert --format peft" in note for note in report.notes)
+
+
+def test_comfyuis_names_of_the_makers_modules(tmp_path: Path) -> None:
+    """`diffusion_model.` and the makers' path, as ComfyUI writes it; diffusers reads the same in kohya's names."""
+    pipe, expected, found = (flux_pipeline() for _ in range(3))
+    stems = {"img_attn_qkv": "img_attn.qkv", "txt_attn_qkv": "txt_attn.qkv", "img_mlp_0": "img_mlp.0"}
+    tensors, same = {}, {}
+    for key, tensor in load_file(flux_kohya(pipe, tmp_path)).items():
+        stem, _, part = key.partition(".")
+        inner = stems.get(stem.removeprefix("lora_unet_double_blocks_0_"))
+        if inner is not None:
+            part = part.replace("lora_down", "lora_A").replace("lora_up", "lora_B")
+            tensors[f"diffusion_model.double_blocks.0.{inner}.{part}"] = same[key] = tensor
+    save_file(tensors, tmp_path / "comfy.safetensors")
+    save_file(same, tmp_path / "kohya.safetensors")
+    load(expected, tmp_path / "kohya.safetensors", "a")
+    merged = samerge.merge(pipe, [tmp_path / "comfy.safetensors"], method="linear", progress=False)
+    load(found, merged.save(tmp_path / "out", format="diffusers"), "m")
+    ours, theirs = updates(found, {"m": 1.0}), updates(expected, {"a": 1.0})
+    assert sorted(ours) == sorted(theirs)
+    for module, delta in theirs.items():
+        same_values(ours[module], delta, 1e-5, module)
+
+
+def test_names_that_nobody_knows_are_told_with_the_nearest(tmp_path: Path) -> None:
+    module = "diffusion_model.blocks.0.self_attn.q"
+    tensors = {f"{module}.lora_A.weight": random(2, 8), f"{module}.lora_B.weight": random(8, 2)}
+    save_file(tensors, tmp_path / "other.safetensors")
+    with pytest.raises(samerge.BaseModelError, match=rf"'{module}' has no weight there \(nearest: "):
+        samerge.merge(flux_pipeline(), [tmp_path / "other.safetensors"], method="linear", progress=False)

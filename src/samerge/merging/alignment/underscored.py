@@ -36,7 +36,8 @@ def dotted(adapter: Adapter, source: WeightSource) -> Adapter:
         return adapter
     names = _Underscored(source)
     strange = [module for module in adapter.modules if not names.has(module)]
-    if any(is_maker(module) for module in strange) and not any(is_maker(name) for name in source.shapes):
+    theirs = any(is_maker(module.removeprefix("diffusion_model.")) for module in strange)
+    if theirs and not any(is_maker(name) for name in source.shapes):
         adapter = by_diffusers(adapter, [one for one in strange if is_stem(one) or is_maker(one)], source.name)
     modules = {
         names.found(adapter.name, module) if is_stem(module) else module: adapted
