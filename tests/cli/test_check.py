@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 
+import torch
+from safetensors.torch import load_file, save_file
+
 from .conftest import write_adapter
 
 
@@ -47,3 +50,12 @@ def test_check_of_nothing(invoke, tmp_path) -> None:
     assert result.exit_code == 2
     assert "there is no adapter_config.json" in result.stdout
     assert invoke("check", tmp_path, "--base", tmp_path).exit_code == 2
+
+
+def test_a_problem_is_told_in_the_shell_s_words(invoke, loras, tmp_path) -> None:
+    folder = edited(tmp_path / "math", modules_to_save=["norm"])
+    file = folder / "adapter_model.safetensors"
+    save_file({**load_file(file), "base_model.model.model.norm.weight": torch.ones(3)}, file)
+    result = invoke("check", folder)
+    assert result.exit_code == 2
+    assert "Choose --modules-to-save average (the mean" in result.stdout

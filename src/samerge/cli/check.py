@@ -9,6 +9,7 @@ import typer
 from samerge.cli.console import show_json, stdout
 from samerge.cli.exit_codes import BAD_INPUT
 from samerge.cli.shared_options import Adapters, Base, Json, Positional, Token
+from samerge.cli.shell_words import in_shell_words, option_names
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -61,13 +62,14 @@ def _told(report: AdapterReport) -> Text:
         lines += [("contains", line, "") for line in _contents(report)]
     if report.mergeable:
         lines.append(("merge", "yes", "green"))
-    lines += [("merge", f"no: {problem}", "red") for problem in report.problems]
+    names = option_names()
+    lines += [("merge", f"no: {in_shell_words(problem, names)}", "red") for problem in report.problems]
     for server, reasons in (report.serving or {}).items():
         read = f"({VERSIONS[server]})"
         lines += [(server, f"no: {reason} {read}", "yellow") for reason in reasons] or [
             (server, f"yes {read}", "green")
         ]
-    lines += [("note", note, "") for note in report.notes]
+    lines += [("note", in_shell_words(note, names), "") for note in report.notes]
     text = Text()
     before = ""
     for word, said, style in lines:

@@ -40,8 +40,9 @@ def in_shell_words(message: str, names: Iterable[str]) -> str:
 
 
 def option_names() -> set[str]:
-    """All options of merges; only where their table is loaded already, as a message that names one came from there."""
-    keywords = sys.modules.get("samerge.methods.keywords")
-    if keywords is None:
+    """All options of merges; none before the library was loaded, whose messages name them."""
+    if "samerge.merging" not in sys.modules:
         return set()
-    return {name for kind in (keywords.LiveKeywords, keywords.MergeKeywords) for name in kind.__annotations__}
+    from samerge.methods.keywords import LiveKeywords, MergeKeywords
+
+    return {name for kind in (LiveKeywords, MergeKeywords) for name in kind.__annotations__}
