@@ -203,7 +203,7 @@ def test_files_merge_on_a_pipeline_and_diffusers_loads_the_result(case: str, tmp
     expected = make()
     paths = files(expected, tmp_path)
     merged = samerge.merge(make(), paths, method="linear", weights=list(WEIGHTS.values()), progress=False)
-    assert merged.format == ("kohya" if case == "sdxl" else "diffusers")
+    assert merged.format == "diffusers"  # also where both were kohya's, of the makers' modules
     for name, path in zip(WEIGHTS, paths, strict=True):
         load(expected, path, name)
     for format in ("diffusers",) if case == "flux" else ("diffusers", "kohya"):  # see WRITTEN

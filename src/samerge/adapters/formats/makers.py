@@ -33,7 +33,7 @@ _ROUNDING = 1e-5
 
 
 def by_diffusers(adapter: Adapter, modules: Collection[str], base: str) -> Adapter:
-    """An adapter with some of its modules under diffusers' names, their factors in memory.
+    """An adapter with some of its modules under diffusers' names, their factors in memory; a merge of it is diffusers'.
 
     Args:
         adapter: whose modules.
@@ -58,7 +58,7 @@ def by_diffusers(adapter: Adapter, modules: Collection[str], base: str) -> Adapt
     for name, (A, B) in from_kohya(pairs, Path(adapter.name), doing).items():
         stored = Stored((tuple(A.shape), tuple(B.shape)), dtype, False, partial(_both, A, B))
         kept.update(described(adapter.name, Target("linear", name), {}, stored, 1.0, False, A.shape[0]))
-    return replace(adapter, modules=dict(sorted(kept.items())))
+    return replace(adapter, modules=dict(sorted(kept.items())), format="diffusers")
 
 
 def _both(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
