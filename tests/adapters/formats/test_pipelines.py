@@ -397,3 +397,22 @@ def test_names_that_nobody_knows_are_told_with_the_nearest(tmp_path: Path) -> No
     save_file(tensors, tmp_path / "other.safetensors")
     with pytest.raises(samerge.BaseModelError, match=rf"'{module}' has no weight there \(nearest: "):
         samerge.merge(flux_pipeline(), [tmp_path / "other.safetensors"], method="linear", progress=False)
+
+
+def test_blocks_by_number(tmp_path: Path) -> None:
+    """Strengths by block, whatever the files call the blocks; also of one adapter alone."""
+    pipe, expected = stable_diffusion(), stable_diffusion()
+    paths = [sd_kohya(pipe, tmp_path), sd_diffusers(pipe, tmp_path)]
+    for name, path in zip(WEIGHTS, paths, strict=True):
+        load(expected, path, name)
+    blocks = {"down_blocks.1.*": 0.5, "up_blocks.[0-9].*": {"b": 3.0}, "mid_block.*": 0.0}
+    merged = samerge.merge(pipe, paths, modules=blocks, method="linear", progress=False)
+    one, two = updates(expected, {"a": 1.0}), updates(expected, {"b": 1.0})
+    for module in {*one, *two}:
+        factor = 0.5 if "down_blocks" in module else 3.0 if "up_blocks" in module else 1.0
+        parts = [factor * found[module] for found in (one, two) if module in found]
+        if "mid_block" in module:
+            assert module not in merged.factors
+        else:
+            same_values(merged.delta(module), sum(parts[1:], parts[0]), 1e-5, module)
+    assert merged.report.record.options["modules"] == blocks
