@@ -203,6 +203,9 @@ def test_a_model_of_diffusers_on_disk_is_a_base(on_disk: Path, tmp_path: Path) -
     extracted = samerge.extract_adapter(on_disk / "unet", tmp_path / "baked", rank=4, progress=False)
     for module in live.factors:
         same_values(extracted.delta(module), live.delta(module), 1e-4, module)
+    plain = unet()
+    samerge.bake(plain, folder, progress=False).save(tmp_path / "of-live")
+    same_values(painted(type(model).from_pretrained(tmp_path / "of-live").eval()), expected, 1e-5)
     full = samerge.merge_full(
         on_disk / "unet", [tmp_path / "baked"], connectivity="local", density=1, scaling=1.0, progress=False
     )

@@ -16,6 +16,7 @@ from samerge.weights import FolderSource, ModelSource, WeightSource
 from samerge.weights.folder import CONFIG_NAME
 from samerge.weights.hub import PIPELINE_NAME, resolve_base
 from samerge.weights.inside_peft import base_modules
+from samerge.weights.pipeline import models_of
 from samerge.weights.stored import InMemory, Stored, StoredSource
 
 ModelLike = str | Path | nn.Module
@@ -68,6 +69,11 @@ def open_model(name: str, model: ModelLike, companions: bool = False) -> Opened:
     """
     if isinstance(model, nn.Module):
         return Opened(name, _with_buffers(ModelSource(model), model), model=model)
+    if models_of(model):
+        raise OptionError(
+            f"the {name} is a {type(model).__name__}, which is several models, and a checkpoint is one; give one of "
+            f"them, such as pipe.{next(iter(models_of(model)))}"
+        )
     folder = resolve_base(str(model), companions=companions)
     if os.path.lexists(folder / PIPELINE_NAME) and not os.path.lexists(folder / CONFIG_NAME):
         raise OptionError(

@@ -131,6 +131,8 @@ def _name_of(given: Any) -> str:
     if isinstance(given, nn.Module):
         path = str(getattr(getattr(given, "config", None), "name_or_path", "") or "")
         return PurePath(path).name or type(given).__name__
+    if models_of(given):
+        return type(given).__name__
     text = str(given) if isinstance(given, Path) or Path(given).exists() else str(given).partition("@")[0]
     name = PurePath(text).name or str(given)
     return PurePath(name).stem if name.endswith(ADAPTER_ENDINGS) else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,10 @@ class ModelSource(StoredSource):
         settings: Any = getattr(model, "config", None)
         config: Mapping[str, Any] = settings.to_dict() if hasattr(settings, "to_dict") else {}
         path = str(getattr(settings, "name_or_path", "") or "")
-        kind = type(unwrap(model)).__name__
-        if isinstance(settings, Mapping):  # a model of diffusers
-            config, path = {"_class_name": kind}, str(settings.get("_name_or_path") or "")
+        inner: Any = unwrap(model)
+        kind = type(inner).__name__
+        if isinstance(settings, Mapping) and hasattr(inner, "to_json_string"):  # a model of diffusers
+            config, path = json.loads(inner.to_json_string()), str(settings.get("_name_or_path") or "")
         reader = _Reader(kind, _Checkpoint(path, kind))
         for module in base_modules(model):
             reader.add(module)

@@ -416,3 +416,28 @@ def test_blocks_by_number(tmp_path: Path) -> None:
         else:
             same_values(merged.delta(module), sum(parts[1:], parts[0]), 1e-5, module)
     assert merged.report.record.options["modules"] == blocks
+
+
+def test_what_takes_one_model_says_so(tmp_path: Path) -> None:
+    pipe = stable_diffusion()
+    merged = samerge.merge(pipe, [sd_diffusers(pipe, tmp_path)], method="linear", progress=False)
+    for call in (lambda: samerge.bake(pipe, merged), lambda: samerge.merge_full(pipe, [pipe])):
+        with pytest.raises(samerge.OptionError, match=r"is a StableDiffusionPipeline, which is several models"):
+            call()
+
+
+def test_an_adapter_of_two_pipelines(tmp_path: Path) -> None:
+    """What was trained in any of the models, in one file."""
+    base, tuned, found = (stable_diffusion() for _ in range(3))
+    changed = {f"unet.mid_block.{BLOCK}.attn1.to_q", "text_encoder.encoder.layers.0.self_attn.q_proj"}
+    with torch.no_grad():
+        for number, module in enumerate(sorted(changed)):
+            weight = layer(tuned, module).weight
+            weight.add_(random(weight.shape[0], 2, seed=number) @ random(2, weight.shape[1], seed=number + 5))
+    extracted = samerge.extract_adapter(base, tuned, rank=2, progress=False)
+    load(found, extracted.save(tmp_path / "out", format="diffusers"), "m")
+    ours = updates(found, {"m": 1.0})
+    assert set(ours) == changed
+    for module, delta in ours.items():
+        difference = layer(tuned, module).weight.detach() - layer(base, module).weight.detach()
+        same_values(delta, difference, 1e-4, module)

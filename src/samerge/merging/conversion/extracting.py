@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from samerge.adapters import AdaptedModule, Adapter
 from samerge.errors import BaseModelError
@@ -24,7 +24,7 @@ from samerge.merging.conversion.changes import Change, changes
 from samerge.merging.conversion.compressing import Size, alone
 from samerge.merging.conversion.extractable import Candidate, candidates
 from samerge.merging.finish import Finisher
-from samerge.merging.inputs import device_of, open_base
+from samerge.merging.inputs import BaseLike, device_of, open_base
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.methods.method import Begun, MergedLayer, Share
 from samerge.methods.problem import Problem, Site
@@ -42,8 +42,8 @@ _SHOWN = 24
 
 
 def extract_adapter(
-    base: str | Path | nn.Module,
-    expert: str | Path | nn.Module,
+    base: BaseLike,
+    expert: BaseLike,
     rank: int | None = None,
     *,
     energy: float | None = None,
@@ -112,16 +112,16 @@ def extract_adapter(
     return replace(result, report=_report(result.report, embeddings, left, _strays(source, other, names)))
 
 
-def _open(model: str | Path | nn.Module) -> WeightSource:
+def _open(model: BaseLike) -> WeightSource:
     """A model's weights, under the names that they have in memory: adapters are named after those."""
     source = open_base(model, required=True)
     assert source is not None
-    memory = None if isinstance(model, nn.Module) else in_memory(source)
+    memory = in_memory(source) if isinstance(model, (str, Path)) else None
     return source if memory is None else RenamedSource(source, memory.names)
 
 
-def _called(expert: str | Path | nn.Module) -> str:
-    if not isinstance(expert, nn.Module):
+def _called(expert: BaseLike) -> str:
+    if isinstance(expert, (str, Path)):
         return PurePath(str(expert)).name or str(expert)
     path = str(getattr(getattr(expert, "config", None), "name_or_path", "") or "")
     return PurePath(path).name or type(expert).__name__
