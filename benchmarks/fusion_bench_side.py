@@ -28,10 +28,9 @@ def dense(adapter: Path) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Merge, and print what it took."""
-    from fusion_bench.method.isotropic_merging.iso_utils import iso_c
     from fusion_bench.method.task_singular_vector.utils.TSVM_utils import compute_and_sum_svd_mem_reduction
 
-    merge = {"tsv": compute_and_sum_svd_mem_reduction, "iso-c": iso_c}[sys.argv[1]]
+    merge = {"tsv": compute_and_sum_svd_mem_reduction}[sys.argv[1]]
     vectors = [dense(Path(folder)) for folder in sys.argv[2:]]
     wall, cpu = time.perf_counter(), time.process_time()
     merge(vectors, accelerator="cpu")

@@ -42,7 +42,6 @@ PAIRS = {
     "peft:ties_svd": "samerge:ties",
     "mergekit:ties": "samerge:ties",
     "fusion_bench:tsv": "samerge:tsv",
-    "fusion_bench:iso-c": "samerge:iso-c",
 }
 
 #: The sides that score in iterations.
