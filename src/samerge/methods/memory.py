@@ -53,7 +53,8 @@ def layer_bytes(shape: tuple[int, int], components: int) -> int:
 
     Factors as trained and balanced, triplets, components and stack in float32, three sides in float64; a Gram matrix,
     its eigenvectors and the room that LAPACK asks for them, as large as the lesser of the number of components and the
-    layer's width; and what the libraries take once. A quarter more than `benchmarks/decorrelation.py` measured.
+    layer's width; and what the libraries take once. A quarter more than `benchmarks/decorrelation.py` measured of
+    all methods but `dc-merge`, which takes a quarter more than this.
 
     Args:
         shape: (d_out, d_in).
