@@ -182,6 +182,7 @@ def interleaved(B: Tensor, heads: int) -> Tensor:
         heads: of this projection.
 
     Example:
+        >>> import torch
         >>> interleaved(torch.arange(8)[:, None], 2).flatten().tolist()
         [0, 2, 1, 3, 4, 6, 5, 7]
     """
@@ -196,6 +197,7 @@ def in_halves(B: Tensor, heads: int) -> Tensor:
         heads: of this projection.
 
     Example:
+        >>> import torch
         >>> in_halves(torch.tensor([0, 2, 1, 3, 4, 6, 5, 7])[:, None], 2).flatten().tolist()
         [0, 1, 2, 3, 4, 5, 6, 7]
     """
