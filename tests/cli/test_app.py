@@ -115,12 +115,15 @@ def test_a_signal_that_asks_to_end_lets_everything_clean_up(number: int) -> None
         finally:
             cleaned.append(True)
 
-    before = signal.getsignal(number)
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(guarded(command))
-    assert CliRunner().invoke(app, []).exit_code == 128 + number
-    assert cleaned
-    assert signal.getsignal(number) is before
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup it would be ignored, and stay so
+    try:
+        assert CliRunner().invoke(app, []).exit_code == 128 + number
+        assert cleaned
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
 
 
 def test_unexpected_says_where_to_turn() -> None:
