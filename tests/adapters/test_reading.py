@@ -221,3 +221,10 @@ def test_an_update_that_no_training_gives_is_refused(tmp_path, A, B, alpha):
     adapter = read_adapter(write_adapter(tmp_path / "a", factors, alpha=alpha), "math")
     with pytest.raises(AdapterError, match=r"'math', module 'layers.0': its update has entries of up to \d"):
         adapter.modules["layers.0"].load()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits_are_refused_in_words(tmp_path, dtype):
+    factors = {"layers.0": (torch.ones(2, 4).to(dtype), torch.ones(5, 2).to(dtype))}
+    with pytest.raises(AdapterError, match=r"'math', module 'layers.0': .* save the adapter again in float16"):
+        read_adapter(write_adapter(tmp_path / "a", factors), "math")

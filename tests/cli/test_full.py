@@ -39,7 +39,7 @@ def test_full_equals_the_api(invoke, tiny_base, experts, tmp_path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "2 models merged in" in result.stdout
-    assert 'AutoModel.from_pretrained("merged")' in result.stdout
+    assert 'LlamaForCausalLM.from_pretrained("merged")' in result.stdout
     expected = samerge.merge_full(
         tiny_base,
         {"m": experts / "math", "code": experts / "code"},

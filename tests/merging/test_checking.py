@@ -90,7 +90,7 @@ def test_ranks_by_pattern(llama):
 @pytest.mark.parametrize(
     ("settings", "problem", "served"),
     [
-        ({"use_dora": True}, "--dora exact", "it is a DoRA adapter"),
+        ({"use_dora": True}, "dora='exact'", "it is a DoRA adapter"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save='average'", "it carries lm_head.weight, which is neither"),
         ({"trainable_token_indices": [1, 2]}, "token rows", "it carries trained token rows"),
         ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion", "changed the base weights"),

@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from samerge.adapters.exchange import exchange
@@ -126,6 +126,26 @@ def _absolute(target: str | Path) -> Path:
     return Path(os.path.abspath(Path(target).expanduser()))
 
 
+def refuse_sources(target: Path, sources: Iterable[str]) -> None:
+    """Refuse a place that holds what is read, and which would be replaced.
+
+    Args:
+        target: the folder or file to be.
+        sources: what is read, as the user named it; what is no path here is on the Hub.
+
+    Raises:
+        OutputExistsError: it is the place of one of them.
+    """
+    for source in sources:
+        path = Path(source).expanduser()
+        folder = path.parent if target.is_dir() and path.is_file() else path
+        if target.exists() and folder.exists() and os.path.samefile(folder, target):
+            raise OutputExistsError(
+                f"writing {target}: it is the place of {source!r}, which is read and would be replaced; choose another "
+                f"one"
+            )
+
+
 def check_free_file(target: Path, overwrite: bool = False) -> None:
     """Check that the file `target` may be written: it is absent, or a file and may be replaced.
 
@@ -138,8 +158,7 @@ def check_free_file(target: Path, overwrite: bool = False) -> None:
         raise OutputExistsError(f"writing {target}: it is there and no regular file; choose another name")
     if not overwrite:
         raise OutputExistsError(
-            f"writing {target}: it exists already; choose another name, or replace it with overwrite=True "
-            "(--overwrite on the command line)"
+            f"writing {target}: it exists already; choose another name, or replace it with overwrite=True"
         )
 
 
@@ -158,8 +177,7 @@ def check_free(target: Path, overwrite: bool = False, marker: str = CONFIG_NAME)
         return
     if not overwrite:
         raise OutputExistsError(
-            f"writing {target}: it exists already; choose another folder, or replace it with overwrite=True "
-            "(--overwrite on the command line)"
+            f"writing {target}: it exists already; choose another folder, or replace it with overwrite=True"
         )
     if target.is_symlink():
         raise OutputExistsError(
@@ -281,7 +299,7 @@ def _swap(temporary: Path, target: Path, aside: Path, replace: bool, locks: cont
             raise
         raise OutputExistsError(
             f"writing {target}: another process wrote it meanwhile; choose another folder, or run again with "
-            "overwrite=True (--overwrite on the command line)"
+            "overwrite=True"
         ) from error
     finally:
         # Judged by what is on the disk: an interrupt can come between a rename and the next line.

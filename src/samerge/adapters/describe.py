@@ -119,6 +119,12 @@ def check_dtypes(adapter: str, module: str, kinds: Mapping[str, torch.dtype]) ->
     Raises:
         AdapterError: one is not.
     """
+    small = [f"{part} is {kind}" for part, kind in kinds.items() if kind.is_floating_point and kind.itemsize == 1]
+    if small:
+        raise AdapterError(
+            f"reading adapter {adapter!r}, module {module!r}: {', '.join(small)}, in which nothing is computed; save "
+            f"the adapter again in float16, which holds all of its numbers"
+        )
     whole = [f"{part} is {kind}" for part, kind in kinds.items() if not kind.is_floating_point]
     if whole:
         raise AdapterError(

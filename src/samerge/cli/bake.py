@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from samerge.cli.console import show_json, show_warnings, show_ways, stdout
+from samerge.cli.console import class_of, show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import given_adapters, given_weights
 from samerge.cli.shared_options import Adapters, Base, Manner, Positional, Weights
 from samerge.cli.spread import FromTable
@@ -80,4 +80,5 @@ def bake(
         console.print(f"{said} in {time.perf_counter() - start:.1f} s.", markup=False)
         for note in record.notes:
             console.print(f"Note: {note}", markup=False, soft_wrap=True)
-        show_ways(f'AutoModel.from_pretrained("{target.out}")' if target.out else None, url)
+        loader = class_of(result.base.source.config)
+        show_ways(f'{loader}.from_pretrained("{target.out}")' if target.out else None, url)

@@ -70,3 +70,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def class_of(config: Mapping[str, Any]) -> str:
+    """The class that loads a model of this configuration, as it is called in transformers or diffusers."""
+    named = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    return named if isinstance(named, str) and named.isidentifier() else "AutoModel"

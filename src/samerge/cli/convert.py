@@ -35,7 +35,7 @@ def convert(
         raise OptionError("convert takes one adapter, without a weight; samerge merge takes several")
     if target.format is None:
         raise OptionError("converting needs a format; give --format peft, kohya, diffusers, mlx or gguf")
-    target.check("converted adapter")
+    target.check("converted adapter", sources=[specs[0].source])
     from samerge.merging.conversion.converting import convert_adapter
 
     made = convert_adapter({specs[0].name: specs[0].source}, target.format, base, progress=not manner.quiet, **options)

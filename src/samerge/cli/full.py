@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samerge.cli.console import show_json, show_warnings, show_ways, stdout
+from samerge.cli.console import class_of, show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import given_weights, parse_adapter, unique
 from samerge.cli.shared_options import ADAPTER, Base, Manner, Weights
 from samerge.cli.spread import FromTable, completion
@@ -107,7 +107,8 @@ def full(
         parts = {key: told.get(key) for key in (*shown, "notes", "warnings")}
         show_json({"out": target.out, "url": url, **parts})
     elif not manner.quiet:
-        how = f'{"PeftModel.from_pretrained(base, " if adapter else "AutoModel.from_pretrained("}"{target.out}")'
+        loader = class_of(merged.base.source.config)
+        how = f'{"PeftModel.from_pretrained(base, " if adapter else f"{loader}.from_pretrained("}"{target.out}")'
         _show(result, target.out, url, how, f"{len(models)} models merged in {time.perf_counter() - start:.1f} s.")
 
 

@@ -31,7 +31,7 @@ def in_shell_words(message: str, names: Iterable[str]) -> str:
     def written(found: re.Match[str]) -> str:
         value = (found[2] or "").strip("'\"")
         flag = "--" + _FLAGS.get(found[1], found[1].replace("_", "-"))
-        if not value:
+        if not value or value == "True":
             return flag
         return f"{flag} {value!r}" if " " in value else f"{flag} {value}"
 

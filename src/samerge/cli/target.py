@@ -151,10 +151,16 @@ class AdapterTarget(Target):
             OutputExistsError: the folder or file is taken, or cannot be made.
             OptionError: there is nowhere to put it, the format is not known, or the repository id is not valid.
         """
-        from samerge.adapters.atomic import check_free_file
+        from samerge.adapters.atomic import check_free_file, refuse_sources
         from samerge.adapters.formats.table import named
 
-        format = named(self.format or (came_as(sources) if self.out and sources else "peft"))
+        known = self.format or (came_as(sources) if self.out and sources else "peft")
+        if known is None:  # the merge itself says why
+            self._check_hub()
+            return
+        format = named(known)
+        if self.out and self.overwrite:
+            refuse_sources(Path(os.path.abspath(format.target(self.out))), sources)
         if format.file is None or not self.out:
             super().check(what, marker)
             return
@@ -178,19 +184,16 @@ class AdapterTarget(Target):
         return super().deliver(result, quiet, **({"format": self.format} if self.format else {}), **sized)
 
 
-def came_as(sources: Sequence[str]) -> str:
-    """The format that a merge of these is written in where nothing else is said.
-
-    PEFT's where one cannot be read: the merge itself says why.
-    """
+def came_as(sources: Sequence[str]) -> str | None:
+    """The format that a merge of these is written in where nothing else is said; None where one cannot be read."""
     from samerge.adapters.formats.place import find
-    from samerge.adapters.formats.table import DEFAULT, common, format_of
+    from samerge.adapters.formats.table import common, format_of
     from samerge.weights.hub import resolve_adapter
 
     try:
         return common(format_of(find(resolve_adapter(source), source, source)).family for source in sources)
     except SamergeError:
-        return DEFAULT.name
+        return None
 
 
 def check_folder(out: str, overwrite: bool, marker: str | None = None) -> None:

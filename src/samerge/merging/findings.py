@@ -113,6 +113,10 @@ def _nothing(problem: Problem, layers: Mapping[str, LayerRecord]) -> str | None:
     return f"the merged update is zero in every layer, so that the adapter does nothing: {why}"
 
 
+#: A loss that is told as more than 0.0 %.
+_TOLD_LOSS = 0.0005
+
+
 def _dora_warnings(layers: Mapping[str, LayerRecord]) -> list[str]:
     """What the conversion of DoRA adapters lost, for each of them."""
     lost: dict[str, dict[str, float]] = {}
@@ -123,6 +127,8 @@ def _dora_warnings(layers: Mapping[str, LayerRecord]) -> list[str]:
     found = []
     for name, shares in lost.items():
         worst = max(shares, key=lambda module: shares[module])
+        if shares[worst] < _TOLD_LOSS:
+            continue
         mean = sum(shares.values()) / len(shares)
         text = (
             f"converting the DoRA adapter {name} to LoRA lost {mean:.1%} of its update's energy on average (most in "

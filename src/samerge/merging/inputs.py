@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -88,6 +89,8 @@ def named(given: Mapping[str, Given] | Sequence[Given], what: str) -> list[tuple
     """
     if isinstance(given, (str, Path)):
         raise OptionError(f"{what}={str(given)!r} is a single one; give a list or a mapping of name to folder")
+    if not isinstance(given, (Mapping, Iterable)):
+        raise OptionError(f"{what}={given!r} is none; give a list or a mapping of name to folder")
     items = list(given.items()) if isinstance(given, Mapping) else [(_name_of(item), item) for item in given]
     if not items:
         raise OptionError(f"{what} is empty; give at least one")
@@ -111,6 +114,8 @@ def _open_adapter(base: BaseLike | FolderSource | None, name: str, adapter: Adap
     here = isinstance(adapter, str) and not ("/" in adapter or Path(adapter).exists())
     if live is not None and (here or adapter in live):
         return read(base, adapter)  # type: ignore[no-any-return]
+    if not isinstance(adapter, (str, os.PathLike)):
+        raise OptionError(f"adapter {name!r} is {type(adapter).__name__}; give a folder, a file or a hub id")
     return _from_hub(name, str(adapter))
 
 
@@ -133,6 +138,8 @@ def _name_of(given: Any) -> str:
         return PurePath(path).name or type(given).__name__
     if models_of(given):
         return type(given).__name__
+    if not isinstance(given, (str, os.PathLike)):
+        raise OptionError(f"{given!r} is no adapter; give a folder, a file or a hub id")
     text = str(given) if isinstance(given, Path) or Path(given).exists() else str(given).partition("@")[0]
     name = PurePath(text).name or str(given)
     return PurePath(name).stem if name.endswith(ADAPTER_ENDINGS) else name
@@ -170,6 +177,8 @@ def weights_of(
                 f"{what}s: {list(names)}"
             )
         return tuple(check_number(f"weights[{name!r}]", weights[name]) for name in names)
+    if not isinstance(weights, Sequence):
+        raise OptionError(f"weights={weights!r} is a single one; give a list, or a mapping of name to weight")
     if len(weights) != len(names):
         raise OptionError(f"{len(weights)} weights for {len(names)} {what}s {list(names)}; give one for each")
     return tuple(check_number(f"weights[{i}]", weight) for i, weight in enumerate(weights))

@@ -89,11 +89,16 @@ class MergedAdapter:
         Raises:
             OptionError: there is no such format.
             AdapterError: the format has no place for what the adapter holds.
-            OutputExistsError: the place is taken and `overwrite` is False, or holds no adapter.
+            OutputExistsError: the place is taken and `overwrite` is False, holds no adapter, or one that was merged.
         """
-        from samerge.adapters.formats.table import write
+        from samerge.adapters.atomic import refuse_sources
+        from samerge.adapters.formats.table import named, write
 
         name = format or self.format
+        if overwrite:
+            refuse_sources(
+                Path(named(name).target(path)), [one.source for one in self.report.record.inputs if one.source]
+            )
         return write(self._content(self._record(name)), name, path, overwrite)
 
     def _record(self, format: str) -> Record:

@@ -135,7 +135,8 @@ def _compared(what: str, folder: Path, name: str, digest: str, origin: Origin) -
 def _again(folder: Path, record: Mapping[str, Any]) -> Finding:
     """Merge once more and compare the update of every module."""
     what = "merged again"
-    if folder.is_dir() and not (folder / CONFIG_NAME).is_file():
+    made_alone = record.get("method") in ("compress", "extract", "convert")
+    if made_alone or (folder.is_dir() and not (folder / CONFIG_NAME).is_file()):
         return Finding(what, None, "only merges of adapters are made again")
     from samerge.merging.merge_adapters import merge
 

@@ -42,7 +42,7 @@ class CommonOptions(Options):
         scaling(),
         None,
         "The strength of the merged update, one more factor beside the weights: a number; auto, 1.3 (or C) times the "
-        "adapters' mean norm in each layer; or lines:FROM:TO, from the first layer to the last.",
+        "adapters' mean norm in each layer; or lines:A:B, from A in the first layer to A + B in the last.",
         told="the method's own, mostly 1.0",
     )
     balance: str | None = option(
@@ -77,7 +77,7 @@ class CommonOptions(Options):
     modules: ModuleWeights | None = option(
         module_weights(),
         None,
-        "The adapters' strength in the modules that match a pattern, such as '*.mlp.*=0.5' or 'layers.0.*=math:0': "
+        "The adapters' strength in the modules that match a pattern, such as `*.mlp.*=0.5` or `layers.0.*=math:0`: "
         "multiplied with their weights; 0 leaves the modules out. The last that matches wins.",
         told="1 everywhere",
     )

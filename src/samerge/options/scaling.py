@@ -27,7 +27,7 @@ def scaling() -> Kind:
             known = "a number, 'auto', 'auto:<c>', 'lines:<alpha>:<beta>'"
             raise OptionError(f"{name}={value!r} is not known; give {known}") from None
 
-    return Kind(read, "float | str", "FLOAT|auto[:C]|lines:FROM:TO")
+    return Kind(read, "float | str", "FLOAT|auto[:C]|lines:A:B")
 
 
 def auto_only() -> Kind:

@@ -122,15 +122,15 @@ def test_zeros_are_written_as_one_component(tmp_path):
 
 
 def test_what_is_there_is_kept_unless_asked(tmp_path):
-    path = kohya(tmp_path, "style")
+    merged = samerge.merge(None, [kohya(tmp_path / "in", "style")], method="linear", progress=False)
+    path = kohya(tmp_path / "out", "style")
     before = Path(path).read_bytes()
-    merged = samerge.merge(None, [path], method="linear", progress=False)
     with pytest.raises(OutputExistsError, match="exists already"):
         merged.save(path)
     assert Path(path).read_bytes() == before
     merged.save(path, overwrite=True)
     assert Path(path).read_bytes() != before
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["style.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["style.safetensors"]
     (tmp_path / "folder.safetensors" / "folder.safetensors").mkdir(parents=True)
     folder = tmp_path / "folder.safetensors"
     with pytest.raises(OutputExistsError, match="no regular file"):
@@ -230,3 +230,16 @@ def test_an_underscore_that_fits_two_weights_lists_both(tmp_path):
     base = unet(tmp_path / "base", name, fc, other)
     with pytest.raises(BaseModelError, match=r"fits several weights there, \['down\.blocks_0.*', 'down_blocks\.0"):
         samerge.merge(base, [kohya(tmp_path, "style")], method="linear", progress=False)
+
+
+def test_one_module_under_two_names_is_refused(tmp_path):
+    """Beside kohya's name the same module with dots: neither may be lost."""
+    dotted = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    A, B = random(2, 12), random(10, 2)
+    pair = {f"{Q}.lora_down.weight": A, f"{Q}.lora_up.weight": B}
+    both = write(
+        tmp_path, "both", {**pair, f"{dotted}.lora_down.weight": A.clone(), f"{dotted}.lora_up.weight": B.clone()}
+    )
+    base = write_base(tmp_path / "base", {f"{dotted.removeprefix('unet.')}.weight": random(10, 12)})
+    with pytest.raises(BaseModelError, match="both fit"):
+        samerge.merge(base, [both], method="linear", progress=False)

@@ -14,7 +14,7 @@ from samerge.adapters import Adapter
 from samerge.adapters.formats.components import in_files, is_maker, is_stem, split_stem, underscored
 from samerge.adapters.formats.makers import by_diffusers
 from samerge.errors import BaseModelError
-from samerge.merging.alignment.matching import Names
+from samerge.merging.alignment.matching import Names, refuse_doubles
 from samerge.weights import WeightSource
 
 
@@ -39,10 +39,9 @@ def dotted(adapter: Adapter, source: WeightSource) -> Adapter:
     theirs = any(is_maker(module.removeprefix("diffusion_model.")) for module in strange)
     if theirs and not any(is_maker(name) for name in source.shapes):
         adapter = by_diffusers(adapter, [one for one in strange if is_stem(one) or is_maker(one)], source.name)
-    modules = {
-        names.found(adapter.name, module) if is_stem(module) else module: adapted
-        for module, adapted in adapter.modules.items()
-    }
+    meant = {module: names.found(adapter.name, module) if is_stem(module) else module for module in adapter.modules}
+    refuse_doubles(adapter.name, meant, source.name)
+    modules = {meant[module]: adapted for module, adapted in adapter.modules.items()}
     return replace(adapter, modules=dict(sorted(modules.items())))
 
 

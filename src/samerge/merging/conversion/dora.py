@@ -40,8 +40,8 @@ def check_dora(adapters: Sequence[Adapter], choice: str | None, source: WeightSo
         if adapter.dora and choice is None:
             raise AdapterError(
                 f"merging adapter {adapter.name!r}: it is a DoRA adapter (use_dora), whose update also rescales the "
-                f"base weights by a learned magnitude and is of full rank. Convert it on the way with dora='exact' "
-                f"(--dora exact): the exact update, truncated to the adapter's rank, or to more with 'exact:64'; what "
+                f"base weights by a learned magnitude and is of full rank. Convert it on the way with "
+                f"dora='exact': the exact update, truncated to the adapter's rank, or to more with 'exact:64'; what "
                 f"that loses is reported. Or merge it into its base with merge_and_unload()"
             )
         if adapter.dora and source is None:

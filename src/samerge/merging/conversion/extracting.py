@@ -98,10 +98,17 @@ def extract_adapter(
         found = changes(source, other, names, called, place, advance)
     taken, left = candidates(source, found, embeddings)
     if not taken:
+        other_shape = [name for name in names if tuple(source.shapes[name]) != tuple(other.shapes[name])]
+        shapes = "".join(
+            f"; {len(other_shape)} have other shapes, such as {name!r}, {tuple(source.shapes[name])} in the base and "
+            f"{tuple(other.shapes[name])} in the expert"
+            for name in other_shape[:1]
+        )
         raise BaseModelError(
             f"extracting an adapter from {called!r}: no linear weight differs from the base {source.name!r} "
             f"({len(names)} of the base's {len(source.shapes)} tensors are in the expert, "
-            f"{sum(change.norm > 0 for change in found)} differ). Is it the model that the expert was trained from?"
+            f"{sum(change.norm > 0 for change in found)} differ{shapes}). "
+            f"Is it the model that the expert was trained from?"
         )
     sites, layers, adapter = _extract(source, other, names, taken, size, called, place, bars)
     problem = Problem((called,), (1.0,), sites, adapter.rank, source, None, torch.device("cpu"), bars)
