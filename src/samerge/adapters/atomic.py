@@ -126,6 +126,12 @@ def _absolute(target: str | Path) -> Path:
     return Path(os.path.abspath(Path(target).expanduser()))
 
 
+def is_at(source: Path, target: Path) -> bool:
+    """Whether what is read would go with what is at a target: it is that folder or file, or a file in that folder."""
+    place = source.parent if target.is_dir() and source.is_file() else source
+    return target.exists() and place.exists() and os.path.samefile(place, target)
+
+
 def refuse_sources(target: Path, sources: Iterable[str]) -> None:
     """Refuse a place that holds what is read, and which would be replaced.
 
@@ -137,9 +143,7 @@ def refuse_sources(target: Path, sources: Iterable[str]) -> None:
         OutputExistsError: it is the place of one of them.
     """
     for source in sources:
-        path = Path(source).expanduser()
-        folder = path.parent if target.is_dir() and path.is_file() else path
-        if target.exists() and folder.exists() and os.path.samefile(folder, target):
+        if is_at(Path(source).expanduser(), target):
             raise OutputExistsError(
                 f"writing {target}: it is the place of {source!r}, which is read and would be replaced; choose another "
                 f"one"

@@ -107,8 +107,10 @@ def full(
         parts = {key: told.get(key) for key in (*shown, "notes", "warnings")}
         show_json({"out": target.out, "url": url, **parts})
     elif not manner.quiet:
-        loader = class_of(merged.base.source.config)
-        how = f'{"PeftModel.from_pretrained(base, " if adapter else f"{loader}.from_pretrained("}"{target.out}")'
+        call = (
+            "PeftModel.from_pretrained(base, " if adapter else f"{class_of(merged.base.source.config)}.from_pretrained("
+        )
+        how = f'{call}"{target.out}")'
         _show(result, target.out, url, how, f"{len(models)} models merged in {time.perf_counter() - start:.1f} s.")
 
 
@@ -116,7 +118,4 @@ def _show(result: MergedModel | MergedAdapter, out: str | None, url: str | None,
     console = stdout()
     console.print(result.report.table())
     console.print(said, markup=False)
-    if out:
-        show_ways(load, url, f"samerge inspect {out}")
-    else:
-        show_ways(None, url)
+    show_ways(load if out else None, url, f"samerge inspect {out}" if out else None)

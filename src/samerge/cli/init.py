@@ -13,7 +13,7 @@ import typer
 from samerge.cli.console import stderr
 from samerge.cli.named_adapter import AdapterSpec, given_adapters
 from samerge.cli.shared_options import Adapters, Base, MethodName, Positional
-from samerge.errors import OptionError, OutputExistsError
+from samerge.errors import OptionError
 
 if TYPE_CHECKING:
     from samerge.options.option import Option
@@ -41,14 +41,14 @@ def init(
 
     The adapters are not opened. Options stand in it as comments, with their defaults.
     """
+    from samerge.adapters.atomic import check_free_file
     from samerge.cli.recipe import parse_recipe
 
     specs = given_adapters(one, adapter)
     text = recipe_text(specs, base, method)
     parse_recipe(text, out)
     target = Path(out).expanduser()
-    if target.exists() and not (overwrite and target.is_file()):
-        raise OutputExistsError(f"writing {out}: it exists already; choose another name, or --overwrite a file")
+    check_free_file(target, overwrite)
     try:
         target.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -91,7 +91,4 @@ def _show(merged: MergedAdapter, request: Request, url: str | None, seconds: flo
     console.print(merged.report.table())
     console.print(f"{len(request.adapters)} adapters merged in {seconds:.1f} s.", markup=False)
     placed = request.target.place(merged)
-    if placed:
-        show_ways(placed[1], url, f"samerge inspect {placed[0]}")
-    else:
-        show_ways(None, url)
+    show_ways(placed and placed[1], url, placed and f"samerge inspect {placed[0]}")

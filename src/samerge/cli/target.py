@@ -159,13 +159,13 @@ class AdapterTarget(Target):
             self._check_hub()
             return
         format = named(known)
+        target = Path(os.path.abspath(format.target(self.out or "")))
         if self.out and self.overwrite:
-            refuse_sources(Path(os.path.abspath(format.target(self.out))), sources)
+            refuse_sources(target, sources)
         if format.file is None or not self.out:
             super().check(what, marker)
             return
         self._check_hub()
-        target = Path(os.path.abspath(format.target(self.out)))
         check_free_file(target, self.overwrite)
         _check_parent(self.out, target)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -168,9 +167,11 @@ class StreamedModel:
             )
 
     def _refuse_inputs(self, target: Path) -> None:
+        from samerge.adapters.atomic import is_at
+
         folders = {**self.read_from, **({} if self.base.folder is None else {self.base.name: self.base.folder})}
         for name, folder in folders.items():
-            if target.exists() and folder.exists() and os.path.samefile(folder, target):
+            if is_at(folder, target):
                 raise OutputExistsError(
                     f"writing {target}: it is the folder of {name!r}, which the merge reads from and which would "
                     f"be replaced; choose another folder"

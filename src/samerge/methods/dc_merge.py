@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from samerge.linalg.order_statistics import largest_in
 from samerge.linalg.polar import polar
 from samerge.linalg.stack import stacked
 from samerge.linalg.triplets import Triplets
@@ -86,7 +87,7 @@ def smoothed(values: Tensor, options: DcMergeOptions) -> Tensor:
 def trimmed(entries: Tensor, count: int) -> Tensor:
     """The `count` largest entries; those that equal the last of them to rounding stay with it."""
     sizes = entries.abs()
-    least = sizes.flatten().kthvalue(sizes.numel() - count + 1).values
+    [least] = largest_in(sizes.flatten(), [count])
     return torch.where(sizes >= (1 - _SAME) * least, entries, 0.0)
 
 

@@ -27,11 +27,15 @@ def iso_c(
     """The merged update."""
     stack = stacked({n: part.scaled(weights[n]) for n, part in parts.items()})
     whole = replace(stack, U=stack.U.double(), V=stack.V.double(), orthonormal=False).orthonormalised()
-    alive = CUTOFF * torch.cat([whole.S, stack.S.abs()]).max() < whole.S
-    found = whole.select(alive.nonzero().flatten())
+    found = existing(whole, float(torch.cat([whole.S, stack.S.abs()]).max()))
     dtype = stack.U.dtype
     level = float(found.S.mean()) if found.rank else 0.0
     return Triplets(found.U.to(dtype), torch.full_like(found.S, level), found.V.to(dtype), True), {}
+
+
+def existing(triplets: Triplets, size: float) -> Triplets:
+    """Without directions that are rounding of what is as large as `size`: those of updates that cancel."""
+    return triplets.select((CUTOFF * size < triplets.S).nonzero().flatten())
 
 
 METHOD = Method("iso-c", by_triplets(iso_c), exact=True)

@@ -15,13 +15,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
-from samerge.linalg.gram import CUTOFF
 from samerge.linalg.polar import polar
 from samerge.linalg.stack import stacked
 from samerge.linalg.triplets import Triplets
 from samerge.methods.by_triplets import by_triplets
+from samerge.methods.iso_c import existing
 from samerge.methods.method import Method
 from samerge.methods.tsv import leading
 from samerge.options.kinds import share
@@ -42,14 +40,14 @@ def iso_cts(
     stack = stacked({n: part.scaled(weights[n]) for n, part in parts.items()})
     wide = replace(stack, U=stack.U.double(), V=stack.V.double(), orthonormal=False)
     own = max(0, round((1 - options.common) * wide.rank / len(parts)))
-    whole = _existing(wide.orthonormalised(), float(stack.S.abs().max()))
+    whole = existing(wide.orthonormalised(), float(stack.S.abs().max()))
     common = leading(whole, min(whole.rank, wide.rank - own * len(parts)))
     mixed: dict[int, Triplets] = {}
     for n, part in parts.items():
         U = part.U.double()
         left = U - common.U @ (common.U.T @ U)
         rest = Triplets(left, part.S * weights[n], part.V.double(), False).orthonormalised()
-        rest = _existing(rest, float(part.S.max()) * abs(weights[n]))
+        rest = existing(rest, float(part.S.max()) * abs(weights[n]))
         mixed[n] = leading(rest, min(own, rest.rank))
     found = stacked({**mixed, -1: common})
     if not found.rank:
@@ -59,12 +57,6 @@ def iso_cts(
     dtype = stack.U.dtype
     full = P.full and Q.full
     return Triplets(P.columns.to(dtype), level.expand(found.rank), Q.columns.to(dtype), full).compact(), {}
-
-
-def _existing(triplets: Triplets, size: float) -> Triplets:
-    """Without directions that are rounding: of updates that cancel, or lie in the common space."""
-    alive: Tensor = CUTOFF * size < triplets.S
-    return triplets.select(alive.nonzero().flatten())
 
 
 METHOD = Method("iso-cts", by_triplets(iso_cts), IsoCtsOptions, exact=True)

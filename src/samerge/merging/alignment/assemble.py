@@ -41,7 +41,7 @@ def align(adapters: Sequence[Adapter], source: WeightSource | None) -> tuple[Sit
                 adapted = _fitted(adapter.name, module, adapted, expert_of(own[module])[0], source)
             others = found.setdefault(module, {})
             for m, first in others.items():
-                if first.shape == adapted.shape and source is None:
+                if source is None and first.shape == adapted.shape and first.layout != adapted.layout:
                     adapted = replace(adapted, layout=_fuller(adapted.layout, first.layout))
                     others[m] = first = replace(first, layout=_fuller(first.layout, adapted.layout))
                 if first.shape != adapted.shape or not _alike(first.layout, adapted.layout, source):
