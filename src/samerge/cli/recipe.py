@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from samerge.cli.mergekit import as_recipe, is_mergekit
 from samerge.cli.named_adapter import AdapterSpec, default_name
 from samerge.cli.request import Request
 from samerge.cli.target import AdapterTarget
@@ -26,7 +27,7 @@ def read_recipe(file: str | Path, changes: Mapping[str, Any] | None = None) -> R
     Args:
         file: the recipe. Keys: `base`, `adapters` (a list of sources or of `name`, `source`, `weight`; or a mapping of
             name to source), `method`, `weights`, `out`, `overwrite`, `push_to_hub` and what belongs to it, and the
-            options of `samerge.merge`.
+            options of `samerge.merge`. Or a configuration of mergekit (`samerge.cli.mergekit`).
         changes: values that win over the recipe's.
 
     Raises:
@@ -46,6 +47,9 @@ def parse_recipe(text: str, origin: str, changes: Mapping[str, Any] | None = Non
     table = _load(text, doing)
     if not isinstance(table, Mapping):
         raise OptionError(f"{doing}: it holds no mapping of keys to values; it needs base, adapters and out")
+    notes: list[str] = []
+    if is_mergekit(table):
+        table, notes = as_recipe(table, doing)
     values = {str(key).replace("-", "_"): value for key, value in table.items() if value is not None}
     values |= changes or {}
     adapters = _adapters(values.get("adapters"), doing)
@@ -66,6 +70,7 @@ def parse_recipe(text: str, origin: str, changes: Mapping[str, Any] | None = Non
         weights={adapter.name: adapter.weight for adapter in adapters} if weights is None else weights,
         options=options,
         target=AdapterTarget(**{key: values[key] for key in _TARGET if key in values}),
+        notes=tuple(notes),
     )
 
 

@@ -28,6 +28,7 @@ class Request:
         weights: as `samerge.merge` takes them.
         options: options of `samerge.merge` that were given.
         target: where the result goes.
+        notes: how the merge differs from what the file asks for, one sentence each.
 
     Raises:
         OptionError: no adapter, or a name twice.
@@ -39,6 +40,7 @@ class Request:
     weights: Mapping[str, float] | str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     target: AdapterTarget = field(default_factory=AdapterTarget)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         unique(self.adapters)
@@ -70,7 +72,7 @@ def carry_out(request: Request, manner: Manner) -> None:
             **request.options,
         )
     if group.first:
-        show_warnings(merged.report.warnings)
+        show_warnings([*request.notes, *merged.report.warnings])
         url = request.target.deliver(merged, manner.quiet)
         if manner.as_json:
             show_json(_summary(merged, request, url))

@@ -33,7 +33,8 @@ def run_recipe(
     out: merged/
     ```
 
-    What is given here wins over the file.
+    What is given here wins over the file. A configuration of mergekit is read, too, where it merges adapters of one
+    base (`model: BASE+ADAPTER`); --out says where the adapter goes.
     """
     given = {item.name: getattr(target, item.name) for item in fields(target) if getattr(target, item.name)}
     carry_out(read_recipe(file, given), manner)

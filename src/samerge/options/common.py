@@ -23,12 +23,12 @@ def dtype() -> Kind:
             raise OptionError(f"{name}={value!r} is not one to write in; choose one of {', '.join(_DTYPES)}")
         return found
 
-    return Kind(read, "torch.dtype | str", "NAME", _DTYPES)
+    return Kind(read, "torch.dtype | str", "NAME", _DTYPES, schema={"enum": [*_DTYPES]})
 
 
 def text(metavar: str) -> Kind:
     """Any text, or what says itself as text."""
-    return Kind(lambda name, value: str(value), "str", metavar)
+    return Kind(lambda name, value: str(value), "str", metavar, schema={"type": "string"})
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ def connectivity() -> Kind:
             raise OptionError(f"{name}={value!r} is not known; choose flow, local, or give a samerge.FlowGraph")
         return value if isinstance(value, FlowGraph) else str(value)
 
-    return Kind(read, "Literal['flow', 'local'] | FlowGraph", "flow|local", ("flow", "local"))
+    words = ("flow", "local")
+    return Kind(read, "Literal['flow', 'local'] | FlowGraph", "flow|local", words, schema={"enum": [*words]})
 
 
 HELP = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,6 +13,12 @@ from samerge.errors import OptionError
 
 #: The mean of density="adaptive".
 ADAPTIVE_MEAN = 0.1
+
+#: A positive number, and any, in the regular expressions of JSON Schema.
+POSITIVE = r"(0*[1-9][0-9]*(\.[0-9]*)?|0*\.0*[1-9][0-9]*|0+\.0*[1-9][0-9]*)([eE][-+]?[0-9]+)?"
+NUMBER = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
+
+_SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Kind:
         choices: words that it may be, for completion in a shell.
         flag: what the option is called in a shell where that is not its name.
         many: whether it may be given several times in a shell; its value is then a list of text.
+        schema: what it may be in a recipe file, as JSON Schema; anything where it is empty.
     """
 
     read: Callable[[str, Any], Any]
@@ -34,11 +41,13 @@ class Kind:
     choices: tuple[str, ...] = ()
     flag: str = ""
     many: bool = False
+    schema: Mapping[str, Any] = field(default_factory=dict)
 
 
 def whole(least: int = 1) -> Kind:
     """A whole number; 16.0 and "16" are 16."""
-    return Kind(lambda name, value: check_whole(name, value, least), "int", "N")
+    schema = {"type": "integer", "minimum": least}
+    return Kind(lambda name, value: check_whole(name, value, least), "int", "N", schema=schema)
 
 
 def real(low: float = -math.inf, high: float = math.inf, *, below: bool = False, metavar: str = "FLOAT") -> Kind:
@@ -51,12 +60,14 @@ def real(low: float = -math.inf, high: float = math.inf, *, below: bool = False,
             raise OptionError(f"{name}={value!r} must be {reach}")
         return found
 
-    return Kind(read, "float", metavar)
+    bounds = {"minimum": low, "exclusiveMaximum" if below else "maximum": high}
+    schema = {"type": "number"} | {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
+    return Kind(read, "float", metavar, schema=schema)
 
 
 def share() -> Kind:
     """A share in (0, 1]."""
-    return Kind(check_share, "float", "(0,1]")
+    return Kind(check_share, "float", "(0,1]", schema=_SHARE)
 
 
 def word(*choices: str, pattern: str = "", told: str = "") -> Kind:
@@ -71,7 +82,9 @@ def word(*choices: str, pattern: str = "", told: str = "") -> Kind:
 
     listed = [*choices, *filter(None, [told])]
     literal = f"Literal[{', '.join(repr(choice) for choice in choices)}]" if choices and not pattern else "str"
-    return Kind(read, literal, "|".join(listed), choices)
+    ways = [{"enum": [*choices]}, *([{"type": "string", "pattern": f"^{pattern}$"}] if pattern else [])]
+    schema: Mapping[str, Any] = {"anyOf": ways} if pattern else ways[0]
+    return Kind(read, literal, "|".join(listed), choices, schema=schema)
 
 
 def flag() -> Kind:
@@ -84,7 +97,7 @@ def flag() -> Kind:
             raise OptionError(f"{name}={value!r} must be true or false")
         return found
 
-    return Kind(read, "bool", "true|false", ("true", "false"))
+    return Kind(read, "bool", "true|false", ("true", "false"), schema={"type": "boolean"})
 
 
 def density() -> Kind:
@@ -96,7 +109,9 @@ def density() -> Kind:
             return value
         return check_share(name, value, ", or be 'adaptive' or 'adaptive:<mean>'")
 
-    return Kind(read, "float | str", "(0,1]|adaptive[:MEAN]")
+    mean = r"(1(\.0*)?|0?\.0*[1-9][0-9]*)"
+    schema = {"anyOf": [_SHARE, {"type": "string", "pattern": f"^adaptive(:{mean})?$"}]}
+    return Kind(read, "float | str", "(0,1]|adaptive[:MEAN]", schema=schema)
 
 
 def mean_of(value: float | str) -> float:

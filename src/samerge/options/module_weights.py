@@ -129,7 +129,14 @@ def module_weights() -> Kind:
         return ModuleWeights(tuple(rules))
 
     annotation = "Mapping[str, float | Mapping[str, float]]"
-    return Kind(read, annotation, "GLOB=[ADAPTER:]W", flag="module-weight", many=True)
+    by_adapter = {"type": "object", "minProperties": 1, "additionalProperties": {"type": "number"}}
+    schema = {
+        "type": "object",
+        "minProperties": 1,
+        "propertyNames": {"minLength": 1},
+        "additionalProperties": {"anyOf": [{"type": "number"}, by_adapter]},
+    }
+    return Kind(read, annotation, "GLOB=[ADAPTER:]W", flag="module-weight", many=True, schema=schema)
 
 
 def _rules(name: str, pattern: Any, given: Any) -> list[Rule]:

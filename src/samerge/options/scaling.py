@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from samerge.errors import OptionError
-from samerge.options.kinds import Kind, check_number
+from samerge.options.kinds import NUMBER, POSITIVE, Kind, check_number
 from samerge.options.lines import alpha_beta, is_lines
 
 
@@ -27,7 +27,9 @@ def scaling() -> Kind:
             known = "a number, 'auto', 'auto:<c>', 'lines:<alpha>:<beta>'"
             raise OptionError(f"{name}={value!r} is not known; give {known}") from None
 
-    return Kind(read, "float | str", "FLOAT|auto[:C]|lines:A:B")
+    pattern = f"^(auto(:{POSITIVE})?|lines:{NUMBER}:{NUMBER})$"
+    schema = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": pattern}]}
+    return Kind(read, "float | str", "FLOAT|auto[:C]|lines:A:B", schema=schema)
 
 
 def auto_only() -> Kind:
@@ -36,7 +38,8 @@ def auto_only() -> Kind:
     def read(name: str, value: Any) -> float | str:
         return "auto" if value == "auto" else check_number(name, value)
 
-    return Kind(read, "float | Literal['auto']", "FLOAT|auto")
+    schema = {"anyOf": [{"type": "number"}, {"const": "auto"}]}
+    return Kind(read, "float | Literal['auto']", "FLOAT|auto", schema=schema)
 
 
 def auto_factor(value: float | str) -> float | None:
