@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli.conftest import write_adapter
 from safetensors.torch import load_file
 
+from cli.conftest import write_adapter
 from samerge import OptionError
 from samerge.cli.recipe import parse_recipe
 
-HEAD = "base_model: b\nmodels:\n- model: b+l/x\n  parameters: {weight: 0.5%s}\n- model: b+l/y\n  parameters: {weight: %s%s}\n"
+HEAD = (
+    "base_model: b\nmodels:\n- model: b+l/x\n  parameters: {weight: 0.5%s}\n"
+    "- model: b+l/y\n  parameters: {weight: %s%s}\n"
+)
 
 
 def config(method: str, more: str = "", each: str = "", second: str = "0.5") -> str:
@@ -98,7 +101,7 @@ def test_the_base_counts_in_a_mean_of_models_and_not_among_task_vectors():
 def test_weights_by_filter():
     """mergekit's first filter that matches wins, our last pattern does."""
     weight = "[{filter: mlp, value: 0.2}, {filter: q_proj, value: 0}, {value: 0.6}]"
-    request, options, adapters = read(config("task_arithmetic", second=weight))
+    _, options, adapters = read(config("task_arithmetic", second=weight))
     assert adapters == [("x", "l/x", 0.5), ("y", "l/y", 1.0)]
     assert options["modules"] == {"*": {"y": 0.6}, "*q_proj*": {"y": 0.0}, "*mlp*": {"y": 0.2}}
     assert list(options["modules"]) == ["*", "*q_proj*", "*mlp*"]

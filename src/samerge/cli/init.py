@@ -49,7 +49,7 @@ def init(
 
         samerge init mergekit.yaml --out recipe.yaml
 
-    An editor that knows JSON Schema completes and checks recipes whose first line names this file (the recipe says how):
+    An editor that knows JSON Schema completes and checks recipes whose first line names this file:
 
         samerge init --schema > recipe.schema.json
     """

@@ -234,8 +234,8 @@ def _divisor(method: _Method, weights: Sequence[_Rules], normalize: bool, doing:
         if len(given) > 1:
             raise OptionError(
                 f"{doing}: it has other weights for other adapters, and normalize, {method.own}'s default in mergekit, "
-                f"which divides each value by the weights that agree on it; samerge divides by their number. Give equal "
-                f"weights, or normalize: false, where both do the same"
+                f"which divides each value by the weights that agree on it; samerge divides by their number. Give "
+                f"equal weights, or normalize: false, where both do the same"
             )
         return given.pop() if given else 1.0
     if not normalize:

@@ -82,8 +82,9 @@ def word(*choices: str, pattern: str = "", told: str = "") -> Kind:
 
     listed = [*choices, *filter(None, [told])]
     literal = f"Literal[{', '.join(repr(choice) for choice in choices)}]" if choices and not pattern else "str"
-    ways = [{"enum": [*choices]}, *([{"type": "string", "pattern": f"^{pattern}$"}] if pattern else [])]
-    schema: Mapping[str, Any] = {"anyOf": ways} if pattern else ways[0]
+    schema: dict[str, Any] = {"enum": [*choices]}
+    if pattern:
+        schema = {"anyOf": [schema, {"type": "string", "pattern": f"^{pattern}$"}]}
     return Kind(read, literal, "|".join(listed), choices, schema=schema)
 
 
