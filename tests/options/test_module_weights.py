@@ -86,12 +86,50 @@ def test_what_it_refuses(given, words: str) -> None:
 
 
 def test_patterns_and_adapters_that_there_are_not() -> None:
-    modules = ["layers.0.attn.q", "layers.1.attn.q", "layers.0.mlp.experts.up[0]"]
-    assert read({"q": 1, "*.up": 2}).check(modules, ["math"]) == {"q": 2, "*.up": 1}
+    modules = {"math": [("layers.0.attn.q",), ("layers.1.attn.q",), ("layers.0.mlp.experts.up[0]",)]}
+    assert read({"q": 1, "*.up": 2}).check(modules, ["math"]) == [2, 1]
     with pytest.raises(OptionError, match=r"'mlp'.*matches no module.*layers.\*.attn.q, layers.\*.mlp.experts.up"):
         read({"mlp": 1}).check(modules, ["math"])
     with pytest.raises(OptionError, match=r"the adapter 'maths' for 'q', which is not in this merge; it has \['math'"):
         read({"q": {"maths": 1}}).check(modules, ["math"])
+
+
+def test_a_rule_of_one_adapter_counts_its_own_modules() -> None:
+    modules = {"math": [("0.q",), ("1.q",)], "code": [("0.q",), ("0.up",)], "none": []}
+    rules = read({"*": 1, "q": {"math": 2, "code": 0.5}, "up": {"math": 0}, "?.up": {"left": 1}})
+    assert rules.check(modules, ["math", "code", "none", "left"]) == [3, 2, 1, 0, 0]
+    with pytest.raises(
+        OptionError, match=r"'up', which matches no module of the adapter 'math', though others'.*has .*q"
+    ):
+        read({"up": {"math": 0.5}}).check(modules, ["math", "code"])
+
+
+def test_a_module_has_the_name_of_its_own_file_too() -> None:
+    rules = read({"lora_te_*": 0.5, "unet.*": 2})
+    assert rules.of("text_encoder.q", "a", "lora_te_q") == 0.5
+    assert rules.of("unet.q", "a", "lora_unet_q") == 2
+    assert rules.check({"a": [("text_encoder.q", "lora_te_q"), ("unet.q", "lora_unet_q")]}, ["a"]) == [1, 1]
+    assert read({"*": 0}).absent("lora_te_q", "a")
+    assert read({"lora_te_*": {"a": 0}, "*.k": {"b": 2}}).absent("lora_te_q", "a")
+    assert not read({"*": 0, "unet.*": 1}).absent("lora_unet_q", "a")
+    assert not read({"lora_te_*": {"a": 0}}).absent("lora_te_q", "b")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "leave out: modules={'lora_te_*': 0, 'a.*': 0}. Or",
+            "out: --module-weight 'lora_te_*=0' --module-weight 'a.*=0'.",
+        ),
+        ("modules['*']['math']='much' must be", "--module-weight '*=math:much' must be"),
+        ("modules['*']='much' must be", "--module-weight '*=much' must be"),
+        ("modules has the pattern 'x'", "--module-weight has the pattern 'x'"),
+        ("12 modules names", "12 modules names"),
+    ],
+)
+def test_messages_are_in_the_shells_words(message: str, expected: str) -> None:
+    assert expected in in_shell_words(message, ["modules"])
 
 
 def test_messages_name_the_option_of_the_shell() -> None:

@@ -30,6 +30,7 @@ class AdaptedModule:
         load: reads the factors, in their own dtype, with PEFT's scale.
         bias: reads the bias of `lora_B` with the scale multiplied in, in float32; None without one.
         magnitude: reads DoRA's magnitude vector; None for a plain LoRA.
+        own: its name in the adapter's own file, where that was kept beside the base's.
     """
 
     layout: Layout
@@ -39,6 +40,7 @@ class AdaptedModule:
     load: Callable[[], LoraFactors]
     bias: Load | None = None
     magnitude: Load | None = None
+    own: str = ""
 
 
 @dataclass(frozen=True)

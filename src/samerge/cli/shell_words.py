@@ -12,6 +12,12 @@ _PYTHON = r"(?<![\w'\":./=-])({names})=('[^']*'|\"[^\"]*\"|[^\s,;()'\"]*[^\s,;()
 #: Options whose name in a shell is another one (`Kind.flag`; their table is not loaded for a message).
 _FLAGS = {"modules": "module-weight"}
 
+#: Weights by module: `modules={'*.mlp.*': 0}`, `modules['*.mlp.*']['math']='x'`, and the option in a sentence.
+_RULES = re.compile(r"(?<![\w'\":./=-])modules=\{((?:'[^']*': [^,{}]+(?:, )?)+)\}")
+_RULE = re.compile(r"'([^']*)': ([^,{}]+)")
+_PLACE = re.compile(r"(?<![\w'\":./=-])modules\['([^']*)'\](?:\['([^']*)'\])?=('[^']*'|[^\s,;]*)")
+_SUBJECT = re.compile(r"(?<![\w'\":./=-])modules (?=(has the pattern|names the adapter|gives every)\b)")
+
 
 def in_shell_words(message: str, names: Iterable[str]) -> str:
     """A message with the options in it as they are written in a shell.
@@ -24,6 +30,11 @@ def in_shell_words(message: str, names: Iterable[str]) -> str:
         >>> in_shell_words("svd_rank='x' must be a whole number; give base: a folder", ["svd_rank", "base"])
         '--svd-rank x must be a whole number; give --base: a folder'
     """
+    names = set(names)
+    if "modules" in names:
+        message = _RULES.sub(lambda found: " ".join(_weight(*rule) for rule in _RULE.findall(found[1])), message)
+        message = _PLACE.sub(lambda found: _weight(found[1], found[3].strip("'"), found[2] or ""), message)
+        message = _SUBJECT.sub("--module-weight ", message)
     words = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
     if not words:
         return message
@@ -37,6 +48,10 @@ def in_shell_words(message: str, names: Iterable[str]) -> str:
 
     message = re.sub(_PYTHON.format(names=words), written, message)
     return re.sub(r"\bgive base\b", "give --base", message)
+
+
+def _weight(pattern: str, weight: str, adapter: str = "") -> str:
+    return f"--module-weight '{pattern}={f'{adapter}:' if adapter else ''}{weight}'"
 
 
 def option_names() -> set[str]:

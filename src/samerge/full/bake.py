@@ -18,11 +18,10 @@ from samerge.full.baking import plan_baking, site_norms
 from samerge.full.given_models import ModelLike, Opened, open_model
 from samerge.full.streamed_model import StreamedModel
 from samerge.merging.alignment import assemble
-from samerge.merging.alignment.spelling import together
 from samerge.merging.alignment.views import replication
 from samerge.merging.inputs import AdapterLike, dtype_of, open_adapters, weights_of
 from samerge.merging.merged_adapter import MergedAdapter
-from samerge.merging.module_weights import factor_of, with_factors, without_silenced
+from samerge.merging.module_weights import factor_of, fitted, with_factors
 from samerge.merging.saved_modules import SavedParts
 from samerge.merging.trained_parts import check_extras
 from samerge.methods.problem import Site
@@ -106,8 +105,8 @@ def bake(
                 f"share their weights in the base; a checkpoint of the base has no place for what each of them gets. "
                 f"Load it with PEFT and save the model that it makes"
             )
-        one = together([adapter for adapter, _ in active], root.source, live)
-        kept, told = without_silenced(one.adapters, names, options.modules)
+        one = fitted([adapter for adapter, _ in active], names, root.source, live, options.modules)
+        kept = one.adapters
         check_extras(kept, options.modules_to_save, one.source)
         taking_part = [adapter.name for adapter in kept]
         sites = with_factors(assemble.align(kept, one.source), taking_part, options.modules)
@@ -143,7 +142,7 @@ def bake(
         ),
         layers=layers,
         timings=seconds_of(bars),
-        notes=(*one.notes, *told, *planned.notes),
+        notes=(*one.notes, *planned.notes),
         warnings=_warnings(opened, strengths, not whole),
         **origin(),
     )

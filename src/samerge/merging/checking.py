@@ -26,11 +26,11 @@ from samerge.adapters.settings import readable
 from samerge.errors import AdapterError, BaseModelError, GraphError, SamergeError
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.architecture import base_graph
-from samerge.merging.alignment.spelling import together
 from samerge.merging.companions import chosen_companions
 from samerge.merging.configuration import strangers_of
 from samerge.merging.conversion.dora import check_dora
 from samerge.merging.inputs import open_base
+from samerge.merging.module_weights import fitted
 from samerge.merging.trained_parts import check_extras
 from samerge.options.module_names import module_type
 from samerge.report.origin import name_of
@@ -197,7 +197,7 @@ def _against(adapter: Adapter, source: WeightSource | None, base: object) -> tup
     missing: list[str] = []
     seen = source
     try:
-        one = together([adapter], source, base if isinstance(base, nn.Module) else None)
+        one = fitted([adapter], [adapter.name], source, base if isinstance(base, nn.Module) else None, None)
         [adapter], seen = one.adapters, one.source
         notes += one.notes
         sites = assemble.align([adapter], seen)

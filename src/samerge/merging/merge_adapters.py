@@ -15,13 +15,13 @@ from samerge.adapters import Adapter
 from samerge.errors import GraphError, OptionError
 from samerge.graph import FlowGraph
 from samerge.merging.alignment import assemble
-from samerge.merging.alignment.spelling import Together, together
+from samerge.merging.alignment.spelling import Together
 from samerge.merging.companions import chosen_companions
 from samerge.merging.conversion.dora import check_dora, converted
 from samerge.merging.finish import Finisher
 from samerge.merging.inputs import AdapterLike, BaseLike, device_of, open_adapters, open_base, weights_of
 from samerge.merging.merged_adapter import MergedAdapter
-from samerge.merging.module_weights import with_factors, without_silenced
+from samerge.merging.module_weights import fitted, with_factors
 from samerge.merging.plan import Plan, Weights, plan
 from samerge.merging.trained_parts import check_extras
 from samerge.methods.keywords import MergeKeywords
@@ -153,9 +153,8 @@ def merge_opened(
             device = device_of(common.device, getattr(source, "device", "cpu"))
             live = base if isinstance(base, nn.Module) else None
             # Those of weight 0 are left out, but where all weigh 0, so that the merge can say so.
-            one = together([e for e, w in zip(experts, values, strict=True) if w or not any(values)], source, live)
-            left, told = without_silenced(one.adapters, names, common.modules)
-            one = replace(one, adapters=left, notes=(*one.notes, *told))
+            heard = [e for e, w in zip(experts, values, strict=True) if w or not any(values)]
+            one = fitted(heard, names, source, live, common.modules)
             checked = one.adapters if any(values) else ()
             check_dora(checked, common.dora, one.source)
             check_extras(checked, common.modules_to_save, one.source)

@@ -2,15 +2,15 @@
 
 Patterns are those of a shell (`*`, `?`, `[0-9]`), with letter case, and match a module's whole name or what follows any
 dot in it: `layers.[0-9].*` is the first ten layers whatever stands before. A name of an expert in a stack matches with
-and without its number. Where several patterns match, the last one wins, for each adapter among those that speak of it:
-the general one first, the exceptions after it. The value multiplies the adapter's own weight; 0 is as if the adapter
-had not got the module.
+and without its number, and a module that an adapter's own file calls otherwise than the base under both names. Where
+several patterns match, the last one wins, for each adapter among those that speak of it: the general one first, the
+exceptions after it. The value multiplies the adapter's own weight; 0 is as if the adapter had not got the module.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import lru_cache
@@ -63,39 +63,55 @@ class ModuleWeights:
 
     rules: tuple[Rule, ...]
 
-    def of(self, module: str, adapter: str) -> float:
-        """What an adapter's weight is multiplied with in a module; 1 where no rule speaks of it."""
-        for rule in reversed(self.rules):
-            if rule.adapter in (None, adapter) and rule.matches(module):
-                return rule.weight
-        return 1.0
-
-    def check(self, modules: Iterable[str], adapters: Collection[str]) -> dict[str, int]:
-        """How many modules each pattern matches.
+    def of(self, module: str, adapter: str, own: str = "") -> float:
+        """What an adapter's weight is multiplied with in a module; 1 where no rule speaks of it.
 
         Args:
-            modules: names of all modules that the adapters have.
+            module: its name.
+            adapter: whose.
+            own: its name in the adapter's own file, where that is another.
+        """
+        found = self._deciding(module, adapter, own)
+        return 1.0 if found is None else self.rules[found].weight
+
+    def absent(self, own: str, adapter: str) -> bool:
+        """Whether an adapter is without a module, whatever the base may call it: no later rule says otherwise."""
+        found = self._deciding(own, adapter)
+        return found is not None and not any(
+            rule.weight for rule in self.rules[found:] if rule.adapter in (None, adapter)
+        )
+
+    def _deciding(self, module: str, adapter: str, own: str = "") -> int | None:
+        for number, rule in reversed(list(enumerate(self.rules))):
+            if rule.adapter in (None, adapter) and (rule.matches(module) or (own and rule.matches(own))):
+                return number
+        return None
+
+    def check(self, modules: Mapping[str, Collection[tuple[str, ...]]], adapters: Collection[str]) -> list[int]:
+        """How many modules each rule speaks of: of its adapter, or of all.
+
+        Args:
+            modules: adapter -> the names of each module that it has, of the adapters that take part.
             adapters: names of all adapters.
 
         Raises:
             OptionError: a pattern matches none, or a rule names an adapter that there is not.
         """
-        names = list(modules)
-        counts: dict[str, int] = {}
+        everyone = sorted({one for several in modules.values() for one in several})
+        counts: list[int] = []
         for rule in self.rules:
             if rule.adapter is not None and rule.adapter not in adapters:
                 raise OptionError(
                     f"modules names the adapter {rule.adapter!r} for {rule.pattern!r}, which is not in this merge; it "
                     f"has {sorted(adapters)}"
                 )
-            counts[rule.pattern] = sum(rule.matches(name) for name in names)
-            if not counts[rule.pattern]:
-                kinds = sorted({module_type(expert_of(name)[0]) for name in names})
-                raise OptionError(
-                    f"modules has the pattern {rule.pattern!r}, which matches no module of the adapters; it must match "
-                    f"a whole name, or all that follows a dot in it. They have "
-                    f"{', '.join(kinds[:12])}{f' and {len(kinds) - 12} more kinds' if len(kinds) > 12 else ''}"
-                )
+            if not any(rule.matches(name) for one in everyone for name in one):
+                raise _no_match(rule, "the adapters; it must match", "They have", everyone)
+            whose = everyone if rule.adapter is None else modules.get(rule.adapter, ())
+            counts.append(len({one[0] for one in whose if any(map(rule.matches, one))}))
+            if not counts[-1] and rule.weight and rule.adapter in modules:  # with 0 it is as it is
+                told = f"the adapter {rule.adapter!r}, though others'; it must match"
+                raise _no_match(rule, told, "It has", sorted(whose))
         return counts
 
     def plain(self) -> dict[str, Any]:
@@ -107,6 +123,15 @@ class ModuleWeights:
             else:
                 found.setdefault(rule.pattern, {})[rule.adapter] = rule.weight
         return found
+
+
+def _no_match(rule: Rule, whose: str, have: str, names: Collection[tuple[str, ...]]) -> OptionError:
+    kinds = sorted({module_type(expert_of(one[0])[0]) for one in names})
+    return OptionError(
+        f"modules has the pattern {rule.pattern!r}, which matches no module of {whose} a whole name, or all that "
+        f"follows a dot in it. {have} "
+        f"{', '.join(kinds[:12])}{f' and {len(kinds) - 12} more kinds' if len(kinds) > 12 else ''}"
+    )
 
 
 def module_weights() -> Kind:

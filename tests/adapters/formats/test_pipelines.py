@@ -6,6 +6,7 @@ to make of the merged file alone.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -397,6 +398,79 @@ def test_names_that_nobody_knows_are_told_with_the_nearest(tmp_path: Path) -> No
     save_file(tensors, tmp_path / "other.safetensors")
     with pytest.raises(samerge.BaseModelError, match=rf"'{module}' has no weight there \(nearest: "):
         samerge.merge(flux_pipeline(), [tmp_path / "other.safetensors"], method="linear", progress=False)
+
+
+@pytest.fixture(scope="module")
+def sd_on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sd")
+    stable_diffusion().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["kohya", "diffusers"])
+def test_what_a_lora_has_beside_the_base_is_left_out_with_weight_0(kind: str, sd_on_disk: Path, tmp_path: Path) -> None:
+    """Merged on, or baked into, one model of the pipeline that it was trained on."""
+    pipe = stable_diffusion()
+    path = sd_kohya(pipe, tmp_path) if kind == "kohya" else sd_diffusers(pipe, tmp_path)
+    pattern = "lora_te_*" if kind == "kohya" else "text_encoder.*"
+    own = {k: t for k, t in load_file(path).items() if not k.startswith(pattern.rstrip("*"))}
+    save_file(own, tmp_path / "unet.safetensors")
+    base = sd_on_disk / "unet"
+    expected = samerge.merge(base, [tmp_path / "unet.safetensors"], method="linear", progress=False)
+    for rules in ({pattern: 0}, {"*": 0, "unet.*": 1}):
+        found = samerge.merge(base, [path], method="linear", modules=rules, progress=False)
+        assert list(found.factors) == list(expected.factors), rules
+        for module in found.factors:
+            same_values(found.delta(module), expected.delta(module), 1e-6, module)
+    words = ["-b", str(base), "-a", str(path), "-q", "-o", str(tmp_path / "out")]
+    for command in ("merge", "bake", "check"):
+        result = CliRunner().invoke(app, [command, *(words[:4] if command == "check" else words)])
+        assert result.exit_code == 2, result.output
+        assert f"--module-weight '{pattern}=0'" in " ".join(result.output.split())
+    with pytest.raises(samerge.BaseModelError, match=rf"modules={{'{re.escape(pattern)}': 0}}"):
+        samerge.merge(base, [path], method="linear", progress=False)
+    result = CliRunner().invoke(app, ["bake", *words, "--module-weight", f"{pattern}=0"])
+    assert result.exit_code == 0, result.output
+    plain = samerge.bake(base, [tmp_path / "unet.safetensors"], progress=False).save(tmp_path / "plain")
+    name = "diffusion_pytorch_model.safetensors"
+    baked, oracle = load_file(tmp_path / "out" / name), load_file(plain / name)
+    assert baked.keys() == oracle.keys()
+    for key, tensor in oracle.items():
+        assert torch.equal(baked[key], tensor), key
+
+
+def test_own_names_of_a_file_on_a_whole_pipeline(tmp_path: Path) -> None:
+    """A rule in kohya's names and one in the base's: the last one wins."""
+    pipe, path = stable_diffusion(), sd_kohya(stable_diffusion(), tmp_path)
+    plain = samerge.merge(pipe, [path], method="linear", progress=False)
+    for rules, factors in {
+        (("lora_te_*", 0.5),): (0.5, 1.0),
+        (("lora_te_*", 0.0),): (0.0, 1.0),
+        (("lora_te_*", 0.0), ("unet.*", 2.0)): (0.0, 2.0),
+        (("lora_te_*", 0.0), ("*.out_proj", 2.0)): (2.0, 1.0),
+        (("text_encoder.*", 2.0), ("lora_te_*", 0.5)): (0.5, 1.0),
+    }.items():
+        found = samerge.merge(pipe, [path], method="linear", modules=dict(rules), progress=False)
+        for module in plain.factors:
+            factor = factors[not module.startswith("text_encoder")]
+            if factor:
+                same_values(found.delta(module), factor * plain.delta(module), 1e-6, f"{rules} {module}")
+            else:
+                assert module not in found.factors
+
+
+def test_convolutions_that_no_adapter_has(sd_on_disk: Path, tmp_path: Path) -> None:
+    """Those of an adapted type get zeros in PEFT's format, each in its own number of channels."""
+    path = sd_diffusers(stable_diffusion(), tmp_path)
+    rules = {"text_encoder.*": 0}
+    merged = samerge.merge(sd_on_disk / "unet", [path], method="linear", modules=rules, progress=False)
+    merged.save(tmp_path / "out", format="peft")
+    weights = load_file(sd_on_disk / "unet" / "diffusion_pytorch_model.safetensors")
+    own = load_file(path)
+    for module in merged.factors:
+        dense = merged.delta(module)
+        assert dense.shape == weights[f"{module.removeprefix('unet.')}.weight"].shape
+        assert bool(dense.any()) == (f"{module}.lora_A.weight" in own)
 
 
 def test_blocks_by_number(tmp_path: Path) -> None:

@@ -77,6 +77,19 @@ def split_stem(stem: str) -> tuple[tuple[str, ...], str]:
     return STEMS[prefix], stem.removeprefix(prefix)
 
 
+def beginning(name: str) -> str:
+    """What the names of a module's component begin with, where its name says that; else nothing.
+
+    Example:
+        >>> beginning("lora_te_text_model_final"), beginning("text_encoder.text_model.final"), beginning("model.final")
+        ('lora_te_', 'text_encoder.', '')
+    """
+    if is_stem(name):
+        return next(prefix for prefix in STEMS if name.startswith(prefix))
+    first = name.partition(".")[0]
+    return f"{first}." if first in COMPONENTS and not _LANGUAGE.fullmatch(name) else ""
+
+
 def in_files(name: str) -> str:
     """A module of a pipeline as files of it have it: with CLIP's `text_model`, which transformers left out in 5.6.
 

@@ -99,8 +99,8 @@ def missing_layers(sites: Sequence[Site], source: WeightSource | None) -> dict[s
         like.setdefault(module_type(_stem(site.module)), site)
     result = {}
     for stem in siblings({_stem(site.module) for site in sites}, stems):
-        site = like[module_type(stem)]
         shape = source.shapes[stems[stem]]
+        site = _of_kernel(like[module_type(stem)], shape)
         experts = shape[0] if site.layout.experts else None
         rows, columns = matrix_shape(shape, None if experts is None else 0)
         sides = (columns, rows) if site.layout.transposed else (rows, columns)
@@ -108,6 +108,12 @@ def missing_layers(sites: Sequence[Site], source: WeightSource | None) -> dict[s
         for name in [full] if experts is None else [f"{full}[{e}]" for e in range(experts)]:
             result[name] = (site, sides)
     return result
+
+
+def _of_kernel(site: Site, shape: tuple[int, ...]) -> Site:
+    """A site that is an example of others, with the kernel and the channels of one of those."""
+    layout = site.layout
+    return replace(site, layout=replace(layout, kernel=shape[1:])) if layout.kind == "conv" else site
 
 
 def missing_partners(

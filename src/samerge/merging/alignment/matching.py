@@ -9,16 +9,33 @@ and `language_model`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 
+from samerge.adapters import Adapter
 from samerge.errors import BaseModelError
 from samerge.graph.widths import matrix_shape
 from samerge.options.module_names import layer_numbers
+from samerge.options.module_weights import ModuleWeights
 
 #: Components that transformers moved around at the front of names.
 _CONTAINERS = ("model", "language_model")
 _SHOWN = 3
+
+
+class NotInBaseError(BaseModelError):
+    """Modules of an adapter have no weight in the base, or several.
+
+    Args:
+        message: what to say.
+        missing: the modules that have none.
+        there: those that have one.
+    """
+
+    def __init__(self, message: str, missing: Collection[str], there: Collection[str]) -> None:
+        super().__init__(message)
+        self.missing, self.there = missing, there
 
 
 class Names:
@@ -123,10 +140,12 @@ def match_modules(
         listed = "; ".join(_shown(module, candidates, names) for module, candidates in missing[:_SHOWN])
         doubt = any(len(candidates) > 1 for _, candidates in missing)
         more = f"; and {len(missing) - _SHOWN} more modules" if len(missing) > _SHOWN else ""
-        raise BaseModelError(
+        raise NotInBaseError(
             f"adapter {adapter!r} does not fit the base model {base!r}: {listed}{more}. "
             + ("Shapes do not tell which is meant; is one of the models in it the base? " if doubt else "")
-            + "Is it an adapter of another base model?"
+            + "Is it an adapter of another base model?",
+            [module for module, candidates in missing if not candidates],
+            [*found, *(module for module, candidates in missing if candidates)],
         )
     refuse_doubles(adapter, found, base)
     return found
@@ -146,6 +165,12 @@ def refuse_doubles(adapter: str, found: Mapping[str, str], base: str) -> None:
                 f"{module!r} both fit {tensor!r} there. Is it an adapter of another base model?"
             )
         seen[tensor] = module
+
+
+def without(adapter: Adapter, modules: Collection[str], rules: ModuleWeights) -> Adapter:
+    """The adapter without those of some modules, which the base has not got, that have the weight 0."""
+    lost = {m for m in modules if rules.of(adapter.modules[m].own or m, adapter.name) == 0}
+    return replace(adapter, modules={name: one for name, one in adapter.modules.items() if name not in lost})
 
 
 def _shown(module: str, candidates: list[str], names: Names) -> str:

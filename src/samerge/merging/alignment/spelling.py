@@ -31,12 +31,21 @@ from samerge.adapters.formats.gguf_names import named_by_base
 from samerge.merging.alignment.agreement import agreed
 from samerge.merging.alignment.experts import stacked_experts
 from samerge.merging.alignment.fused import FusedSource
-from samerge.merging.alignment.matching import Names, differ, in_one_model, match_modules, refuse_doubles
+from samerge.merging.alignment.matching import (
+    Names,
+    NotInBaseError,
+    differ,
+    in_one_model,
+    match_modules,
+    refuse_doubles,
+    without,
+)
 from samerge.merging.alignment.memory import Memory, in_memory, may_be_renamed, of_live
 from samerge.merging.alignment.projections import as_the_base_has_them
 from samerge.merging.alignment.underscored import dotted
 from samerge.merging.alignment.views import RenamedSource, replicated, replication, with_aliases
 from samerge.options.module_names import expert_of
+from samerge.options.module_weights import ModuleWeights
 from samerge.weights import WeightSource
 
 Value = TypeVar("Value")
@@ -58,7 +67,11 @@ class Together:
 
 
 def together(
-    adapters: Sequence[Adapter], source: WeightSource | None, model: nn.Module | None = None, strict: bool = True
+    adapters: Sequence[Adapter],
+    source: WeightSource | None,
+    model: nn.Module | None = None,
+    strict: bool = True,
+    rules: ModuleWeights | None = None,
 ) -> Together:
     """Bring adapters and their base to one spelling.
 
@@ -67,6 +80,7 @@ def together(
         source: the base, None when none was given.
         model: the live model that the source reads, if it is one; its names stand.
         strict: without a base, refuse adapters that have nothing in common. Default: True.
+        rules: weights by module: those that have 0 by their own name need not be in the base. Default: None.
 
     Raises:
         AdapterError: the adapters do not agree on how layers are replicated.
@@ -75,7 +89,7 @@ def together(
     if source is None:
         return Together(*agreed(adapters, strict))
     adapters = [named_by_base(adapter, source.shapes, source.config, source.name) for adapter in adapters]
-    adapters = [dotted(adapter, source) for adapter in adapters]
+    adapters = [dotted(adapter, source, rules) for adapter in adapters]
     memory = _memory(adapters, source, model)
     known = {} if memory is None else dict(memory.names)
     view = RenamedSource(source, known) if any(name != tensor for name, tensor in known.items()) else source
@@ -90,13 +104,13 @@ def together(
     view = with_aliases(view, {} if memory is None else memory.tied)
     adapters = [as_the_base_has_them(stacked_experts(adapter, view), view) for adapter in adapters]
     readers = _Readers(source, view, memory)
-    read = [_Reading(adapter, readers) for adapter in adapters]
+    read = [_Reading(adapter, readers, rules) for adapter in adapters]
     if model is None:
         view, heads = _as_loaded(view, read, memory)
     else:
         heads = {}
     respelled = tuple(one.respelled(heads) for one in read)
-    return Together(respelled, view, tuple(_notes(adapters, respelled)))
+    return Together(respelled, view, tuple(_notes([one.adapter for one in read], respelled)))
 
 
 def _memory(adapters: Sequence[Adapter], source: WeightSource, model: nn.Module | None) -> Memory | None:
@@ -154,12 +168,19 @@ class _Readers:
 class _Reading:
     """What the names of one adapter mean."""
 
-    def __init__(self, adapter: Adapter, readers: _Readers) -> None:
+    def __init__(self, adapter: Adapter, readers: _Readers, rules: ModuleWeights | None) -> None:
         self.adapter, self.readers = adapter, readers
-        stems = sorted({_stem(module) for module in adapter.modules})
-        self.tensors = self._read(stems)
+        try:
+            self.tensors = self._read()
+        except NotInBaseError as error:
+            if rules is None:
+                raise
+            lost = [module for module in adapter.modules if _stem(module) in error.missing]
+            self.adapter = without(adapter, lost, rules)
+            self.tensors = self._read()
 
-    def _read(self, stems: Sequence[str]) -> dict[str, str]:
+    def _read(self) -> dict[str, str]:
+        stems = sorted({_stem(module) for module in self.adapter.modules})
         for reader in self.readers.exact:
             found = {stem: reader(stem) for stem in stems}
             if all(len(tensors) == 1 for tensors in found.values()):
@@ -235,9 +256,10 @@ def _as_loaded(
     Returns:
         The base, and the new name of each tensor.
     """
-    if len(read[0].prefixes) != 1:
+    first = next((one for one in read if one.tensors), None)
+    if first is None or len(first.prefixes) != 1:
         return view, {}
-    [(before, after)] = read[0].prefixes
+    [(before, after)] = first.prefixes
     if after and not before:
         if any(not tensor.startswith(f"{after}.") for one in read for tensor in one.tensors.values()):
             return view, {}  # the others adapt more than the model inside

@@ -14,11 +14,12 @@ from samerge.adapters import Adapter
 from samerge.adapters.formats.components import in_files, is_maker, is_stem, split_stem, underscored
 from samerge.adapters.formats.makers import by_diffusers
 from samerge.errors import BaseModelError
-from samerge.merging.alignment.matching import Names, refuse_doubles
+from samerge.merging.alignment.matching import Names, NotInBaseError, refuse_doubles, without
+from samerge.options.module_weights import ModuleWeights
 from samerge.weights import WeightSource
 
 
-def dotted(adapter: Adapter, source: WeightSource) -> Adapter:
+def dotted(adapter: Adapter, source: WeightSource, rules: ModuleWeights | None = None) -> Adapter:
     """The adapter with the base's names in place of kohya's; as it is where its names have dots.
 
     Where the base has not all of them and some are the names of the model's makers, diffusers brings these to its own.
@@ -26,6 +27,7 @@ def dotted(adapter: Adapter, source: WeightSource) -> Adapter:
     Args:
         adapter: under any names.
         source: the base, one model or a whole pipeline.
+        rules: weights by module; what has 0 by its own name need not be in the base.
 
     Raises:
         BaseModelError: a name fits no weight, or several; lists them.
@@ -39,7 +41,14 @@ def dotted(adapter: Adapter, source: WeightSource) -> Adapter:
     theirs = any(is_maker(module.removeprefix("diffusion_model.")) for module in strange)
     if theirs and not any(is_maker(name) for name in source.shapes):
         adapter = by_diffusers(adapter, [one for one in strange if is_stem(one) or is_maker(one)], source.name)
-    meant = {module: names.found(adapter.name, module) if is_stem(module) else module for module in adapter.modules}
+    missing = [module for module in adapter.modules if is_stem(module) and not names.has(module)]
+    if rules is not None:
+        adapter = without(adapter, missing, rules)
+        missing = [module for module in missing if module in adapter.modules]
+    there = [module for module in adapter.modules if module not in set(missing)]
+    meant = {module: names.found(adapter.name, module) if is_stem(module) else module for module in there}
+    if missing:
+        raise names.missing(adapter, missing)
     refuse_doubles(adapter.name, meant, source.name)
     modules = {meant[module]: adapted for module, adapted in adapter.modules.items()}
     return replace(adapter, modules=dict(sorted(modules.items())))
@@ -76,26 +85,32 @@ class _Underscored:
         return whole, [] if whole else list(self.names.get(rest, ()))
 
     def found(self, adapter: str, stem: str) -> str:
-        """The name that one of kohya's means.
+        """The name that one of kohya's means, which the base has.
 
         Raises:
-            BaseModelError: it fits no weight, or several; lists them.
+            BaseModelError: it fits several weights; lists them.
         """
         whole, bare = self._fitting(stem)
-        components, rest = split_stem(stem)
         found = whole or bare
         if len(found) > 1:
             raise BaseModelError(
                 f"adapter {adapter!r} does not fit the base model {self.source.name!r}: its module {stem!r} fits "
                 f"several weights there, {sorted(found)}; give an adapter that names its modules with dots"
             )
-        if not found:
-            raise BaseModelError(
-                f"adapter {adapter!r} does not fit the base model {self.source.name!r}: its module {stem!r} has no "
-                f"weight there (nearest: {self._dotted.nearest(rest)}). Is it an adapter of another base model?"
-            )
         [name] = found
-        return name if whole else f"{_component(components, self.source)}.{name}"
+        return name if whole else f"{_component(split_stem(stem)[0], self.source)}.{name}"
+
+    def missing(self, adapter: Adapter, stems: Sequence[str]) -> NotInBaseError:
+        """What to raise of those of an adapter's modules that the base has not got."""
+        first = stems[0]
+        more = f"; and {len(stems) - 1} more modules" if len(stems) > 1 else ""
+        return NotInBaseError(
+            f"adapter {adapter.name!r} does not fit the base model {self.source.name!r}: its module {first!r} has no "
+            f"weight there (nearest: {self._dotted.nearest(split_stem(first)[1])}){more}. Is it an adapter of another "
+            f"base model?",
+            stems,
+            [module for module in adapter.modules if module not in stems],
+        )
 
 
 def _component(components: Sequence[str], source: WeightSource) -> str:
