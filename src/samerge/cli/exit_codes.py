@@ -142,7 +142,7 @@ def _warnings() -> Iterator[None]:
     before = warnings.showwarning
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        _say("warning", str(message))
+        _say("warning", in_shell_words(str(message), option_names() | {"format"}))
 
     warnings.showwarning = show
     try:

@@ -38,6 +38,7 @@ class MergedAdapter:
         format: what it is saved as where nothing else is said: the sources' format, where all have one.
         metadata: fields of the sources' headers that hold for it, too.
         base: the base model's configuration; empty where none was given.
+        asked: whether `format` was chosen, and did not follow from the sources'.
     """
 
     factors: Mapping[str, LoraFactors] = field(repr=False)
@@ -49,6 +50,7 @@ class MergedAdapter:
     format: str = "peft"
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     base: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    asked: bool = field(default=False, repr=False)
 
     @property
     def config(self) -> LoraConfig:
@@ -99,14 +101,14 @@ class MergedAdapter:
             refuse_sources(
                 Path(named(name).target(path)), [one.source for one in self.report.record.inputs if one.source]
             )
-        return write(self._content(self._record(name)), name, path, overwrite)
+        return write(self._content(self._record(name), format), name, path, overwrite)
 
     def _record(self, format: str) -> Record:
         """The record of what is written in a format; that it is PEFT's need not be said."""
         record = self.report.record
         return record if format == "peft" else replace(record, output=replace(record.output, format=format))
 
-    def _content(self, record: Record | None) -> Content:
+    def _content(self, record: Record | None, chosen: str | None) -> Content:
         from samerge.adapters.formats.format import Content
 
         return Content(
@@ -119,18 +121,20 @@ class MergedAdapter:
             "" if record is None else model_card(record),
             self.companions,
             self.base,
+            asked=self.asked or chosen is not None,
         )
 
-    def _save_to_share(self, folder: Path, format: str) -> Path:
+    def _save_to_share(self, folder: Path, chosen: str | None) -> Path:
         """A folder for the Hub: a file of weights gets its card and its record beside it, and none in its header."""
         from samerge.adapters.formats.table import named, write
         from samerge.adapters.writer import write_text
 
+        format = chosen or self.format
         file = named(format).file
         if file is None:
-            return self.save(folder, format=format)
+            return self.save(folder, format=chosen)
         record = self._record(format)
-        write(self._content(None), format, folder / file)
+        write(self._content(None, chosen), format, folder / file)
         write_text(folder, record.json(), model_card(record))
         return folder
 
@@ -165,7 +169,7 @@ class MergedAdapter:
         from samerge.report.sharing import shareable
         from samerge.weights.pushing import push_folder
 
-        with shareable(lambda folder: self._save_to_share(folder, format or self.format), "adapter") as saved:
+        with shareable(lambda folder: self._save_to_share(folder, format), "adapter") as saved:
             return push_folder(
                 saved,
                 repo_id,

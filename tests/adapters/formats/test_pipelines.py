@@ -392,6 +392,39 @@ def test_comfyuis_names_of_the_makers_modules(tmp_path: Path) -> None:
         same_values(ours[module], delta, 1e-5, module)
 
 
+def test_kohyas_names_of_comfyuis_and_back_as_they_came(tmp_path: Path) -> None:
+    """A merge of ai-toolkit's files comes back as theirs; who asks for kohya's format gets kohya's names."""
+    module = "diffusion_model.double_blocks.0.img_attn.qkv"
+    tensors = {f"{module}.lora_A.weight": random(2, 32), f"{module}.lora_B.weight": random(96, 2)}
+    save_file(tensors, tmp_path / "comfy.safetensors")
+    merged = samerge.merge(None, [tmp_path / "comfy.safetensors"], method="linear", progress=False)
+    assert f"{module}.lora_A.weight" in load_file(merged.save(tmp_path / "same"))
+    made = samerge.convert_adapter(tmp_path / "comfy.safetensors", "kohya", progress=False)
+    words = ["merge", "-a", str(tmp_path / "comfy.safetensors"), "-q", "--method", "linear", "--format", "kohya"]
+    assert CliRunner().invoke(app, [*words, "-o", str(tmp_path / "shell")]).exit_code == 0
+    paths = merged.save(tmp_path / "a", format="kohya"), made.save(tmp_path / "b"), tmp_path / "shell.safetensors"
+    for path in paths:
+        stem = "lora_unet_double_blocks_0_img_attn_qkv"
+        found = load_file(path)
+        assert sorted(found) == [f"{stem}.alpha", f"{stem}.lora_down.weight", f"{stem}.lora_up.weight"]
+        delta = found[f"{stem}.lora_up.weight"] @ found[f"{stem}.lora_down.weight"]
+        same_values(delta * (found[f"{stem}.alpha"] / 2), next(iter(merged.factors.values())).delta(), 1e-5)
+
+
+def test_what_diffusers_does_not_read_of_kohyas_form_is_said(tmp_path: Path) -> None:
+    pipe = flux_pipeline()
+    linear = "transformer.single_transformer_blocks.0.proj_mlp"
+    path = diffusers_file(pipe, tmp_path / "a.safetensors", [linear], 2, 1)
+    with pytest.warns(UserWarning, match="diffusers itself the attention layers alone.*format='diffusers'"):
+        samerge.convert_adapter(path, "kohya", progress=False).save(tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        result = CliRunner().invoke(app, ["convert", path, "--format", "kohya", "-o", str(tmp_path / "again")])
+    assert "attention layers alone: for it, choose --format diffusers" in " ".join(result.output.split())
+    attention = diffusers_file(pipe, tmp_path / "b.safetensors", [linear.replace("proj_mlp", "attn.to_q")], 2, 1)
+    samerge.convert_adapter(attention, "kohya", progress=False).save(tmp_path / "quiet")
+
+
 def test_names_that_nobody_knows_are_told_with_the_nearest(tmp_path: Path) -> None:
     module = "diffusion_model.blocks.0.self_attn.q"
     tensors = {f"{module}.lora_A.weight": random(2, 8), f"{module}.lora_B.weight": random(8, 2)}

@@ -150,12 +150,13 @@ def placed(module: str, base: Mapping[str, Any], path: Path) -> str:
     return module if found is None else in_files(".".join(found))
 
 
-def kohya_stems(modules: Collection[str], path: Path) -> dict[str, str]:
+def kohya_stems(modules: Collection[str], path: Path, kept: bool = False) -> dict[str, str]:
     """What each module is called in one of kohya's files.
 
     Args:
         modules: the names, kohya's own, ComfyUI's, or those of a pipeline's components.
         path: what is being written, for errors.
+        kept: whether ComfyUI's names with dots stay as they are. Default: False.
 
     Raises:
         AdapterError: a name is of another kind, or two would be called the same.
@@ -171,10 +172,11 @@ def kohya_stems(modules: Collection[str], path: Path) -> dict[str, str]:
     }
     stems: dict[str, str] = {}
     for module, found in parts.items():
-        if is_stem(module) or module.startswith("diffusion_model."):
+        inner = module.removeprefix("diffusion_model.")
+        if is_stem(module) or (kept and inner != module):
             stems[module] = module
-        elif _MAKERS.fullmatch(module):
-            stems[module] = f"lora_unet_{underscored(module)}"
+        elif inner != module or _MAKERS.fullmatch(module):
+            stems[module] = f"lora_unet_{underscored(inner)}"
         elif found is not None and found[0] in prefixes:
             stems[module] = prefixes[found[0]] + underscored(in_files(module).removeprefix(f"{found[0]}."))
         else:

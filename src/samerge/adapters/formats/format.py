@@ -71,6 +71,7 @@ class Content:
         card: the text of a model card.
         companions: files to copy beside it.
         base: the base model's configuration; empty where none was given.
+        asked: whether somebody chose the format; else it is the sources', and so are their ways within it.
     """
 
     factors: Mapping[str, LoraFactors]
@@ -82,6 +83,7 @@ class Content:
     card: str = ""
     companions: tuple[Path, ...] = ()
     base: Mapping[str, Any] = field(default_factory=dict)
+    asked: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@
 | `<module>.dora_scale` | (out, 1): DoRA |
 
 A module is `lora_unet_` and its path with `_` for `.`, `lora_te_...` for text encoders, or, as ComfyUI and ai-toolkit
-have it, `diffusion_model.` and its path.
+have it, `diffusion_model.` and its path; these come back so where nobody asks for kohya's own.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,8 @@ _KEY = re.compile(
     r"(?P<module>.+?)\.(?P<part>lora_(?:down|up|mid|A|B)\.weight|alpha|dora_scale|hada_(?:w[12]_[ab]|t[12])"
     r"|lokr_(?:w[12](?:_[ab])?|t2))"
 )
+#: Layers of a transformer's blocks under diffusers' names, as OneTrainer writes them.
+_BLOCKS = re.compile(r"lora_transformer_(single_)?transformer_blocks_\d+_")
 #: What only files of this kind have.
 _OWN = re.compile(r"(?!base_model\.).*\.(lora_(down|up)\.weight|hada_w1_a|lokr_w1|lokr_w1_a)")
 
@@ -131,7 +134,8 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
     refuse_more(content, path, TITLE)
     factors = of_one_alpha(trimmed(content.factors))
     names = {module: placed(module, content.base, path) for module in factors}
-    stems = kohya_stems(unique(names, path).values(), path)
+    stems = kohya_stems(unique(names, path).values(), path, kept=not content.asked)
+    _warn_of_diffusers(stems.values(), path)
     tensors: dict[str, Tensor] = {}
     for module, one in factors.items():
         A, B = content.layouts[module].tensors(one)
@@ -141,6 +145,18 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
         tensors[f"{stem}.{down}.weight"], tensors[f"{stem}.{up}.weight"] = A, B
         tensors[f"{stem}.alpha"] = torch.tensor(one.scale * one.rank)
     return write_file(path, tensors, header_of(content, factors, path.stem), overwrite)
+
+
+def _warn_of_diffusers(stems: Iterable[str], path: Path) -> None:
+    """Say that diffusers does not read all that is written: its names of a transformer's blocks, but for attention."""
+    unread = [stem for stem in stems if _BLOCKS.match(stem) and "attn_" not in stem]
+    if unread:
+        warnings.warn(
+            f"writing {path}: {unread[0]!r} and {len(unread) - 1} more modules have diffusers' names in kohya's form; "
+            f"ComfyUI and OneTrainer read them, diffusers itself the attention layers alone: for it, choose "
+            f"format='diffusers'",
+            stacklevel=4,
+        )
 
 
 def of_one_alpha(factors: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:

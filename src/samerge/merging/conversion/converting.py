@@ -93,6 +93,7 @@ def convert_adapter(
         format=format,
         metadata=carried([opened.metadata]),
         base={} if source is None else source.config,
+        asked=True,
     )
 
 
