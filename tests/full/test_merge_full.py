@@ -109,7 +109,23 @@ def test_tensors_outside_the_graph(llama, outside):
         update = sum(w * (e[name] - base[name]) for w, e in zip(weights, experts, strict=True))
         factor = {"average": 1 / 3.5, "sum": 0.8, "base": 0.0}[outside]
         torch.testing.assert_close(merged.tensor(name), base[name] + factor * update, **EXACT)
-    assert merged.report.record.outside == {"rule": outside, "tensors": beside}
+    record = merged.report.record
+    assert record.outside == {"rule": outside, "tensors": beside}
+    made = {name: merged.tensor(name) - base[name] for name in base}
+
+    def norm(tensors):
+        return float(torch.cat([tensor.reshape(-1) for tensor in tensors]).norm())
+
+    assert record.whole.norm == pytest.approx(norm(made.values()), rel=1e-5)
+    for one, expert in zip(record.inputs, experts, strict=True):
+        own = {name: expert[name] - base[name] for name in base}
+        told = record.adapters[one.name]
+        assert told.norm == pytest.approx(norm(own.values()))
+        inner = sum(float((own[name] * made[name]).sum()) for name in base)
+        assert told.cosine == pytest.approx(inner / told.norm / record.whole.norm, abs=1e-6)
+    told = record.layers["model.embed_tokens"]
+    assert told.outside
+    assert told.norm == pytest.approx(float(made["model.embed_tokens.weight"].norm()), abs=1e-6)
 
 
 def test_an_expert_of_weight_0_is_left_out(llama):

@@ -74,29 +74,37 @@ class Assembly:
             yield self._cast(update.mul_(self.scales[key]).add_(theta), tensor)  # theta may be a live model's own
 
     def _outside(self, tensor: str) -> Iterator[Tensor]:
+        floating = self.base.dtype(tensor).is_floating_point
+        if floating and tensor not in self.kept and self.outside != "base":
+            for theta, update, _ in self.outside_updates(tensor):
+                yield self._cast(theta + update, tensor)
+            return
+        for start, stop in self._rows(tensor):
+            base = self.base.read(tensor, start, stop).detach()
+            yield self._cast(base, tensor) if floating else base.cpu()
+
+    def outside_updates(self, tensor: str) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+        """Of a float tensor outside the graph, some rows at a time: the base, the merged update, and every expert's."""
+        pruner = self.pruner
+        for start, stop in self._rows(tensor):
+            theta = self.base.read(tensor, start, stop).to(pruner.device, pruner.dtype)
+            taus = [one.read(tensor, start, stop).to(pruner.device, pruner.dtype) - theta for one in self.experts]
+            total = torch.zeros_like(theta)
+            if self.outside != "base":
+                for weight, tau in zip(pruner.weights, taus, strict=True):
+                    total.add_(tau, alpha=weight)
+            if self.outside == "average":
+                total = total / sum(abs(weight) for weight in pruner.weights)
+            else:
+                total.mul_(self.strength)
+            yield theta, total, taus
+
+    def _rows(self, tensor: str) -> Iterator[tuple[int, int]]:
         shape = self.shapes[tensor]
         rows = shape[0] if shape else 1
         step = max(1, TILE_ELEMENTS * rows // max(1, torch.Size(shape).numel()))
-        floating = self.base.dtype(tensor).is_floating_point
         for start in range(0, rows, step):
-            base = self.base.read(tensor, start, min(start + step, rows))
-            if not floating:
-                yield base.detach().cpu()
-            elif tensor in self.kept or self.outside == "base":
-                yield self._cast(base.detach(), tensor)
-            else:
-                yield self._cast(self._combined(tensor, base, start, step), tensor)
-
-    def _combined(self, tensor: str, base: Tensor, start: int, step: int) -> Tensor:
-        pruner = self.pruner
-        theta = base.to(pruner.device, pruner.dtype)
-        total = torch.zeros_like(theta)
-        for weight, expert in zip(pruner.weights, self.experts, strict=True):
-            tau = expert.read(tensor, start, start + step).to(pruner.device, pruner.dtype) - theta
-            total.add_(tau, alpha=weight)
-        if self.outside == "average":
-            return theta + total / sum(abs(weight) for weight in pruner.weights)
-        return theta + self.strength * total
+            yield start, min(start + step, rows)
 
     def _cast(self, tile: Tensor, tensor: str) -> Tensor:
         return written(tile, self.dtypes[tensor], tensor)

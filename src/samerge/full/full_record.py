@@ -28,7 +28,7 @@ def record(
     pruner: Pruner,
     active: Sequence[int],
     measured: Mapping[str, Measured],
-    outside: Sequence[str],
+    outside: Mapping[str, Measured],
     found: Sequence[Mismatch],
     logs: Sequence[float],
     progress: Progress,
@@ -45,7 +45,7 @@ def record(
         pruner: the survivors.
         active: numbers of the experts that the pruner knows, those of a weight other than 0.
         measured: by weight of the graph.
-        outside: float tensors outside the graph.
+        outside: by float tensor outside the graph.
         found: where the experts and the base differ.
         logs: log R of each active expert.
         progress: which knows the seconds of each stage.
@@ -64,7 +64,10 @@ def record(
             parameters=sum(math.prod(shape) for shape in base.source.shapes.values()),
             tensors=len(base.source.shapes),
         ),
-        layers={key.removesuffix(".weight"): _layer(item, names) for key, item in sorted(measured.items())},
+        layers={
+            key.removesuffix(".weight"): _layer(item, names, key in outside)
+            for key, item in sorted({**measured, **outside}.items())
+        },
         outside={"rule": options.outside, "tensors": sorted(outside)},
         mismatched=tuple(
             {"tensor": item.tensor, "expert": item.expert, "what": item.what, "base": item.base, "found": item.found}
@@ -89,11 +92,14 @@ def _input(expert: Opened, weight: float) -> Input:
     )
 
 
-def _layer(item: Measured, names: Sequence[str]) -> LayerRecord:
+def _layer(item: Measured, names: Sequence[str], outside: bool) -> LayerRecord:
     shares = {
         names[n]: AdapterInLayer(
-            norm=kept.norm, energy_kept=kept.energy, elements=(kept.kept, kept.elements), cosine=kept.cosine
+            norm=kept.norm,
+            energy_kept=kept.energy,
+            elements=None if kept.kept is None or kept.elements is None else (kept.kept, kept.elements),
+            cosine=kept.cosine,
         )
         for n, kept in item.shares.items()
     }
-    return LayerRecord(shares, item.norm, scale=item.scale)
+    return LayerRecord(shares, item.norm, scale=item.scale, outside=outside)

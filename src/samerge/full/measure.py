@@ -1,15 +1,16 @@
-"""What was kept of every expert in every weight of the graph, and how strongly its merged update is applied."""
+"""What was kept of every expert in every tensor, and how strongly its merged update is applied."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from samerge.errors import BaseModelError
+from samerge.full.assembly import Assembly
 from samerge.methods.scaling import norm_rule
 from samerge.saliency.elements import Pruner
 from samerge.saliency.task_vectors import rows_of, shape_of
@@ -20,15 +21,15 @@ class Kept:
     """What was kept of one expert in one weight.
 
     Args:
-        elements: how many there are.
-        kept: how many survive.
+        elements: how many there are; None where none is pruned.
+        kept: how many survive, likewise.
         norm: Frobenius norm of the task vector, unpruned.
         energy: share of its squared norm that survives.
         cosine: between the task vector and the merged update; None where the task vector is zero.
     """
 
-    elements: int
-    kept: int
+    elements: int | None
+    kept: int | None
     norm: float
     energy: float
     cosine: float | None
@@ -36,7 +37,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Measured:
-    """One weight of the merge.
+    """One tensor of the merge.
 
     Args:
         shares: by expert number.
@@ -97,11 +98,7 @@ def _measure(
             inner[n] += float((merged.double() * tau.double()).sum())
         advance((stop - start) * columns)
     broken = [names[n] for n in experts if not before[n] < float("inf")]
-    if broken:
-        raise BaseModelError(
-            f"merging the weight {key!r}: it holds values that are not finite in the base or in {', '.join(broken)}; "
-            f"check these checkpoints, they were probably saved after training had diverged"
-        )
+    _refuse_broken(key, broken)
     counts = {n: pruner.masks.count(n, key) for n in experts}
     norms = {n: before[n] ** 0.5 for n in experts}
     scale = (
@@ -115,6 +112,46 @@ def _measure(
         energy = after[n] / before[n] if before[n] else 1.0
         shares[n] = Kept(rows * columns, count or 0, norms[n], energy, _cosine(inner[n], before[n] * size, scale))
     return Measured(shares, scale, abs(scale) * size**0.5)
+
+
+def measure_outside(assembly: Assembly, tensors: Iterable[str], names: tuple[str, ...]) -> dict[str, Measured]:
+    """The same of what lies outside the graph, where no element is pruned: kept is all, or nothing where it stays.
+
+    Args:
+        assembly: what becomes of it.
+        tensors: which.
+        names: of the experts, for messages.
+
+    Raises:
+        BaseModelError: a tensor holds values that are not finite.
+    """
+    found = {}
+    for tensor in tensors:
+        size, squares, inner = 0.0, [0.0] * len(names), [0.0] * len(names)
+        for _, update, taus in assembly.outside_updates(tensor):
+            size += _square(update)
+            for n, tau in enumerate(taus):
+                squares[n] += _square(tau)
+                inner[n] += float((update.double() * tau.double()).sum())
+        broken = [n for n, square in enumerate(squares) if not square < float("inf")]
+        if assembly.outside != "base":
+            _refuse_broken(tensor, [names[n] for n in broken])
+        energy = 0.0 if assembly.outside == "base" else 1.0  # of what is zero it is not asked
+        shares = {
+            n: Kept(None, None, square**0.5, energy, _cosine(inner[n], square * (size or 1.0), 1.0 if size else 0.0))
+            for n, square in enumerate(squares)
+            if n not in broken
+        }
+        found[tensor] = Measured(shares, 1.0, size**0.5)
+    return found
+
+
+def _refuse_broken(key: str, broken: Sequence[str]) -> None:
+    if broken:
+        raise BaseModelError(
+            f"merging the weight {key!r}: it holds values that are not finite in the base or in {', '.join(broken)}; "
+            f"check these checkpoints, they were probably saved after training had diverged"
+        )
 
 
 def _cosine(inner: float, squares: float, scale: float) -> float | None:

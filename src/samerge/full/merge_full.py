@@ -16,7 +16,7 @@ from samerge.full.full_options import FullOptions, resolve
 from samerge.full.full_record import record
 from samerge.full.given_models import ModelLike, Opened, open_experts, open_model
 from samerge.full.inside import graph_for
-from samerge.full.measure import measure
+from samerge.full.measure import measure, measure_outside
 from samerge.full.merged_model import MergedModel
 from samerge.graph import FlowGraph, Weight
 from samerge.merging.alignment.checkpoints import Mismatch, mismatches, refuse, same_names
@@ -155,9 +155,11 @@ def _merged(
         kept,
         {t: _dtype(source, t, options) for t in source.shapes},
     )
+    with bars.task("measuring what is outside the graph", 1):
+        beside = measure_outside(assembly, outside, names)
     with bars.task("hashing", 1):
         told = record(
-            *(base, experts, weights, method, options, pruner, active, measured, outside, found, logs, bars),
+            *(base, experts, weights, method, options, pruner, active, measured, beside, found, logs, bars),
             _warnings(base, experts, weights, found),
         )
     told = replace(told, timings=seconds_of(bars))
