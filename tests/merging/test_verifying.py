@@ -55,6 +55,23 @@ def test_an_input_that_was_changed_is_told_and_merges_to_something_else(made) ->
     assert "differ by at most" in found["merged again"].told
 
 
+def test_an_extracted_adapter_names_the_files_of_its_checkpoint(llama: Beast, tmp_path: Path) -> None:
+    tuned = shutil.copytree(llama.base, tmp_path / "tuned")
+    file = tuned / "model.safetensors"
+    tensors = load_file(file)
+    key = next(key for key in tensors if "q_proj" in key)
+    save_file({**tensors, key: tensors[key] + 0.1}, file, {"format": "pt"})
+    out = samerge.extract_adapter(llama.base, tuned, 2, progress=False).save(tmp_path / "out")
+    assert next(one for one in verify(out) if one.what == "input tuned").sound is True
+    save_file({**tensors, key: tensors[key] + 0.2}, file, {"format": "pt"})
+    assert next(one for one in verify(out) if one.what == "input tuned").sound is False
+    record = json.loads((out / "samerge.json").read_text())
+    del record["inputs"][0]["sha256"]
+    (out / "samerge.json").write_text(json.dumps(record))
+    told = next(one for one in verify(out) if one.what == "input tuned").told
+    assert told == "the record has no digest of it; an older version wrote it"
+
+
 def test_an_input_that_is_not_here_cannot_be_told(made) -> None:
     folder, sources = made
     shutil.rmtree(sources["code"])

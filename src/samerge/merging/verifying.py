@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,10 +15,10 @@ import torch
 from samerge.adapters import CONFIG_NAME
 from samerge.adapters.formats.table import read_any
 from samerge.adapters.writer import HASH_FIELD, tensors_digest
-from samerge.errors import AdapterError, HubError, SamergeError
+from samerge.errors import AdapterError, BaseModelError, HubError, SamergeError
 from samerge.report.reading import raw_record
 from samerge.weights.fields import NUMBER, OBJECT, TEXT, check_fields, list_of, table_of
-from samerge.weights.hub import RECORD_NAME, resolve_adapter
+from samerge.weights.hub import RECORD_NAME, resolve_adapter, resolve_base
 from samerge.weights.tensorfile import TensorFile
 from samerge.weights.untrusted import Origin, sha256
 
@@ -108,18 +109,26 @@ def _input(entry: Mapping[str, Any], origin: Origin) -> Finding:
     recorded: Mapping[str, str] = entry.get("sha256") or {}
     source = entry.get("source")
     if not recorded or source is None:
-        return Finding(what, None, "the record has no digest of it: it was a model in memory")
-    try:
-        place = resolve_adapter(source, local_files_only=True)
-        folder = place.parent if place.is_file() else place
-    except (AdapterError, HubError):
+        here = "; an older version wrote it" if source and os.path.lexists(source) else ", as of a model in memory"
+        return Finding(what, None, f"the record has no digest of it{here}")
+    folder = _folder(source)
+    if folder is None:
         return Finding(what, None, f"{source} is not here, and not in the Hub's cache")
     found = [_compared(what, folder, name, digest, origin) for name, digest in recorded.items()]
     return next((finding for finding in found if finding.sound is not True), found[0])
 
 
+def _folder(source: str) -> Path | None:
+    """Where an adapter or a checkpoint lies; None where it is not on this machine."""
+    for resolve in (resolve_adapter, resolve_base):
+        with contextlib.suppress(AdapterError, BaseModelError, HubError):
+            place = resolve(source, local_files_only=True)
+            return place.parent if place.is_file() else place
+    return None
+
+
 def _compared(what: str, folder: Path, name: str, digest: str, origin: Origin) -> Finding:
-    if name != Path(name).name:
+    if Path(name).is_absolute() or ".." in Path(name).parts or name != Path(name).as_posix():
         return Finding(what, False, f"the record names {name!r}, which is no file of the folder")
     if not os.path.lexists(folder / name):
         return Finding(what, False, f"{folder / name} is gone")

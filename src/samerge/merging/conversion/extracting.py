@@ -32,7 +32,7 @@ from samerge.options.module_names import module_type
 from samerge.parallel.progress import Progress
 from samerge.report.record import LayerRecord
 from samerge.report.report import Report
-from samerge.weights import WeightSource, matrix_shape
+from samerge.weights import FolderSource, WeightSource, matrix_shape
 
 #: The rank that is looked for first where only the energy is given; doubled until the energy is there.
 _FIRST_RANK = 64
@@ -90,7 +90,7 @@ def extract_adapter(
     planned = alone("extract", size, {"dtype": dtype, "device": device})
     bars = Progress(progress)
     with bars.task("reading", 1):
-        source, other = _open(base), _open(expert)
+        (source, _), (other, files) = _open(base), _open(expert)
         names = same_names(source.shapes, other.shapes)
     called = _called(expert)
     place = device_of(planned.common.device, getattr(source, "device", "cpu"))
@@ -116,15 +116,19 @@ def extract_adapter(
     for site in sites:
         finisher.add(site, problem.parts(site), layers[site.module])
     result = finisher.done()
-    return replace(result, report=_report(result.report, embeddings, left, _strays(source, other, names)))
+    with bars.task("hashing", 1):
+        digests = None if files is None else files.sha256()
+    strays = _strays(source, other, names)
+    return replace(result, report=_report(result.report, embeddings, left, strays, digests))
 
 
-def _open(model: BaseLike) -> WeightSource:
-    """A model's weights, under the names that they have in memory: adapters are named after those."""
+def _open(model: BaseLike) -> tuple[WeightSource, FolderSource | None]:
+    """A model's weights, under the names that they have in memory: adapters are named after those; and its folder."""
     source = open_base(model, required=True)
     assert source is not None
     memory = in_memory(source) if isinstance(model, (str, Path)) else None
-    return source if memory is None else RenamedSource(source, memory.names)
+    folder = source if isinstance(source, FolderSource) else None
+    return source if memory is None else RenamedSource(source, memory.names), folder
 
 
 def _called(expert: BaseLike) -> str:
@@ -219,7 +223,13 @@ def _strays(source: WeightSource, other: WeightSource, names: Mapping[str, str])
     return dict(sorted({**lacking, **added, **shapes}.items()))
 
 
-def _report(report: Report, embeddings: bool, left: list[Change], strays: Mapping[str, str]) -> Report:
+def _report(
+    report: Report,
+    embeddings: bool,
+    left: list[Change],
+    strays: Mapping[str, str],
+    digests: Mapping[str, str] | None,
+) -> Report:
     """The report with what was left out, which is warned of, too."""
     found = []
     if left:
@@ -237,6 +247,7 @@ def _report(report: Report, embeddings: bool, left: list[Change], strays: Mappin
     return Report(
         replace(
             record,
+            inputs=tuple(replace(one, sha256=digests) for one in record.inputs),
             options={"embeddings": embeddings, **record.options},
             layers={module: _compared(layer) for module, layer in record.layers.items()},
             left_out={**{change.tensor: change.relative for change in left}, **strays},
