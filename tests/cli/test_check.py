@@ -59,3 +59,29 @@ def test_a_problem_is_told_in_the_shell_s_words(invoke, loras, tmp_path) -> None
     result = invoke("check", folder)
     assert result.exit_code == 2
     assert "Choose --modules-to-save average (the mean" in result.stdout
+
+
+def test_kohyas_modules_are_folded_by_layer_and_their_scale_is_told(invoke, tmp_path) -> None:
+    tensors = {}
+    for block in range(3):
+        for leaf in ("attn1_to_q", "ff_net_0_proj"):
+            stem = f"lora_unet_down_blocks_{block}_attentions_1_transformer_blocks_0_{leaf}"
+            tensors |= {f"{stem}.lora_down.weight": torch.ones(4, 8), f"{stem}.lora_up.weight": torch.ones(8, 4)}
+            tensors[f"{stem}.alpha"] = torch.tensor(2.0 if block else 1.0)
+    save_file(tensors, tmp_path / "style.safetensors")
+    result = invoke("check", tmp_path / "style.safetensors")
+    assert result.exit_code == 0, result.output
+    assert "rank 4, scale 0.25 to 0.5" in result.stdout
+    folded = "lora_unet_down_blocks_*_attentions_*_transformer_blocks_*_"
+    assert f"{folded}attn1_to_q x 3" in result.stdout
+    assert f"{folded}ff_net_*_proj x 3" in result.stdout
+
+
+def test_all_are_told_of_where_one_is_not_there(invoke, loras, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = invoke("check", "nobody/nothing", loras / "math", loras / "lost", loras / "far")
+    assert result.exit_code == 2
+    assert result.stdout.count("merge     yes") == 2
+    assert result.stdout.count("merge     no: ") == 2
+    told = json.loads(invoke("check", "nobody/nothing", loras / "math", "--json").stdout)
+    assert [one["mergeable"] for one in told] == [False, True]

@@ -10,11 +10,13 @@ from samerge.cli.console import show_json, stdout
 from samerge.cli.exit_codes import BAD_INPUT
 from samerge.cli.shared_options import Adapters, Base, Json, Positional, Token
 from samerge.cli.shell_words import in_shell_words, option_names
+from samerge.errors import SamergeError
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from samerge.merging.checking import AdapterReport
+    from samerge.weights import WeightSource
 
 
 def check(
@@ -32,11 +34,10 @@ def check(
     from samerge.cli.named_adapter import given_adapters
 
     specs = given_adapters(one, adapter)
-    from samerge.merging.checking import check_adapter
     from samerge.merging.inputs import open_base
 
     opened = open_base(base, required=False)
-    reports = [check_adapter(spec.source, opened, spec.name) for spec in specs]
+    reports = [_checked(spec.source, spec.name, opened) for spec in specs]
     if as_json:
         show_json([report.to_dict() for report in reports])
     else:
@@ -47,6 +48,16 @@ def check(
             console.print(_told(report), soft_wrap=True)
     if not all(report.mergeable for report in reports):
         raise typer.Exit(BAD_INPUT)
+
+
+def _checked(source: str, name: str, base: WeightSource | None) -> AdapterReport:
+    """What is found of an adapter; that it cannot be had is a finding, too, and the others are looked at."""
+    from samerge.merging.checking import AdapterReport, check_adapter
+
+    try:
+        return check_adapter(source, base, name)
+    except SamergeError as error:
+        return AdapterReport(name, source, problems=(str(error),))
 
 
 def _told(report: AdapterReport) -> Text:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -133,7 +133,7 @@ def check_adapter(
     missing: list[str] = []
     notes: list[str] = []
     if adapter is not None:
-        more, notes, missing = _against(adapter, opened, base)
+        more, notes, missing, _ = _against(adapter, opened, base)
         problems += more
         notes = [*adapter.notes, *notes]
     ranks = _ranks(adapter, file)
@@ -151,7 +151,7 @@ def check_adapter(
         base=config.get("base_model_name_or_path"),
         variants=_variants(config),
         ranks=dict(sorted(Counter(ranks.values()).items())),
-        scales=tuple({scales[0]: None, scales[-1]: None}) if scales else (),
+        scales=_ends(scales),
         targets=dict(sorted(Counter(module_type(module) for module in ranks).items())),
         dtypes=tuple(sorted({entry.dtype_name for entry in file.entries.values()})),
         parameters=sum(math.prod(entry.shape) for entry in file.entries.values()),
@@ -164,7 +164,7 @@ def check_adapter(
 def _of_another_format(place: Place, source: WeightSource | None, base: object) -> AdapterReport:
     """What is in an adapter that is none of PEFT's LoRAs."""
     adapter, title = read_place(place), format_of(place).title
-    problems, notes, _ = _against(adapter, source, base)
+    problems, notes, _, scales = _against(adapter, source, base)
     modules = adapter.modules
     pictures = of_pictures(modules)
     others = "llama.cpp reads it, other servers PEFT's" if adapter.format == "gguf" else "servers read PEFT's"
@@ -175,6 +175,7 @@ def _of_another_format(place: Place, source: WeightSource | None, base: object) 
         kind=f"LoRA ({title})",
         base=adapter.config.get("base_model_name_or_path"),
         ranks=dict(sorted(Counter(one.rank for one in modules.values()).items())),
+        scales=_ends(scales),
         targets=dict(sorted(Counter(module_type(module) for module in modules).items())),
         dtypes=tuple(sorted({name_of(one.dtype) for one in modules.values()})),
         parameters=sum(one.rank * sum(one.shape) for one in modules.values()),
@@ -190,8 +191,14 @@ def _opened(base: str | Path | nn.Module | WeightSource | None) -> WeightSource 
     return base
 
 
-def _against(adapter: Adapter, source: WeightSource | None, base: object) -> tuple[list[str], list[str], list[str]]:
-    """The problems, the notes and the layers left out, of an adapter that could be read."""
+def _ends(scales: Collection[float]) -> tuple[float, ...]:
+    return tuple({min(scales): None, max(scales): None}) if scales else ()
+
+
+def _against(
+    adapter: Adapter, source: WeightSource | None, base: object
+) -> tuple[list[str], list[str], list[str], set[float]]:
+    """The problems, the notes, the layers left out and the modules' scales, of an adapter that could be read."""
     problems: list[str] = []
     notes: list[str] = []
     missing: list[str] = []
@@ -216,13 +223,14 @@ def _against(adapter: Adapter, source: WeightSource | None, base: object) -> tup
             notes.append(f"merging by saliency needs connectivity='local' or a flow graph of your own: {error}")
         if stranger := strangers_of(source, [adapter]):
             notes.append(stranger)
+    scales: set[float] = set()
     for module in adapter.modules.values():
         try:
-            module.load()
+            scales.add(module.load().scale)
         except AdapterError as error:
             problems.append(str(error))
             break
-    return problems, notes, missing
+    return problems, notes, missing, scales
 
 
 def _check_companions(adapters: Sequence[Adapter], choice: str | None, source: WeightSource | None) -> None:

@@ -1,4 +1,4 @@
-"""What a dotted name of a module says: its layer numbers, its type, the expert that it points at."""
+"""What the name of a module says: its layer numbers, its type, the expert that it points at."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ import re
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)|^\d+(?=\.)")
 
 
+#: The same in a name of kohya's, with `_` for `.`.
+_NUMBER_OF_KOHYA = re.compile(r"(?<=_)\d+(?=_|$)")
+
+
+def _numbers(module: str) -> re.Pattern[str]:
+    kohyas = "." not in module and module.startswith(("lora_", "lycoris_"))
+    return _NUMBER_OF_KOHYA if kohyas else _NUMBER
+
+
 def module_type(module: str) -> str:
     """A module's name with its layer numbers replaced by `*`.
 
     Example:
-        >>> module_type("model.layers.3.mlp.up_proj")
-        'model.layers.*.mlp.up_proj'
+        >>> module_type("model.layers.3.mlp.up_proj"), module_type("lora_te1_text_model_encoder_layers_0_mlp_fc1")
+        ('model.layers.*.mlp.up_proj', 'lora_te1_text_model_encoder_layers_*_mlp_fc1')
     """
-    return _NUMBER.sub("*", module)
+    return _numbers(module).sub("*", module)
 
 
 def layer_numbers(module: str) -> tuple[int, ...]:
@@ -25,7 +34,7 @@ def layer_numbers(module: str) -> tuple[int, ...]:
         >>> layer_numbers("model.layers.3.mlp.experts.11.up_proj")
         (3, 11)
     """
-    return tuple(int(number) for number in _NUMBER.findall(module))
+    return tuple(int(number) for number in _numbers(module).findall(module))
 
 
 def first_layer(module: str, start: int = 0) -> tuple[str, int] | None:
@@ -39,7 +48,7 @@ def first_layer(module: str, start: int = 0) -> tuple[str, int] | None:
         >>> first_layer("model.layers.3.mlp.experts.11.up_proj"), first_layer("lm_head")
         (('model.layers.', 3), None)
     """
-    found = _NUMBER.search(module, start)
+    found = _numbers(module).search(module, start)
     return None if found is None else (module[: found.start()], int(found[0]))
 
 
