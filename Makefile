@@ -1,6 +1,7 @@
 # make demo    set everything up, merge four real adapters, show the result at work
 # make test    set everything up, run the tests
 # make test-slow         the tests that take many seconds each: several processes, GPU code, whole examples
+# make test-browser      the page of a report in a real browser; needs Chromium (apt-get install chromium)
 # make test-benchmarks   the tests of the benchmarks' own code, and of the tables that they write
 # make check   lint, format and types, as CI does
 # make clean   remove what the above have made
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test test-slow test-benchmarks check clean
+.PHONY: demo test test-slow test-browser test-benchmarks check clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python examples/demo.py
@@ -32,6 +33,9 @@ test: $(VENV)/.test-ready
 
 test-slow: $(VENV)/.test-ready
 	$(BIN)/python -m pytest $(SHARED) -m slow
+
+test-browser: $(VENV)/.test-ready
+	$(BIN)/python -m pytest $(SHARED) -rs -m browser tests/browser
 
 test-benchmarks: $(VENV)/.test-ready
 	$(BIN)/python -m pytest $(SHARED) benchmarks/tests

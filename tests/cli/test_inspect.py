@@ -108,3 +108,36 @@ def test_worst_layers() -> None:
     assert (rows[0].energy_kept, rows[0].lost) == (0.9, 0.5)
     assert (rows[1].least, rows[1].least_kept) == ("b", 0.5)
     assert len(worst_layers(layers, 10)) == 2
+
+
+def test_one_report_from_a_merge_and_from_what_it_wrote(invoke, tiny_base, loras, tmp_path) -> None:
+    words = ("merge", "-b", tiny_base, "-a", loras / "math", "-a", loras / "code", "-o", "merged")
+    result = invoke(*words, "--report", "pages/merge.html")
+    assert result.exit_code == 0, result.stderr
+    assert "report in pages/merge.html" in result.stderr
+    page = (tmp_path / "pages" / "merge.html").read_text(encoding="utf-8")
+    assert "<h1>Merged: math + code</h1>" in page
+    assert str(tmp_path) not in page
+    for option in ("--report", "--html"):
+        assert invoke("inspect", "merged", option, "i.html").exit_code == 0
+        assert (tmp_path / "i.html").read_text(encoding="utf-8") == page
+
+
+def test_a_report_of_a_file_says_how_to_load_it(invoke, tiny_base, loras, tmp_path) -> None:
+    words = ("merge", "-b", tiny_base, "-a", loras / "math", "-a", loras / "code", "-o", "m.gguf", "--format", "gguf")
+    assert invoke(*words, "--report", "m.html", "--quiet").exit_code == 0
+    assert "llama-cli -m BASE.gguf --lora m.gguf" in (tmp_path / "m.html").read_text(encoding="utf-8")
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_merge(invoke, tiny_base, loras, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.html").mkdir()
+    words = ("merge", "-b", tiny_base, "-a", loras / "math", "-a", loras / "code", "-o", "merged")
+    for file, said in (("r.txt", "ends in .html"), ("folder.html", "no regular file"), ("file/r.html", "is a file")):
+        result = invoke(*words, "--report", file)
+        assert result.exit_code == 2
+        assert said in result.stderr
+    assert not (tmp_path / "merged").exists()
+    result = invoke("inspect", loras / "math", loras / "code", "--report", "r.html")
+    assert result.exit_code == 2
+    assert "one merge" in result.stderr

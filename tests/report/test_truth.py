@@ -13,10 +13,12 @@ import torch
 from rich.console import Console
 
 import samerge
-from samerge.report.heat import heat
+from samerge.report.heat import heats, kept_by_place
+from samerge.report.record import AdapterInLayer, LayerRecord
 from samerge.report.report import read_report
 
 from .dense import best_mean_cosine, cosine, flat, interference, updates
+from .records import RECORD
 
 WEIGHTS = {"math": 1.0, "code": 0.5, "talk": -0.3}
 
@@ -263,7 +265,7 @@ def test_all_views_say_the_same(llama, tmp_path):
         cells = [f"{one.norm:.3g}", f"{one.kept}/{one.components}", f"{one.energy_kept:.1%}", f"{one.cosine:.2f}"]
         assert re.search(rf"{name}\b.*{'.*'.join(map(re.escape, cells))}", text)
         assert re.search(rf"`{name}` \|.*{'.*'.join(map(re.escape, cells))}", card.split("What became")[1])
-        assert re.search(rf"<td>{name}</td>.*{'.*'.join(map(re.escape, cells))}", page)
+        assert re.search(rf">{name}</th>.*{'.*'.join(map(re.escape, cells))}", page)
     assert told["whole"]["cosine"] == merged.report.whole.cosine
     for view in (text, card, page):
         assert f"{merged.report.whole.cosine:.2f} on the mean" in view
@@ -271,23 +273,70 @@ def test_all_views_say_the_same(llama, tmp_path):
         assert f"Truncation lost {merged.report.whole.lost:.1%}" in view.replace("&#x27;", "'")
 
 
-def test_picture_of_what_was_kept(llama, trained, tmp_path):
+def test_pictures_of_what_was_ranked_and_kept(llama, tmp_path):
     report = samerge.merge(llama.base, llama.adapters, rank=4, progress=False).report
-    found = heat(report.record)
-    assert (list(found.rows), list(found.columns)) == (list(llama.adapters), ["0", "1"])
-    for i, name in enumerate(found.rows):
-        for j, block in enumerate(found.columns):
-            layers = [layer for m, layer in report.record.layers.items() if f".{block}." in m]
-            here = [layer.adapters[name] for layer in layers if name in layer.adapters]
-            kept = sum(one.components if one.kept is None else len(one.kept) for one in here)
-            assert found.values[i][j] == pytest.approx(kept / sum(one.components for one in here))
-    assert "Darker" in found.how
+    taken, places, cosines = heats(report.record)
+    assert list(taken.rows) == list(places.rows) == list(cosines.rows) == list(llama.adapters)
+    assert list(taken.columns) == list(cosines.columns) == ["0", "1"]
+    layers = report.record.layers
+    for j, block in enumerate(taken.columns):
+        counts = {}
+        for module, layer in layers.items():
+            for name, one in layer.adapters.items():
+                if f".{block}." in module:
+                    left = one.components if one.kept is None else len(one.kept)
+                    counts[name] = counts.get(name, 0) + left
+        for i, name in enumerate(taken.rows):
+            assert taken.values[i][j] == pytest.approx(counts[name] / sum(counts.values()))
+    assert [sum(column) for column in zip(*taken.values, strict=True)] == pytest.approx([1.0, 1.0])
+    assert taken.middle == pytest.approx(1 / len(taken.rows))
+    seen = {place: [] for place in range(len(places.columns))}
+    for i, name in enumerate(places.rows):
+        own = [layer.adapters[name] for layer in layers.values() if name in layer.adapters]
+        for place in seen:
+            there = [one.kept is None or place in one.kept for one in own if one.components > place]
+            seen[place] += there
+            assert places.values[i][place] == (pytest.approx(sum(there) / len(there)) if there else None)
+    assert list(kept_by_place(report.record).values()) == pytest.approx([sum(v) / len(v) for v in seen.values()])
+    assert list(kept_by_place(report.record)) == list(places.columns) == [str(place + 1) for place in seen]
+    assert len({value for row in places.values for value in row}) > 2  # it says something
+    for one in (taken, places, cosines):
+        assert one.how.startswith("A row is an adapter, a column")
     assert report.picture(tmp_path / "kept.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_of_one_number_is_left_out(llama):
+    """As many of each adapter everywhere; and components as they were trained, which are in no order of size."""
+    one = AdapterInLayer(1.0, components=4, kept=(1, 3), cosine=0.5)
+    layers = {f"h.{n}.q": LayerRecord({"math": one, "co|de": one}, norm=1.0) for n in range(3)}
+    record = replace(RECORD, layers=layers, options={"basis": "native"})
+    assert [one.title for one in heats(record)] == ["Cosine between the merge and each adapter"]
+    assert kept_by_place(record) is None
+    by_size = replace(record, options={"basis": "svd"})
+    assert heats(by_size)[0].values == [[0.0, 1.0, 0.0, 1.0]] * 2
+    assert kept_by_place(by_size) == {"1": 0.0, "2": 1.0, "3": 0.0, "4": 1.0}
+    record = samerge.merge(llama.base, llama.adapters, method="elementwise", density=0.1, progress=False).report.record
+    assert [one.percent for one in heats(record)] == [False]
+
+
+def test_many_components_share_a_column(llama):
+    record = samerge.merge(None, llama.adapters, rank=4, progress=False).report.record
+    many = {
+        module: replace(
+            layer,
+            adapters={name: replace(one, components=70, kept=(0, 1, 2, 69)) for name, one in layer.adapters.items()},
+        )
+        for module, layer in record.layers.items()
+    }
+    places = next(one for one in heats(replace(record, layers=many)) if "size" in one.title)
+    assert list(places.columns) == [*(f"{n}-{n + 2}" for n in range(1, 70, 3)), "70"]
+    for row in places.values:
+        assert row == [1.0, *[0.0] * 22, 1.0]
 
 
 def test_picture_of_cosines(llama, trained, tmp_path):
     merged = samerge.merge(None, llama.adapters, method="linear", weights=WEIGHTS, progress=False)
-    found = heat(merged.report.record)
+    (found,) = heats(merged.report.record)
     dense = updates(llama, merged.save(tmp_path / "out"))
     for i, name in enumerate(found.rows):
         for j, block in enumerate(found.columns):

@@ -86,10 +86,18 @@ def servability(adapter: Served) -> dict[str, list[str]]:
 
 def hints(adapter: Served) -> list[str]:
     """What must be said to a server for it to serve the adapter."""
-    rank = max(adapter.ranks.values(), default=0)
-    if VLLM_DEFAULT < rank <= VLLM_RANKS[-1]:
-        return [f"vLLM: start it with --max-lora-rank {next(allowed for allowed in VLLM_RANKS if allowed >= rank)}"]
-    return []
+    allowed = vllm_rank(max(adapter.ranks.values(), default=0))
+    return [f"vLLM: start it with --max-lora-rank {allowed}"] if allowed and allowed > VLLM_DEFAULT else []
+
+
+def vllm_rank(rank: int) -> int | None:
+    """What vLLM's `--max-lora-rank` must be for an adapter of some rank; None where it allows no such rank.
+
+    Example:
+        >>> vllm_rank(16), vllm_rank(17), vllm_rank(1000)
+        (16, 32, None)
+    """
+    return next((allowed for allowed in VLLM_RANKS if allowed >= rank), None)
 
 
 def _common(adapter: Served) -> list[str]:

@@ -10,6 +10,7 @@ from samerge.cli.agreement import compared
 from samerge.cli.console import show_json, show_warnings, stderr, stdout
 from samerge.cli.named_adapter import given_adapters
 from samerge.cli.shared_options import Adapters, Json, Picture, Token
+from samerge.errors import OptionError
 
 if TYPE_CHECKING:
     from samerge.report.record import Record
@@ -32,6 +33,12 @@ def inspect(
         typer.Option(min=0, metavar="N", help="How many of the worst layers to show: lost most, or most in conflict."),
     ] = 5,
     picture: Picture = None,
+    report: Annotated[
+        str | None,
+        typer.Option(
+            "--report", "--html", metavar="FILE.html", help="Write a page about it: everything below, with pictures."
+        ),
+    ] = None,
     token: Token = None,
     as_json: Json = False,
 ) -> None:
@@ -40,7 +47,7 @@ def inspect(
     From which adapters, which share of each, in which layers, and what was lost; it reads
     `samerge.json` alone, no model and no weights:
 
-        samerge inspect merged/ --picture signs.png
+        samerge inspect merged/ --report merged.html
 
     Who cancels whom, who reacts to the same inputs, who is far larger than the others; it reads the adapters and no
     base model:
@@ -49,12 +56,16 @@ def inspect(
     """
     specs = given_adapters(folder, adapter)
     if len(specs) > 1:
+        if report:
+            raise OptionError(
+                "--report writes a page about one merge; of several adapters, --picture draws the cosines"
+            )
         compared(specs, worst, picture, as_json)
     else:
-        merged(specs[0].source, worst, picture, as_json)
+        merged(specs[0].source, worst, picture, report, as_json)
 
 
-def merged(folder: str, worst: int, picture: str | None, as_json: bool) -> None:
+def merged(folder: str, worst: int, picture: str | None, page: str | None, as_json: bool) -> None:
     """Show what a merged adapter holds."""
     from dataclasses import asdict
 
@@ -66,6 +77,9 @@ def merged(folder: str, worst: int, picture: str | None, as_json: bool) -> None:
     report = read_report(resolve_record(folder))
     if picture:
         stderr().print(f"drawn in {report.picture(picture)}", markup=False)
+    if page:
+        report.to_html(page, folder)
+        stderr().print(f"report in {page}", markup=False)
     record = report.record
     if as_json:
         whole = {key: value for key, value in record.json().items() if key != "layers"}

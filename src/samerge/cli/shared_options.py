@@ -79,6 +79,13 @@ MethodName = Annotated[
 ]
 Picture = Annotated[str | None, typer.Option("--picture", metavar="FILE", help="Draw it (.png, .svg, .pdf).")]
 
+ReportPage = Annotated[
+    str | None,
+    typer.Option(
+        "--report", metavar="FILE.html", help="Write a page about it: what was merged, kept and lost, with pictures."
+    ),
+]
+
 
 @dataclass(frozen=True)
 class Manner:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samerge.cli.console import stderr
+from samerge.cli.shared_options import ReportPage
 from samerge.cli.spread import completion
 from samerge.errors import HubError, OptionError, OutputExistsError, SamergeError
 
@@ -29,6 +30,7 @@ class Target:
     Args:
         out: folder to write.
         overwrite: replace what is there already.
+        report: a page of HTML to write about it.
         push_to_hub: repository to push to.
         private: whether a new repository is private.
         revision: branch to push to.
@@ -40,6 +42,7 @@ class Target:
         str | None, typer.Option("--out", "--output", "-o", metavar="PATH", help="The folder, or the file, to make.")
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False
+    report: ReportPage = None
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Push to this repository.", rich_help_panel=_HUB)
     ] = None
@@ -67,16 +70,21 @@ class Target:
         """
         if what and not self.out and not self.push_to_hub:
             raise OptionError(f"nowhere to put the {what}; give --out FOLDER, --push-to-hub USER/NAME, or both")
-        self._check_hub()
+        self._check_rest()
         if self.out:
             check_folder(self.out, self.overwrite, marker)
 
-    def _check_hub(self) -> None:
-        """Refuse what does not go with the repository, or without one.
+    def _check_rest(self) -> None:
+        """Refuse a report that cannot be written, and what does not go with the repository, or without one.
 
         Raises:
             OptionError: it does not.
+            OutputExistsError: the report's place is taken.
         """
+        if self.report:
+            from samerge.report.page.file import check_page
+
+            _check_parent(self.report, check_page(self.report))
         hub = ("private", "revision", "commit_message", "create_pr")
         given = [f"--{name.replace('_', '-')}" for name in hub if getattr(self, name)]
         if given and not self.push_to_hub:
@@ -101,6 +109,13 @@ class Target:
             saved = result.save(self.out, overwrite=self.overwrite, **sized)
             if not quiet:
                 stderr().print(f"saved in {saved}", markup=False)
+        if self.report:
+            from samerge.report.report import read_report
+
+            made = read_report(saved) if self.out else result.report  # what was written knows its format
+            made.to_html(self.report, self.out or self.push_to_hub)
+            if not quiet:
+                stderr().print(f"report in {self.report}", markup=False)
         if not self.push_to_hub:
             return None
         told: dict[str, Any] = {"commit_message": self.commit_message} if self.commit_message else {}
@@ -156,7 +171,7 @@ class AdapterTarget(Target):
 
         known = self.format or (came_as(sources) if self.out and sources else "peft")
         if known is None:  # the merge itself says why
-            self._check_hub()
+            self._check_rest()
             return
         format = named(known)
         target = Path(os.path.abspath(format.target(self.out or "")))
@@ -165,7 +180,7 @@ class AdapterTarget(Target):
         if format.file is None or not self.out:
             super().check(what, marker)
             return
-        self._check_hub()
+        self._check_rest()
         check_free_file(target, self.overwrite)
         _check_parent(self.out, target)
 

@@ -65,6 +65,10 @@ class StreamedModel:
         """Shape of every tensor by its name."""
         return self.assembly.shapes
 
+    def _repr_html_(self) -> str:
+        """The report, for notebooks."""
+        return self.report._repr_html_()
+
     def tensor(self, name: str) -> Tensor:
         """A tensor as it will be saved. For checks.
 

@@ -180,6 +180,10 @@ class MergedAdapter:
                 create_pr=create_pr,
             )
 
+    def _repr_html_(self) -> str:
+        """The report, for notebooks."""
+        return self.report._repr_html_()
+
     def apply_to(self, model: nn.Module | Pipeline, adapter_name: str) -> None:
         """Add the merged adapter to a live `PeftModel`, all or nothing; the active adapter stays the same.
 

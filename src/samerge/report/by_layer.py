@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from samerge.options.module_names import first_layer, module_type
-from samerge.report.record import AdapterInLayer, LayerRecord, elements, energy_kept, lost
+from samerge.report.record import AdapterInLayer, LayerRecord, elements, energy_kept, lost, signs, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,54 @@ class WorstLayer:
     lost: float
     least: str
     least_kept: float
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the model.
+
+    Args:
+        name: of the block.
+        layers: how many.
+        norm: of their merged updates together.
+        effective_rank: the mean over its layers; None where one is not known.
+        lost: share of the merged squared norm that truncation lost.
+        sign_conflict: among the adapters; None where nobody looked.
+        sign_conflict_after: among what pruning left of them.
+    """
+
+    name: str
+    layers: int
+    norm: float
+    effective_rank: float | None
+    lost: float | None
+    sign_conflict: float | None
+    sign_conflict_after: float | None
+
+
+def blocks(layers: Mapping[str, LayerRecord]) -> list[Block]:
+    """One row for each block of the model, in its order.
+
+    Example:
+        >>> one = LayerRecord({}, norm=3.0), LayerRecord({}, norm=4.0)
+        >>> [(row.name, row.layers, row.norm) for row in blocks({"h.0.q": one[0], "h.0.v": one[1]})]
+        [('0', 2, 5.0)]
+    """
+    return [_block(name, group) for name, group in by_block(layers).items()]
+
+
+def _block(name: str, group: list[LayerRecord]) -> Block:
+    ranks = [layer.effective_rank for layer in group]
+    found = signs(group)
+    return Block(
+        name=name,
+        layers=len(group),
+        norm=math.hypot(*(layer.norm for layer in group)),
+        effective_rank=None if None in ranks else weighted_mean((one, 1.0) for one in ranks),
+        lost=lost(group),
+        sign_conflict=found["sign_conflict"],
+        sign_conflict_after=found["sign_conflict_after"],
+    )
 
 
 def layer_types(layers: Mapping[str, LayerRecord]) -> list[TypeOfLayer]:

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
 from typing import Any
 
 from samerge.adapters.formats.table import named
+from samerge.report.loading import ADAPTER, transformers_or_peft
 from samerge.report.markdown import code, one_line, table
 from samerge.report.record import Record
-from samerge.report.sharing import last_part, local_folders, on_hub
+from samerge.report.sharing import is_path, last_part, local_folders, on_hub, shortened
 from samerge.report.tables import adapters_table
-from samerge.report.wording import in_words
-
-#: What became of the inputs of methods that do not merge.
-_MADE = {"compress": "compressed", "convert": "converted", "extract": "extracted"}
-_CLASS_OF_TASK = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
-_SEQ2SEQ = frozenset({"t5", "mt5", "umt5", "bart", "mbart", "pegasus", "marian", "m2m_100"})
-_HEADLESS = frozenset(
-    {"bert", "roberta", "xlm-roberta", "distilbert", "deberta", "deberta-v2", "mpnet", "electra", "albert"}
-    | {"modernbert", "vit", "clip", "siglip", "dinov2", "whisper", "wav2vec2", "hubert"}
-)
+from samerge.report.wording import in_words, link, made, what
 
 
 def model_card(record: Record, repo_id: str | None = None) -> str:
@@ -55,8 +37,7 @@ def model_card(record: Record, repo_id: str | None = None) -> str:
     ]
     body = "\n\n".join(section for section in sections if section)
     # Warnings and options quote what the user gave: there, too, a folder keeps its last part only.
-    for folder in local_folders(record):
-        body = last_part(folder).join(re.split(rf"(?<![\w./-]){re.escape(folder)}(?![\w-])", body))
+    body = shortened(body, local_folders(record))
     return f"---\n{_metadata(record)}\n---\n\n{body}\n"
 
 
@@ -78,21 +59,8 @@ def _yaml(fields: dict[str, Any]) -> str:
 
 
 def _title(record: Record) -> str:
-    names = [one.name for one in record.inputs]
-    listed = ", ".join(code(name) for name in names)
-    base = record.base.name or ""
-    of_base = f" of {_link(base)}" if base else ""
-    if base and not on_hub(base):
-        of_base += " (from a local folder)"
-    made = _MADE.get(record.method, "merged")
-    count = f" {len(names)}" if made == "merged" else ""
-    what = f"One LoRA adapter{of_base}, {made} from{count}: {listed}"
-    if record.method == "bake":
-        made, what = "baked", f"One model{of_base} with {len(names)} LoRA adapters baked in: {listed}"
-    elif _is_model(record):
-        what = f"One model, merged from {len(names)} fine-tuned checkpoints{of_base}"
-    how = "No data and no training" if record.tuning is None else "No training; options tuned on labelled data"
-    return f"# {made.capitalize()}: {one_line(' + '.join(names))}\n\n{what}. {how}."
+    names = " + ".join(one.name for one in record.inputs)
+    return f"# {made(record).capitalize()}: {one_line(names)}\n\n{what(record)}"
 
 
 def _method(record: Record) -> str:
@@ -102,30 +70,10 @@ def _method(record: Record) -> str:
 
 
 def _usage(record: Record, repo_id: str | None) -> str:
-    base = record.base.name or ""
-    name = base if base and on_hub(base) else f"path/to/{last_part(base)}" if base else "path/to/base"
-    cls = _model_class(record)
-    if _is_model(record):
-        here = json.dumps(repo_id or "path/or/repository-of-this-model")
-        lines = ["## Use", "", "```python", f"from transformers import {cls}", ""]
-        return "\n".join([*lines, f"model = {cls}.from_pretrained({here})", "```"])
-    if record.output.format is not None:
+    if not _is_model(record) and record.output.format is not None:
         format = named(record.output.format)
-        here = format.use.format(path=repo_id or "path/or/repository-of-this-adapter")
-        return f"## Use\n\nThis is {format.title}: {code(here)}"
-    return "\n".join(
-        [
-            "## Use",
-            "",
-            "```python",
-            "from peft import PeftModel",
-            f"from transformers import {cls}",
-            "",
-            f"base = {cls}.from_pretrained({json.dumps(name)})",
-            f"model = PeftModel.from_pretrained(base, {json.dumps(repo_id or 'path/or/repository-of-this-adapter')})",
-            "```",
-        ]
-    )
+        return f"## Use\n\nThis is {format.title}: {code(format.use.format(path=repo_id or ADAPTER))}"
+    return f"## Use\n\n```python\n{transformers_or_peft(record, repo_id).code}\n```"
 
 
 def _inputs(record: Record) -> str:
@@ -133,7 +81,7 @@ def _inputs(record: Record) -> str:
     whole = _is_model(record) and record.method != "bake"
     for one in record.inputs:
         digest = next(iter((one.sha256 or {}).values()), "")
-        source = _link(one.source) if one.source else ""
+        source = link(one.source) if one.source else ""
         rank = [] if whole else ["" if one.rank is None else str(one.rank)]
         rows.append([code(one.name), source, f"{one.weight:g}", *rank, code(digest[:12]) if digest else ""])
     if whole:
@@ -146,7 +94,7 @@ def _options(record: Record) -> str:
         return ""
     # A path among the options would tell of the user's folders; an option is never a folder worth naming in full.
     given = sorted(record.options.items())
-    rows = [[code(key), code(last_part(value) if _is_path(value) else value)] for key, value in given]
+    rows = [[code(key), code(last_part(value) if is_path(value) else value)] for key, value in given]
     return "## Configuration\n\n" + table(["option", "value"], rows)
 
 
@@ -174,20 +122,3 @@ def _provenance(record: Record) -> str:
 def _is_model(record: Record) -> bool:
     """Whether the record is that of a whole model, and not of an adapter."""
     return record.output.kind == "model"
-
-
-def _model_class(record: Record) -> str:
-    """The Auto class of the example, by the adapter's task where the record says it, else by the architecture."""
-    if record.output.task_type in _CLASS_OF_TASK:
-        return _CLASS_OF_TASK[record.output.task_type]
-    kind = record.base.model_type
-    return "AutoModelForSeq2SeqLM" if kind in _SEQ2SEQ else "AutoModel" if kind in _HEADLESS else "AutoModelForCausalLM"
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, Path) or (isinstance(value, str) and (value[:1] in "/~." or "\\" in value) and value != "")
-
-
-def _link(name: Any) -> str:
-    text = str(name)
-    return f"[{one_line(text)}](https://huggingface.co/{text})" if on_hub(text) else code(last_part(text))

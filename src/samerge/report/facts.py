@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ _GAP = 2
 #: Behind these a name, or a text, is broken first.
 _PARTING = " ./:,=_-"
 
+#: A name up to such a mark.
+_PARTS = re.compile(rf"[^{re.escape(_PARTING)}]*[{re.escape(_PARTING)}]+|[^{re.escape(_PARTING)}]+")
+
 #: Where a word may be broken.
 _SOFT = "\u00ad"
 
@@ -34,11 +38,13 @@ class Column:
         header: its words, wrapped between them, and at a soft hyphen within a long one.
         told: what it says, for the legend; empty where the header says it all.
         name: whether it holds names (left, folded) and no figures (right, whole).
+        bar: whether its figures are parts of a whole, to be drawn as such where something can be drawn.
     """
 
     header: str
     told: str = ""
     name: bool = False
+    bar: bool = False
 
     @property
     def title(self) -> str:
@@ -123,18 +129,26 @@ class Facts:
         ]
         return "\n\n".join(part for part in parts if part)
 
+    def html(self) -> str:
+        """As a table of HTML with a caption, to be scrolled by itself; the notes and the legend are below it."""
+        head = "".join(f'<th scope="col"{_left(column)}>{escaped(column.title)}</th>' for column in self.columns)
+        body = "".join(f"<tr>{self._cells(row)}</tr>" for row in self.rows)
+        table = f"<caption>{escaped(self.title)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+        notes = "".join(f"<p>{escaped(line)}</p>" for line in self.note.splitlines())
+        legend = "".join(f"<li>{escaped(line)}</li>" for line in self.legend.splitlines())
+        below = f'<ul class="legend">{legend}</ul>' if legend else ""
+        return f"{scrolled(self.title, f'<table>{table}</table>')}{notes}{below}"
+
     def _repr_html_(self) -> str:
         """For notebooks."""
-        head = "".join(f"<th>{html.escape(column.title)}</th>" for column in self.columns)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(shown(cell))}</td>" for cell in row) + "</tr>" for row in self.rows
-        )
-        lines = [*self.note.splitlines(), *self.legend.splitlines()]
-        below = "".join(f"{html.escape(shown(line))}<br>" for line in lines)
-        return (
-            f"<p><b>{html.escape(shown(self.title))}</b></p>"
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{below}</p>"
-        )
+        return self.html()
+
+    def _cells(self, row: Sequence[str]) -> str:
+        found = [f'<th scope="row">{breaking(row[0])}</th>']
+        for column, cell in zip(self.columns[1:], row[1:], strict=True):
+            text = breaking(cell) if column.name else escaped(cell)
+            found.append(f"<td{_left(column)}>{text}{_bar(cell) if column.bar else ''}</td>")
+        return "".join(found)
 
     def _least(self, n: int) -> int:
         """The width below which a column would cut a part of its header, or a figure."""
@@ -192,6 +206,40 @@ def _width(text: str) -> int:
 def shown(text: str) -> str:
     """Text on one line, without what a terminal would obey: a file's names may come from anywhere."""
     return visible(" ".join(text.split()))
+
+
+def escaped(text: str) -> str:
+    """Text for HTML, on one line: each letter stands for itself."""
+    return html.escape(shown(text))
+
+
+def breaking(text: str) -> str:
+    """A name for HTML, which may be broken behind a mark that parts it, as a terminal's tables break it.
+
+    Example:
+        >>> breaking("h.0.q_proj")
+        'h.<wbr>0.<wbr>q_<wbr>proj'
+    """
+    return "<wbr>".join(html.escape(part) for part in _PARTS.findall(shown(text)))
+
+
+def scrolled(name: str, content: str) -> str:
+    """HTML that may be wider than the screen, to be scrolled by itself, with the keyboard, too."""
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escaped(name)}">{content}</div>'
+
+
+def _left(column: Column) -> str:
+    return ' class="name"' if column.name else ""
+
+
+def _bar(cell: str) -> str:
+    """A number from 0 to 1, or to 100%, as a bar; a reader that hears the number need not hear it twice."""
+    figure = cell.removesuffix("%")
+    try:
+        share = float(figure) / (1 if figure == cell else 100)
+    except ValueError:
+        return ""
+    return f'<span class="bar" aria-hidden="true"><i style="width:{max(0.0, min(1.0, share)):.1%}"></i></span>'
 
 
 def number(value: float | None, digits: int = 2) -> str:

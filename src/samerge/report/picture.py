@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -10,9 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from samerge.errors import OptionError
+from samerge.report.facts import number, percent
 
 #: The most rows or columns of a heat map that still have room for their numbers.
 _NUMBERED = 16
+#: Letters of the sentence below a picture in an inch.
+_LETTERS = 13
+#: Shares of which the largest is at least this are shown in whole per cent.
+_WHOLE = 0.2
+#: What is less than this share of a step of colour is rounding.
+_ROUNDING = 1e-9
+#: Steps of colour on either side of what has none.
+STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -23,10 +34,13 @@ class Heat:
         title: over the picture.
         rows: their names.
         columns: their names.
-        values: for each row; None stays white.
+        values: for each row; None stays empty.
         low: the number of the first colour.
         high: the number of the last colour.
         how: a sentence that says how to read it, under the picture.
+        middle: the number without a colour: those below it get another colour than those above. Default: 0 where there
+            are negative numbers, else none.
+        percent: whether the numbers are shares, shown in per cent.
     """
 
     title: str
@@ -36,6 +50,33 @@ class Heat:
     low: float
     high: float
     how: str
+    middle: float | None = None
+    percent: bool = False
+
+    @property
+    def centre(self) -> float | None:
+        """The number without a colour between two colours; None where there is but one."""
+        return 0.0 if self.middle is None and self.low < 0 else self.middle
+
+    def shown(self, value: float | None) -> str:
+        """A number as it stands in its cell; nothing for none."""
+        digits = 0 if self.high >= _WHOLE else 1
+        return "" if value is None else percent(value, digits) if self.percent else number(value)
+
+    def level(self, value: float | None) -> int:
+        """The step of colour of a number: 0 none, up to `STEPS` for `high`, down to -`STEPS` for `low`.
+
+        Example:
+            >>> shares = Heat("", "ab", "cd", [[0.5, 0.0], [0.25, None]], 0.0, 0.5, "", middle=0.25)
+            >>> [[shares.level(value) for value in row] for row in shares.values]
+            [[5, -5], [0, 0]]
+        """
+        if value is None:
+            return 0
+        middle = self.low if self.centre is None else self.centre
+        span = (self.high if value >= middle else self.low) - middle
+        part = 0.0 if not span else min(1.0, (value - middle) / span)
+        return (1 if value >= middle else -1) * math.ceil(STEPS * part - _ROUNDING)
 
     def draw(self, path: str | Path) -> Path:
         """Write it.
@@ -49,26 +90,67 @@ class Heat:
         Raises:
             OptionError: matplotlib is not installed, or the file's ending is none that it knows.
         """
-        width, height = (max(3.0, 0.5 * len(names) + 2.0) for names in (self.columns, self.rows))
-        figure = new_figure(width + 1.0, height + 0.5, path)
+        return draw([self], path)
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height in inches."""
+        inch = 0.5 if self._numbered else 0.25
+        width, height = (max(4.0, inch * len(names) + 2.5) for names in (self.columns, self.rows))
+        return width + 1.0, height
+
+    @property
+    def _numbered(self) -> bool:
+        return max(len(self.columns), len(self.rows)) <= _NUMBERED
+
+    def draw_on(self, figure: Any) -> None:
+        """Draw it on a figure of matplotlib."""
+        from matplotlib.colors import TwoSlopeNorm
+
         axes = figure.add_subplot()
         cells = [[float("nan") if value is None else value for value in row] for row in self.values]
-        diverging = self.low < 0
-        colours = "RdBu" if diverging else "Blues"
-        image = axes.imshow(cells, vmin=self.low, vmax=self.high, cmap=colours, aspect="auto")
+        centre = self.centre
+        colours = "Blues" if centre is None else "RdBu"
+        scale = {"vmin": self.low, "vmax": self.high} if centre is None else {}
+        norm = None if centre is None else TwoSlopeNorm(centre, self.low, self.high)
+        image = axes.imshow(cells, cmap=colours, norm=norm, aspect="auto", **scale)
         axes.set_xticks(range(len(self.columns)), self.columns, rotation=45, ha="right")
         axes.set_yticks(range(len(self.rows)), self.rows)
-        if len(self.columns) <= _NUMBERED and len(self.rows) <= _NUMBERED:
-            dark = 0.6 * (self.high if diverging else self.high - self.low)
+        if self._numbered:
             for i, row in enumerate(self.values):
                 for j, value in enumerate(row):
                     if value is not None:
-                        colour = "white" if abs(value - (0.0 if diverging else self.low)) > dark else "black"
-                        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+                        colour = "white" if abs(self.level(value)) > STEPS - 2 else "black"
+                        axes.text(j, i, self.shown(value), ha="center", va="center", color=colour, fontsize=8)
         axes.set_title(self.title)
-        figure.colorbar(image)
-        figure.supxlabel(self.how, fontsize=8, wrap=True)
-        return write(figure, path)
+        figure.colorbar(image, format=lambda value, _: self.shown(value))
+        figure.supxlabel(textwrap.fill(self.how, int(_LETTERS * self.size[0])), fontsize=8)
+
+
+def draw(heats: Sequence[Heat], path: str | Path) -> Path:
+    """Write several heat maps as one picture: below each other while they are low, beside each other where not.
+
+    Args:
+        heats: one at least.
+        path: the file; its ending says the kind (png, svg, pdf).
+
+    Returns:
+        The file.
+
+    Raises:
+        OptionError: matplotlib is not installed, or the file's ending is none that it knows.
+    """
+    widths, heights = zip(*(heat.size for heat in heats), strict=True)
+    low = max(len(heat.rows) for heat in heats) <= _NUMBERED
+    if low:
+        figure = new_figure(max(widths), sum(heights), path)
+        parts = figure.subfigures(len(heats), 1, height_ratios=heights, squeeze=False).flat
+    else:
+        figure = new_figure(sum(widths), max(heights), path)
+        parts = figure.subfigures(1, len(heats), width_ratios=widths, squeeze=False).flat
+    for heat, part in zip(heats, parts, strict=True):
+        heat.draw_on(part)
+    return write(figure, path)
 
 
 def grouped_bars(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from samerge.errors import OptionError
 from samerge.report.facts import Facts
 from samerge.report.reading import read_record
 from samerge.report.record import AdapterRecord, Record, Whole
-from samerge.report.sinks import console, visible
+from samerge.report.sinks import console
 from samerge.report.tables import adapters_table, types_table
 
 
@@ -54,9 +54,10 @@ class Report:
         return types_table(self.record)
 
     def picture(self, path: str | Path) -> Path:
-        """Draw, block by block of the model, how much of every adapter was kept, as a heat map.
+        """Draw what was ranked and kept, adapter by adapter, as heat maps, each with a sentence on how to read it.
 
-        Where the method chooses neither components nor elements, the cosine of the merge with every adapter.
+        Who got how many of the places in each block of the model, which components by their size those were, and the
+        cosine of the merge with every adapter; of methods that choose no components the last one alone.
 
         Args:
             path: the file to write; its ending says the kind (png, svg, pdf).
@@ -65,11 +66,42 @@ class Report:
             The file.
 
         Raises:
-            OptionError: matplotlib is not installed, or the ending is none that it knows.
+            OptionError: matplotlib is not installed, the ending is none that it knows, or the record has no figures.
         """
-        from samerge.report.heat import heat
+        from samerge.report.heat import heats
+        from samerge.report.picture import draw
 
-        return heat(self.record).draw(path)
+        found = heats(self.record)
+        if not found:
+            raise OptionError(
+                f"drawing {path}: the record compares nothing with the adapters, so there is nothing to draw"
+            )
+        return draw(found, path)
+
+    def to_html(self, path: str | Path | None = None, place: str | None = None) -> str:
+        """One page with everything that the record says, in words, tables and pictures; it needs no network.
+
+        Args:
+            path: the file to write, too; a file that is there is replaced.
+            place: where the result lies, for the lines that load it. Default: a placeholder.
+
+        Returns:
+            The page.
+
+        Raises:
+            OptionError: the file's ending is neither .html nor .htm.
+            OutputExistsError: there is something else than a file.
+
+        Example:
+            `merged.report.to_html("report.html")`
+        """
+        from samerge.report.page.file import write_page
+        from samerge.report.page.page import page
+
+        text = page(self.record, place)
+        if path is not None:
+            write_page(path, text)
+        return text
 
     def show(self) -> None:
         """Print the table and the warnings."""
@@ -79,9 +111,10 @@ class Report:
             out.print(f"warning: {warning}", style="yellow", markup=False)
 
     def _repr_html_(self) -> str:
-        """The table and the warnings, for notebooks."""
-        warnings = "".join(f"<p>warning: {html.escape(visible(warning))}</p>" for warning in self.warnings)
-        return f"{self.table()._repr_html_()}{warnings}"
+        """What `to_html` has, for notebooks."""
+        from samerge.report.page.page import fragment
+
+        return fragment(self.record)
 
 
 def read_report(folder: str | Path) -> Report:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -93,3 +95,45 @@ def local_folders(record: Record) -> list[str]:
 def last_part(name: Any) -> str:
     """The last part of a local path, of either kind of system."""
     return PurePosixPath(str(name).replace("\\", "/")).name or "folder"
+
+
+def shortened(text: str, folders: Iterable[str]) -> str:
+    """Text in which each of some folders keeps its last part only.
+
+    Example:
+        >>> shortened("of /home/ada/a, not /home/ada/a-b", ["/home/ada/a"])
+        'of a, not /home/ada/a-b'
+    """
+    for folder in folders:
+        text = last_part(folder).join(re.split(rf"(?<![\w./-]){re.escape(folder)}(?![\w-])", text))
+    return text
+
+
+def concealed(record: Record) -> Record:
+    """The record with local folders by their last part: in names, options, notes and warnings."""
+    folders = local_folders(record)
+
+    def told(value: Any) -> Any:
+        if isinstance(value, str):
+            short = shortened(value, folders)
+            return last_part(short) if is_path(short) else short
+        if isinstance(value, Mapping):
+            return {key: told(item) for key, item in value.items()}
+        return [told(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    def words(value: str | None) -> str | None:
+        return None if value is None else shortened(value, folders)
+
+    return replace(
+        record,
+        base=replace(record.base, name=words(record.base.name)),
+        inputs=tuple(replace(one, source=words(one.source), base_model=words(one.base_model)) for one in record.inputs),
+        options=told(record.options),
+        notes=tuple(shortened(one, folders) for one in record.notes),
+        warnings=tuple(shortened(one, folders) for one in record.warnings),
+    )
+
+
+def is_path(value: Any) -> bool:
+    """Whether a value among the options is a local path, which is never worth naming in full."""
+    return isinstance(value, Path) or (isinstance(value, str) and (value[:1] in "/~." or "\\" in value) and value != "")

@@ -32,10 +32,10 @@ def adapters_table(record: Record) -> Facts:
         parts = "elements" if any(one.elements for one in shares) else "components"
         columns.append((Column("kept", f"how many of its {parts} the method kept."), _kept))
         told = "share of its squared norm that was kept, before the adapters were combined and truncated."
-        columns.append((Column("energy kept", told), lambda one: percent(one.energy_kept)))
+        columns.append((Column("energy kept", told, bar=True), lambda one: percent(one.energy_kept)))
     if any(one.cosine is not None for one in rows.values()):
         told = "between the merged update, as written, and its own: 1 the same direction, 0 nothing in common."
-        columns.append((Column("cosine", told), lambda one: number(one.cosine)))
+        columns.append((Column("cosine", told, bar=True), lambda one: number(one.cosine)))
     if any(one.interference is not None for one in rows.values()):
         told = "error of the merge on the inputs that it reacts to, relative to what it does there; without it, 1."
         columns.append((Column("inter\u00adference", told), lambda one: number(one.interference)))

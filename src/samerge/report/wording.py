@@ -1,10 +1,11 @@
-"""What a merge does, in words: a sentence for every method and for the balance that comes before it."""
+"""A merge in words: what was made of what; a sentence for every method and for the balance that comes before it."""
 
 from __future__ import annotations
 
 from samerge.methods.registry import summaries
-from samerge.report.markdown import code
+from samerge.report.markdown import code, one_line
 from samerge.report.record import Record
+from samerge.report.sharing import last_part, on_hub
 
 _PAPER = "[Saliency-Aware Model Merging](https://arxiv.org/abs/2606.00511) (SA-Merging)"
 _TSV = "([TSV-Merge](https://arxiv.org/abs/2412.00081))"
@@ -40,6 +41,49 @@ _BEFORE = {
     "norm": "First the adapters of a layer are brought to their mean norm there, so that each has one voice.",
     "global": "First the adapters are brought, each as a whole, to their mean norm.",
 }
+
+
+#: What became of the inputs of methods that do not merge.
+_MADE = {"bake": "baked", "compress": "compressed", "convert": "converted", "extract": "extracted"}
+
+
+def made(record: Record) -> str:
+    """What was done, in one word."""
+    return _MADE.get(record.method, "merged")
+
+
+def what(record: Record, most: int | None = None) -> str:
+    """What was made of what, in a sentence or two.
+
+    Args:
+        record: of what was made.
+        most: how many inputs are named. Default: all.
+
+    Returns:
+        Markdown.
+    """
+    names = [one.name for one in record.inputs]
+    listed = ", ".join(code(name) for name in names[:most])
+    left = len(names) - len(names[:most])
+    if left:
+        listed += f" and {left:,} more"
+    base = record.base.name or ""
+    of_base = f" of {link(base)}" if base else ""
+    if base and not on_hub(base):
+        of_base += " (from a local folder)"
+    count = f" {len(names)}" if made(record) == "merged" else ""
+    told = f"One LoRA adapter{of_base}, {made(record)} from{count}: {listed}"
+    if record.method == "bake":
+        told = f"One model{of_base} with {len(names)} LoRA adapters baked in: {listed}"
+    elif record.output.kind == "model":
+        told = f"One model, merged from {len(names)} fine-tuned checkpoints{of_base}"
+    how = "No data and no training" if record.tuning is None else "No training; options tuned on labelled data"
+    return f"{told}. {how}."
+
+
+def link(name: str) -> str:
+    """A repository as a link, a local folder by its last part."""
+    return f"[{one_line(name)}](https://huggingface.co/{name})" if on_hub(name) else code(last_part(name))
 
 
 def in_words(record: Record) -> str:
