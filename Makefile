@@ -4,6 +4,7 @@
 # make test-browser      the page of a report in a real browser; needs Chromium (apt-get install chromium)
 # make test-benchmarks   the tests of the benchmarks' own code, and of the tables that they write
 # make check   lint, format and types, as CI does
+# make dist    the sdist and the wheel, checked as the package index checks them, and the wheel installed and run
 # make clean   remove what the above have made
 #
 # PYTHON=python3.12          another interpreter (3.10 or later)
@@ -23,7 +24,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test test-slow test-browser test-benchmarks check clean
+.PHONY: demo test test-slow test-browser test-benchmarks check dist clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python examples/demo.py
@@ -44,6 +45,14 @@ check: $(VENV)/.check-ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# The wheel is run from an environment of its own, which sees the dependencies of this one and nothing of this folder.
+dist: $(VENV)/.check-ready
+	@$(PIP) $(PINNED) -e '.[release]'
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python examples/try_wheel.py dist/*.whl
 
 clean:
 	rm -rf .venv .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -37,7 +37,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 
     What the user gave for rows of a table comes as a mapping of text, which the table reads.
     """
-    hints = get_type_hints(command, include_extras=True)
+    hints = _hints(command)
     parameters: list[inspect.Parameter] = []
     groups: dict[str, tuple[Callable[..., Any], list[str]]] = {}
 
@@ -54,7 +54,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
             for row in rows:
                 add(row.name, _annotation(row), None)
         elif is_dataclass(hint) and isinstance(hint, type):
-            inner = get_type_hints(hint, include_extras=True)
+            inner = _hints(hint)
             groups[parameter.name] = (hint, list(inner))
             for item in fields(hint):
                 add(item.name, inner[item.name], inspect.Parameter.empty if item.default is MISSING else item.default)
@@ -70,6 +70,15 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
+
+
+def _hints(of: Any) -> dict[str, Any]:
+    """The annotations of a function or a class, with what stands in `Annotated`."""
+    found = get_type_hints(of, include_extras=True)
+    for name, hint in found.items():  # Python 3.10 wraps those of parameters whose default is None in one more `| None`
+        marked = [one for one in get_args(hint) if get_origin(one) is Annotated]
+        found[name] = marked[0] if marked else hint
+    return found
 
 
 def _given(**values: Any) -> dict[str, Any]:
