@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import samerge
@@ -217,8 +220,74 @@ def test_completion(words: str, offered: set[str], tmp_path: Path) -> None:
         ("give base: a folder or a hub id", "give --base: a folder or a hub id"),
         ("as in tsv:rank=8, './rank=8' or x.rank=8", "as in tsv:rank=8, './rank=8' or x.rank=8"),
         ("give rank=, the largest; rank=8.", "give --rank, the largest; --rank 8."),
+        (
+            "dora='exact' (it), 'drop' (none), 'take:<adapter>', or 'exact:64' of adapter 'update'",
+            "--dora exact (it), drop (none), take:ADAPTER, or exact:64 of adapter 'update'",
+        ),
     ],
 )
 def test_messages_in_the_words_of_the_shell(message: str, told: str | None) -> None:
-    expected = told or "unless --dtype says otherwise; --dora exact:<rank> keeps more"
+    expected = told or "unless --dtype says otherwise; --dora exact:RANK keeps more"
     assert in_shell_words(message, ["rank", "density", "dtype", "dora", "base"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("merge -a {math} -a {code}:high -o out", "'high' is no number, and a weight stands behind the last colon"),
+        ("merge -a {math} -a style.safetensors -o out", "there is no such file; check the path"),
+        ("merge -a {math} -a loras/style.safetensors -o out", "there is no such file; check the path"),
+        ("merge -a {math} -a {bin} -o out", "is in PyTorch's pickle format, which is not opened"),
+        ("check {old}", "adapter_model.bin is in PyTorch's pickle format, which is not opened"),
+        (
+            "merge -a {math} -a {dora} -o out",
+            "with --dora exact: the exact update, truncated to the adapter's rank, or to more with --dora exact:64",
+        ),
+        ("inspect {math} {dora}", "comparing adapter 'dora': it is a DoRA adapter (use_dora)"),
+        ("inspect {math} {dora}", "samerge compress ADAPTER --rank RANK --base BASE --dora exact"),
+        (
+            "convert {dora} --format kohya -o out",
+            "samerge compress ADAPTER --rank 4 --base BASE --dora exact --format kohya",
+        ),
+        ("convert {norm} --format kohya -o out", "with --modules-to-save drop, which leaves them out"),
+        ("merge -a {norm} -o out", "take:ADAPTER (one adapter's) or drop (none)"),
+        ("compare {math} {norm} -m linear", "failed: linear: merging adapters that carry"),
+        ("compare {math} {norm} -m linear", "Choose --modules-to-save average (the mean"),
+        ("compare {math} {code} -m nix", "--method nix is not known. Methods: "),
+        (
+            "compare {math} {code} -m ties:density=2",
+            "the way 'ties:density=2': density='2' must lie in (0, 1], or be adaptive or adaptive:MEAN",
+        ),
+        ("compress {math} --energy 0.5", "parameters; nothing was written, give --out FOLDER."),
+        ("compress --help", "Default: kept as they are."),
+        ("bake --help", "Default: update."),
+        ("merge --help", "bfloat16, float16 or float64"),
+    ],
+)
+def test_what_users_misread(invoke, loras: Path, tmp_path: Path, words: str, told: str) -> None:
+    def variant(name: str, more: dict[str, torch.Tensor], **settings: object) -> Path:
+        folder = shutil.copytree(loras / "math", tmp_path / name)
+        file = folder / "adapter_model.safetensors"
+        save_file({**load_file(file), **more}, file)
+        config = folder / "adapter_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | settings))
+        return folder
+
+    stems = {
+        key.removesuffix(".lora_B.weight"): t
+        for key, t in load_file(loras / "math" / "adapter_model.safetensors").items()
+        if "lora_B" in key
+    }
+    places = {
+        "math": loras / "math",
+        "code": loras / "code",
+        "dora": variant(
+            "dora", {f"{s}.lora_magnitude_vector": torch.ones(len(B)) for s, B in stems.items()}, use_dora=True
+        ),
+        "norm": variant("norm", {"base_model.model.model.norm.weight": torch.ones(16)}, modules_to_save=["norm"]),
+        "old": shutil.copytree(loras / "math", tmp_path / "old"),
+        "bin": tmp_path / "old" / "adapter_model.bin",
+    }
+    (tmp_path / "old" / "adapter_model.safetensors").rename(places["bin"])
+    result = invoke(*words.format(**places).split())
+    assert told in " ".join(result.output.replace("\u2502", " ").split()), result.output

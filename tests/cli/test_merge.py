@@ -143,7 +143,7 @@ def test_overwrite(invoke, tiny_base, loras) -> None:
         ),
         (["--connectivity", "loose"], "--connectivity loose is not known"),
         (["--scaling", "loud"], "--scaling loud is not known"),
-        (["--scaling", "auto:loud"], "must be 'auto:<c>'"),
+        (["--scaling", "auto:loud"], "must be auto:C with"),
         (["--dtype", "int3"], "--dtype int3"),
         (["--device", "gpu"], "--device gpu cannot be computed on here"),
         (["--balance", "yes"], "--balance yes is not known"),

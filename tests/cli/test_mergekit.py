@@ -114,7 +114,7 @@ def test_tokenizers_are_told():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (config("slerp"), "merge_method is 'slerp', which samerge has no counterpart of; It reads linear, task_"),
+        (config("slerp"), "merge_method is 'slerp', which samerge has no counterpart of. It reads linear, task_"),
         (config("tis"), "did you mean 'ties'"),
         (config("ties", second="0.3"), "Give equal weights, or normalize: false, where both do the same"),
         (config("linear", "parameters: {normalize: false}", "", "0.6"), "sum to 1.1: that scales the base"),

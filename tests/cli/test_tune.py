@@ -150,7 +150,7 @@ def test_failed_trials_show_the_end_of_stderr(invoke, words) -> None:
     [
         (["--score-callable", "a:b"], "one of the two"),
         (["--search", "scaling"], "must be NAME=LOW:HIGH"),
-        (["--search", "scaling=2:1"], "low < high"),
+        (["--search", "scaling=2:1"], "searching scaling: the lower bound, 2, must be below the upper one, 1"),
         (["--search", "skaling=2:3"], "did you mean 'scaling'"),
         (["--weights", "1"], "1 weights for 2 adapters"),
         (["--mu", "1"], "there is no option --mu; it is one of wudi"),

@@ -186,7 +186,7 @@ def test_truncation_afterwards(llama: Beast):
         ({"density": float("nan")}, r"density=nan must lie in \(0, 1\]"),
         ({"iterations": 0}, "iterations=0 must be a whole number of at least 1"),
         ({"rank": 4, "density": 0.5}, "rank=4 and density=0.5 together"),
-        ({"method": "magic"}, "method='magic' is not known; Methods: saliency"),
+        ({"method": "magic"}, "method='magic' is not known. Methods: saliency"),
         ({"recipe": "ours"}, "method 'saliency' has no option 'recipe'"),
         ({"dtype": 32}, "dtype=32 is not one to write in; choose one of float32"),
         ({"mu": 1}, "method 'saliency' has no option 'mu'"),

@@ -249,7 +249,7 @@ def test_a_name_that_is_taken(llama: Beast):
         ({"adapters": []}, samerge.OptionError, "adapters is empty"),
         ({"svd_clamp": 0.9}, samerge.OptionError, "svd_clamp=0.9 is not supported"),
         ({"density": 1.5}, samerge.OptionError, r"density=1.5 must lie in \(0, 1\]"),
-        ({"combination_type": "magic"}, samerge.OptionError, "'magic' is not known; Methods: saliency"),
+        ({"combination_type": "magic"}, samerge.OptionError, "'magic' is not known. Methods: saliency"),
     ],
 )
 def test_refusals(llama: Beast, arguments, error, words):

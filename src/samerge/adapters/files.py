@@ -19,7 +19,7 @@ from samerge.adapters.model import AdaptedModule, Adapter, widest
 from samerge.adapters.names import sort_keys, targets_of
 from samerge.adapters.patterns import PatternError, allowance
 from samerge.errors import AdapterError
-from samerge.weights.hub import CONFIG_NAME, WEIGHTS_NAME
+from samerge.weights.hub import CONFIG_NAME, PICKLED, PICKLED_ENDINGS, WEIGHTS_NAME
 from samerge.weights.tensorfile import TensorFile
 from samerge.weights.untrusted import Origin, read_json
 
@@ -96,10 +96,9 @@ def open_adapter(folder: Path, name: str) -> tuple[dict[str, Any], TensorFile]:
         )
     if not os.path.lexists(weights_file):
         found = sorted(path.name for path in folder.iterdir())
-        raise origin.refusal(
-            f"there is no {WEIGHTS_NAME} in {folder}, which has {found}; a file in PyTorch's pickle format can be "
-            f"converted by loading it with PEFT and saving it again"
-        )
+        pickled = next((name for name in found if name.endswith(PICKLED_ENDINGS)), None)
+        way = f"; {pickled} {PICKLED}" if pickled else ""
+        raise origin.refusal(f"there is no {WEIGHTS_NAME} in {folder}, which has {found}{way}")
     # metadata of other tools may hold NaN, which Python writes; the fields that count are checked later
     return read_json(config_file, origin, infinite=True), TensorFile(weights_file, origin)
 

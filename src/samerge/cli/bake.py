@@ -15,6 +15,8 @@ from samerge.cli.target import Target
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
 
+_DEFAULTS = (("dtype", "the base's own"), ("modules_to_save", "update"))
+
 
 def bake(
     *,
@@ -22,7 +24,7 @@ def bake(
     more: Positional = None,
     adapter: Adapters = None,
     weights: Weights = None,
-    options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype", "modules_to_save", "modules"))],
+    options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype", "modules_to_save", "modules"), _DEFAULTS)],
     dequantise: Annotated[
         bool,
         typer.Option("--dequantise", "--dequantize", help="Write a quantised base's weights in full precision."),

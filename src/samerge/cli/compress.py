@@ -12,6 +12,8 @@ from samerge.cli.target import AdapterTarget
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
 
+_DEFAULTS = (("dtype", "the adapter's own"), ("modules_to_save", "kept as they are"), ("dora", "an error if it is one"))
+
 
 def compress(
     *,
@@ -20,7 +22,7 @@ def compress(
     base: Base = None,
     rank: Rank = None,
     energy: Energy = None,
-    options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype", "modules_to_save", "dora"))],
+    options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype", "modules_to_save", "dora"), _DEFAULTS)],
     target: AdapterTarget,
     manner: Manner,
 ) -> None:

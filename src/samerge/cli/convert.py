@@ -18,7 +18,7 @@ def convert(
     one: Positional = None,
     adapter: Adapters = None,
     base: Base = None,
-    options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype",))],
+    options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype",), (("dtype", "the adapter's own"),))],
     target: AdapterTarget,
     manner: Manner,
 ) -> None:

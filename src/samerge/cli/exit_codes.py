@@ -9,7 +9,7 @@ import os
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any, ParamSpec
 
@@ -70,9 +70,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
                 command(*args, **kwargs)
         except SamergeError as error:
             _show_traceback(error, wanted=False)
-            # a recipe file has the library's own words, and a way of `compare` likewise
-            names = {str(name) for name in kwargs} | (option_names() if "method" in kwargs else set())
-            _say("error", in_shell_words(str(error), names))
+            _say("error", in_shell_words(str(error), _options(kwargs)))
             raise typer.Exit(BAD_INPUT) from None
         except Terminated as ended:
             _say("ended", f"by {ended}; nothing was written unless said above")
@@ -91,6 +89,17 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(UNEXPECTED) from None
 
     return run
+
+
+def _options(given: Mapping[str, object]) -> set[str]:
+    """The options that a message may name: a recipe file has the library's own words.
+
+    Options of a way of `compare` are written as in Python, and what names it is `--method`.
+    """
+    names = {str(name) for name in given}
+    if "recipe" in names:
+        return names
+    return names | ({"method"} if "ways" in names else option_names())
 
 
 def _of_the_machine(error: Exception) -> str | None:

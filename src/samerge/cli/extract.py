@@ -28,7 +28,7 @@ def extract(
     rank: Rank = None,
     energy: Energy = None,
     embeddings: Annotated[bool, typer.Option("--embeddings", help="Take embeddings, too.")] = False,
-    options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype", "device"))],
+    options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype", "device"), (("dtype", "the model's own"),))],
     target: AdapterTarget,
     manner: Manner,
 ) -> None:

@@ -86,7 +86,7 @@ def as_recipe(table: Mapping[Any, Any], doing: str) -> tuple[dict[str, Any], lis
     name = str(table["merge_method"])
     if name not in _METHODS:
         raise OptionError(
-            f"{doing}: its merge_method is {name!r}, which samerge has no counterpart of;{meant(name, _METHODS)} It "
+            f"{doing}: its merge_method is {name!r}, which samerge has no counterpart of{meant(name, _METHODS)} It "
             f"reads {', '.join(_METHODS)}"
         )
     for key in table:
@@ -96,7 +96,7 @@ def as_recipe(table: Mapping[Any, Any], doing: str) -> tuple[dict[str, Any], lis
                 f"them under 'models'"
             )
         if key not in (*_KEYS, *_TOKENS):
-            raise OptionError(f"{doing}: the key {key!r} is not known;{meant(str(key), _KEYS)}")
+            raise OptionError(f"{doing}: the key {key!r} is not known{meant(str(key), _KEYS)}")
     notes = [f"{key} is left out: an adapter has no tokenizer" for key in _TOKENS if table.get(key) is not None]
     method = _METHODS[name]
     shared = _mapping(table.get("parameters"), f"{doing}: parameters")
@@ -138,7 +138,7 @@ def _models(table: Mapping[Any, Any], doing: str) -> list[_Model]:
         entry = _mapping(entry, f"{doing}, model {number}")
         for key in entry:
             if key not in ("model", "parameters"):
-                raise OptionError(f"{doing}, model {number}: the key {key!r} is not known;{meant(str(key), ['model'])}")
+                raise OptionError(f"{doing}, model {number}: the key {key!r} is not known{meant(str(key), ['model'])}")
         base, adapter = _reference(entry.get("model"), f"{doing}, model {number}")
         found.append(_Model(base, adapter, _mapping(entry.get("parameters"), f"{doing}, model {number}: parameters")))
     return found
@@ -259,7 +259,7 @@ def _of_method(
     for place in (shared, *(model.parameters for model in adapters)):
         for key in place:
             if key not in known:
-                raise OptionError(f"{doing}: {name} has no parameter {key!r};{meant(str(key), known)}")
+                raise OptionError(f"{doing}: {name} has no parameter {key!r}{meant(str(key), known)}")
     if name != "linear" and _flag(shared, "rescale", method.draws, doing) != method.draws:
         does = "always" if method.draws else "never"
         raise OptionError(f"{doing}: rescale is {shared['rescale']!r}; samerge's {method.own} {does} rescales")

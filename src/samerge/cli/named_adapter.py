@@ -64,6 +64,11 @@ def parse_adapter(
             raise OptionError(
                 f"{option} {text!r}: a weight is written with a point: {before}:{after.replace(',', '.')}"
             )
+        elif colon and not drive and not set("/\\") & set(after):
+            raise OptionError(
+                f"{option} {text!r}: {after!r} is no number, and a weight stands behind the last colon, such as "
+                f"{before or 'ada/math-lora'}:0.8; no folder here is called so"
+            )
     if not source.strip() or name == "":
         raise OptionError(
             f"{option} {text!r}: the {'name' if name == '' else 'source'} is empty; write [name=]source[:weight], "

@@ -48,9 +48,9 @@ def own_options(ctx: typer.Context, method: str | None) -> dict[str, str]:
             others = [
                 other for other in available_methods() if name in {row.name for row in table(find(other).options)}
             ]
-            near = f" it is one of {', '.join(others)}." if others else meant(flag, [*known, *shell]).replace("'", "")
+            near = f"; it is one of {', '.join(others)}." if others else meant(flag, [*known, *shell]).replace("'", "")
             raise OptionError(
-                f"there is no option {flag};{near} Method {chosen.name} has {', '.join(sorted(known)) or 'none'} of "
+                f"there is no option {flag}{near} Method {chosen.name} has {', '.join(sorted(known)) or 'none'} of "
                 f"its own; what all have: samerge {ctx.command.name} --help"
             )
         elif not equals and rows.get(name) and rows[name].kind.annotation == "bool" and not _truth(words):

@@ -124,7 +124,7 @@ def _known(given: Collection[Any], known: Collection[str], doing: str, near: Col
     for key in given:
         if key not in known:
             raise OptionError(
-                f"{doing}: the key {key!r} is not known;{meant(str(key), near)} It may have {', '.join(near)}"
+                f"{doing}: the key {key!r} is not known{meant(str(key), near)} It may have {', '.join(near)}"
             )
 
 

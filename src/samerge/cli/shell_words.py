@@ -18,6 +18,10 @@ _RULE = re.compile(r"'([^']*)': ([^,{}]+)")
 _PLACE = re.compile(r"(?<![\w'\":./=-])modules\['([^']*)'\](?:\['([^']*)'\])?=('[^']*'|[^\s,;]*)")
 _SUBJECT = re.compile(r"(?<![\w'\":./=-])modules (?=(has the pattern|names the adapter|gives every)\b)")
 
+#: Values beside one that is written as an option, and what a value leaves to the user: `'take:<adapter>'`.
+_WORDS = re.compile(r"(?<!adapter )'(average|update|drop|adaptive|auto|exact(?::\d+)?)'")
+_HOLES = re.compile(r"'?\b(take|exact|auto|adaptive):<(\w+)>'?")
+
 
 def in_shell_words(message: str, names: Iterable[str]) -> str:
     """A message with the options in it as they are written in a shell.
@@ -47,6 +51,8 @@ def in_shell_words(message: str, names: Iterable[str]) -> str:
         return f"{flag} {value!r}" if " " in value else f"{flag} {value}"
 
     message = re.sub(_PYTHON.format(names=words), written, message)
+    message = _WORDS.sub(r"\1", message)
+    message = _HOLES.sub(lambda found: f"{found[1]}:{found[2].upper()}", message)
     return re.sub(r"\bgive base\b", "give --base", message)
 
 

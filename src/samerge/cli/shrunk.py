@@ -51,5 +51,8 @@ def deliver(make: Callable[[], MergedAdapter], target: AdapterTarget, manner: Ma
         show_json({"out": target.out, "url": url, **parts, "layers": layers, "warnings": made.report.warnings})
     elif not manner.quiet:
         stdout().print(made.report.layers_table())
+        size = f"{record.output.size}, {record.output.parameters:,} parameters"
+        left = "" if target.out or target.push_to_hub else "; nothing was written, give --out FOLDER"
+        stdout().print(f"The adapter is of {size}{left}.", markup=False, soft_wrap=True)
         placed = target.place(made)
         show_ways(placed[1] if placed else None, url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -22,14 +22,18 @@ class FromTable:
     Args:
         kind: the dataclass of options.
         only: the rows; all of them by default.
+        told: what to say of a row's default here, where that is another than in a merge.
     """
 
     kind: type[Options]
     only: tuple[str, ...] = ()
+    told: tuple[tuple[str, str], ...] = ()
 
     def rows(self) -> list[Option]:
         """The rows."""
-        return [row for row in table(self.kind) if not self.only or row.name in self.only]
+        own = dict(self.told)
+        rows = [row for row in table(self.kind) if not self.only or row.name in self.only]
+        return [replace(row, told=own.get(row.name, row.told)) for row in rows]
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

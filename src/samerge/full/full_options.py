@@ -35,7 +35,9 @@ class FullOptions(ElementOptions):
         "What becomes of tensors that a checkpoint lacks or adds, or that have another shape there: an error, or the "
         "base's.",
     )
-    dtype: str | None = option(dtype(), None, "Of the output: float32, bfloat16 or float16.", told="the base's own")
+    dtype: str | None = option(
+        dtype(), None, "Of the output: float32, bfloat16, float16 or float64.", told="the base's own"
+    )
     device: str | None = option(text("NAME"), None, "Where to compute: cpu, cuda, mps.", told="cpu")
 
 
@@ -62,7 +64,7 @@ def resolve(method: str, given: Mapping[str, Any]) -> FullOptions:
         (0.2, 1.0, 'sum', 'error')
     """
     if method not in METHODS:
-        raise OptionError(f"method={method!r} is not known;{meant(method, METHODS)} Choose one of {', '.join(METHODS)}")
+        raise OptionError(f"method={method!r} is not known{meant(method, METHODS)} Choose one of {', '.join(METHODS)}")
     known = [row.name for row in table(FullOptions)]
     for name in given:
         if name not in known:

@@ -112,7 +112,11 @@ def conflicts(adapters: Sequence[Adapter]) -> Conflicts:
         AdapterError: one is a DoRA adapter, whose update is not low-rank and needs the base.
         BaseModelError: they do not fit each other.
     """
-    check_dora(adapters, None, None)
+    way = (
+        "Compare what it is without: samerge compress ADAPTER --rank RANK --base BASE --dora exact --out FOLDER "
+        "(in Python compress_adapter) makes a plain LoRA of it"
+    )
+    check_dora(adapters, None, None, "comparing", way)
     count = len(adapters)
     sums = _Sums(count)
     layers: dict[str, dict[tuple[int, int], float]] = {}

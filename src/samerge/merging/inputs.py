@@ -194,7 +194,7 @@ def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:
         return dtype
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else None
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise OptionError(f"dtype={dtype!r} is not known; choose one of float32, bfloat16, float16")
+        raise OptionError(f"dtype={dtype!r} is not known; choose one of float32, bfloat16, float16, float64")
     return found
 
 

@@ -89,7 +89,7 @@ def found(name: object) -> tuple[Method, Mapping[str, float | str]]:
         loaded: Method = _entry_points()[own].load()
         return loaded, implied
     known = list(available_methods())
-    raise OptionError(f"method={name!r} is not known;{meant(name, [*known, *OTHER_NAMES])} Methods: {', '.join(known)}")
+    raise OptionError(f"method={name!r} is not known{meant(name, [*known, *OTHER_NAMES])} Methods: {', '.join(known)}")
 
 
 def summaries() -> dict[str, str]:

@@ -52,7 +52,9 @@ class CommonOptions(Options):
         "one voice and its weight is its loudness; none leaves the norms as trained.",
         told="norm for saliency and even, none for the others",
     )
-    dtype: str | None = option(dtype(), None, "Of the output: float32, bfloat16 or float16.", told="the adapters' own")
+    dtype: str | None = option(
+        dtype(), None, "Of the output: float32, bfloat16, float16 or float64.", told="the adapters' own"
+    )
     device: str | None = option(text("NAME"), None, "Where to compute: cpu, cuda, mps.", told="cpu")
     modules_to_save: str | None = option(
         word("average", "update", "drop", pattern="take:.+", told="take:ADAPTER"),

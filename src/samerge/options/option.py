@@ -111,18 +111,18 @@ def unknown(name: str, known: Iterable[str], where: str) -> OptionError:
         method 'ties' has no option 'densitty'; did you mean 'density'? It has density, rank
     """
     names = list(known)
-    return OptionError(f"{where} has no option {name!r};{meant(name, names)} It has {', '.join(names) or 'none'}")
+    return OptionError(f"{where} has no option {name!r}{meant(name, names)} It has {', '.join(names) or 'none'}")
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """The near miss as a question, or nothing.
+    """The near miss as a question, which ends a sentence; without one its full stop.
 
     Example:
-        >>> meant("dare_tie", ["dare_ties", "ties"])
-        " did you mean 'dare_ties'?"
+        >>> meant("dare_tie", ["dare_ties", "ties"]), meant("x", ["ties"])
+        ("; did you mean 'dare_ties'?", '.')
     """
     near = difflib.get_close_matches(name, list(known), 1)
-    return f" did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def _row(item: Field[Any]) -> Option:

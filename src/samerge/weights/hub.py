@@ -28,6 +28,13 @@ USUAL_NAMES = (WEIGHTS_NAME, "adapters.safetensors", "pytorch_lora_weights.safet
 #: Names of whole models, which are no adapters.
 _MODELS = ("model", "diffusion_pytorch_model", "consolidated")
 _PICKLED_WEIGHTS_NAME = "adapter_model.bin"
+PICKLED_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
+#: Why one of these is not opened, and what to do.
+PICKLED = (
+    "is in PyTorch's pickle format, which is not opened because it can run code; where you trust it, read it with "
+    "torch.load(file, weights_only=True) and write what it holds with safetensors.torch.save_file, as "
+    "adapter_model.safetensors beside its adapter_config.json, or under a name of its own"
+)
 #: A pipeline's index, what its models with adapters are called, and other copies of their weights.
 PIPELINE_NAME = "model_index.json"
 _ADAPTED = ("unet", "transformer", "text_encoder")
@@ -107,9 +114,8 @@ def resolve_adapter(
         return fetched(only) / only
     if _PICKLED_WEIGHTS_NAME in here:
         raise AdapterError(
-            f"{doing} from the Hub: the repository has no {prefix}{WEIGHTS_NAME}, only {_PICKLED_WEIGHTS_NAME}, a "
-            "pickle, which is not opened because it can run code; load it with PEFT and save it again, which writes "
-            "safetensors"
+            f"{doing} from the Hub: the repository has no {prefix}{WEIGHTS_NAME}, only {_PICKLED_WEIGHTS_NAME}, which "
+            f"{PICKLED}"
         )
     others = sorted({prefix + name for name in here if name.endswith(ADAPTER_ENDINGS)})
     listed = f"; it has {', '.join(others[:_SHOWN])}{' and more' if len(others) > _SHOWN else ''}" if others else ""
@@ -270,10 +276,14 @@ def _local(source: str | Path, doing: str, error: type[SamergeError], endings: t
         return path
     if endings and path.exists() and text.endswith(endings):
         return path
+    if path.is_file() and text.endswith(PICKLED_ENDINGS):
+        raise error(f"{doing}: it {PICKLED}")
     if path.is_file():
         raise error(f"{doing}: it is a file; give the folder that holds it")
     if "://" in text:
         raise error(f"{doing}: it is an address; give the repository id alone, such as 'user/name'")
+    if endings and text.endswith(endings) and text.count("/") < 2:  # on the Hub it would be user/name/file
+        raise error(f"{doing}: there is no such file; check the path")
     looks_like_path = isinstance(source, Path) or text.startswith((".", "/", "~")) or "\\" in text
     deep = text.count("/") > 1 and "@" not in text and not (endings and text.endswith(endings))
     if not text or looks_like_path or text.endswith("/") or deep:

@@ -68,7 +68,12 @@ def convert_adapter(
         live = base if isinstance(base, nn.Module) else None
         spelled = together([opened], open_base(base, required=False), live)
         [opened], source = spelled.adapters, spelled.source
-        check_dora([opened], None, None)
+        way = (
+            f"No other format has a place for it here. Make a plain LoRA of it, in this format: samerge compress "
+            f"ADAPTER --rank {opened.rank} --base BASE --dora exact --format {format} --out OUT (in Python "
+            f"compress_adapter), which says what that loses"
+        )
+        check_dora([opened], None, None, "converting", way)
         _refuse_trained(opened)
         check_extras([opened], None, source)
     sites = assemble.align([opened], source)
@@ -103,7 +108,7 @@ def _refuse_trained(adapter: Adapter) -> None:
         raise AdapterError(
             f"converting adapter {adapter.name!r}: it carries fully trained modules or token rows "
             f"({', '.join(modules)}), which only PEFT's format has a place for; merge it alone (samerge merge) into "
-            f"this format, and let modules_to_save be 'drop', which leaves them out"
+            f"this format, with modules_to_save='drop', which leaves them out"
         )
     biases = [*adapter.extras.biases, *(name for name, one in adapter.modules.items() if one.bias is not None)]
     if biases:

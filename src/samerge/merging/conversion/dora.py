@@ -30,8 +30,17 @@ from samerge.parallel.supply import elsewhere
 from samerge.weights import WeightSource, matrix_shape, read_tile
 
 
-def check_dora(adapters: Sequence[Adapter], choice: str | None, source: WeightSource | None) -> None:
+def check_dora(
+    adapters: Sequence[Adapter], choice: str | None, source: WeightSource | None, doing: str = "merging", way: str = ""
+) -> None:
     """Refuse DoRA adapters that nobody asked to convert, or that cannot be for want of a base.
+
+    Args:
+        adapters: those that are read.
+        choice: the option `dora`.
+        source: the base.
+        doing: what is done with them, for messages.
+        way: what to do where there is no such option.
 
     Raises:
         AdapterError: names the adapter and the way out.
@@ -39,14 +48,18 @@ def check_dora(adapters: Sequence[Adapter], choice: str | None, source: WeightSo
     for adapter in adapters:
         if adapter.dora and choice is None:
             raise AdapterError(
-                f"merging adapter {adapter.name!r}: it is a DoRA adapter (use_dora), whose update also rescales the "
-                f"base weights by a learned magnitude and is of full rank. Convert it on the way with "
-                f"dora='exact': the exact update, truncated to the adapter's rank, or to more with 'exact:64'; what "
-                f"that loses is reported. Or merge it into its base with merge_and_unload()"
+                f"{doing} adapter {adapter.name!r}: it is a DoRA adapter (use_dora), whose update also rescales the "
+                f"base weights by a learned magnitude and is of full rank. "
+                + (
+                    way
+                    or "Convert it on the way with dora='exact': the exact update, truncated to the adapter's rank, "
+                    "or to more with dora='exact:64'; what that loses is reported. Or merge it into its base with "
+                    "merge_and_unload()"
+                )
             )
         if adapter.dora and source is None:
             raise AdapterError(
-                f"merging adapter {adapter.name!r}: converting its DoRA update needs the weights that it "
+                f"{doing} adapter {adapter.name!r}: converting its DoRA update needs the weights that it "
                 f"rescales; give base="
             )
 

@@ -100,7 +100,7 @@ def space_of(search: Mapping[str, Any] | None, fixed: Mapping[str, Any], names: 
         raise OptionError("search is empty; name at least one option to search, such as scaling=(0.1, 2.0)")
     others = search.get("method", [])
     if not isinstance(others, list) or not all(isinstance(other, str) for other in others):
-        raise OptionError(f"search method={others!r}: give a list of names, such as ['saliency', 'tsv']")
+        raise OptionError(f"searching the method: {others!r} is no list of names, such as ['saliency', 'tsv']")
     rows = {row.name: row for other in (method, *others) for row in _rows(other)}
     for name in fixed:
         if name not in rows:
@@ -144,10 +144,10 @@ def _checked(name: str, given: Any, rows: Mapping[str, Option]) -> Any:
     if isinstance(given, list) and given:
         return [None if value in (None, "none") else kind.read(name, value) for value in given]
     if not isinstance(given, tuple) or len(given) != 2:
-        raise OptionError(f"search {name}={given!r}: give a pair of bounds (low, high), or a list of values")
+        raise OptionError(f"searching {name}: {given!r} is neither a pair of bounds (low, high) nor a list of values")
     low, high = (kind.read(name, check_number(name, value)) for value in given)
     if not low < high:
-        raise OptionError(f"search {name}={given!r}: the bounds must be low < high")
+        raise OptionError(f"searching {name}: the lower bound, {low:g}, must be below the upper one, {high:g}")
     log = low > 0 and high / low >= _LOG_RATIO and not name.startswith("weights.")
     return {"low": low, "high": high, "whole": kind.annotation == "int", "log": log}
 
