@@ -224,7 +224,22 @@ def test_an_update_that_no_training_gives_is_refused(tmp_path, A, B, alpha):
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-def test_eight_bits_are_refused_in_words(tmp_path, dtype):
-    factors = {"layers.0": (torch.ones(2, 4).to(dtype), torch.ones(5, 2).to(dtype))}
-    with pytest.raises(AdapterError, match=r"'math', module 'layers.0': .* save the adapter again in float16"):
-        read_adapter(write_adapter(tmp_path / "a", factors), "math")
+def test_eight_bits_are_read_as_what_they_mean(tmp_path, dtype):
+    A, B = torch.randn(2, 4).to(dtype), torch.randn(5, 2).to(dtype)
+    folder = write_adapter(tmp_path / "a", {"layers.0": (A, B)}, alpha=2.0)
+    module = read_adapter(folder, "math").modules["layers.0"]
+    assert module.dtype == torch.float32
+    assert torch.equal(module.load().delta(), B.float() @ A.float())
+    file = Path(folder) / "adapter_model.safetensors"
+    keys = {"A": "base_model.model.layers.0.lora_A.weight", "B": "base_model.model.layers.0.lora_B.weight"}
+    scales = {f"{keys['A']}_scale": torch.tensor(3.0), keys["B"].replace("weight", "scale_weight"): torch.arange(5.0)}
+    save_file({**load_file(file), **scales, "scaled_fp8": torch.zeros(2).to(dtype)}, file)
+    found = read_adapter(folder, "math").modules["layers.0"].load().delta()
+    torch.testing.assert_close(found, (torch.arange(5.0)[:, None] * B.float()) @ (3 * A.float()))
+    save_file({keys["A"]: A, keys["B"]: B, "scaled_fp8": torch.zeros(2).to(dtype)}, file)
+    with pytest.raises(AdapterError, match=r"it says scaled_fp8, and '.*lora_A.weight' has no scale beside it"):
+        read_adapter(folder, "math")
+    blocks = {f"{keys['A']}_scale": torch.ones(3, 2)}
+    save_file({keys["A"]: A, keys["B"]: B, **blocks}, file)
+    with pytest.raises(AdapterError, match=r"lora_A\.weight_scale"):
+        read_adapter(folder, "math")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import peft
 import pytest
 import torch
+from alike import same_merge
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from tiny import NAMES, Beast, randomise
@@ -301,3 +302,16 @@ def test_any_module_that_peft_wraps():
     together = model(x)
     model.set_adapter("merged")
     torch.testing.assert_close(model(x), together, rtol=1e-5, atol=1e-6)
+
+
+def test_factors_in_eight_bits_on_a_live_model(llama) -> None:
+    """As layer-wise casting holds them."""
+    plain, small = llama.peft_model(), llama.peft_model()
+    for model, kinds in ((plain, (torch.float8_e4m3fn, torch.float32)), (small, (torch.float8_e4m3fn,))):
+        for key, parameter in model.named_parameters():
+            if "lora_" in key:
+                for kind in kinds:
+                    parameter.data = parameter.data.to(kind)
+    names = list(llama.adapters)
+    one, other = (samerge.merge(model, names, method="linear", progress=False) for model in (plain, small))
+    same_merge(other, one)

@@ -122,8 +122,8 @@ def check_dtypes(adapter: str, module: str, kinds: Mapping[str, torch.dtype]) ->
     small = [f"{part} is {kind}" for part, kind in kinds.items() if kind.is_floating_point and kind.itemsize == 1]
     if small:
         raise AdapterError(
-            f"reading adapter {adapter!r}, module {module!r}: {', '.join(small)}, in which nothing is computed; save "
-            f"the adapter again in float16, which holds all of its numbers"
+            f"reading adapter {adapter!r}, module {module!r}: {', '.join(small)}, and that holds no factors; save the "
+            f"adapter again in float16"
         )
     whole = [f"{part} is {kind}" for part, kind in kinds.items() if not kind.is_floating_point]
     if whole:

@@ -18,6 +18,7 @@ from samerge.adapters.extras import extras_of
 from samerge.adapters.model import AdaptedModule, Adapter, widest
 from samerge.adapters.names import sort_keys, targets_of
 from samerge.adapters.patterns import PatternError, allowance
+from samerge.adapters.tensors import AdapterTensors
 from samerge.errors import AdapterError
 from samerge.weights.hub import CONFIG_NAME, PICKLED, PICKLED_ENDINGS, WEIGHTS_NAME
 from samerge.weights.tensorfile import TensorFile
@@ -100,7 +101,7 @@ def open_adapter(folder: Path, name: str) -> tuple[dict[str, Any], TensorFile]:
         way = f"; {pickled} {PICKLED}" if pickled else ""
         raise origin.refusal(f"there is no {WEIGHTS_NAME} in {folder}, which has {found}{way}")
     # metadata of other tools may hold NaN, which Python writes; the fields that count are checked later
-    return read_json(config_file, origin, infinite=True), TensorFile(weights_file, origin)
+    return read_json(config_file, origin, infinite=True), AdapterTensors(weights_file, origin)
 
 
 def _ignored(name: str, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -147,8 +147,10 @@ def _plain(path: str) -> str:
 
 
 def _detached(tensor: Tensor) -> Tensor:
-    return tensor.detach()
+    """A tensor as it is; eight-bit floats, in which nothing is computed, in float32."""
+    small = tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    return tensor.detach().float() if small else tensor.detach()
 
 
 def _detached_pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return a.detach(), b.detach()
+    return _detached(a), _detached(b)

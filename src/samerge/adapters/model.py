@@ -120,8 +120,9 @@ class Adapter:
 
 
 def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """The widest of several dtypes, by torch's promotion (fp16 and bf16 together give fp32)."""
+    """The widest of several dtypes, by torch's promotion (fp16 and bf16 together give fp32); fp8 counts as fp32."""
     found: torch.dtype | None = None
     for dtype in dtypes:
+        dtype = torch.float32 if dtype.is_floating_point and dtype.itemsize == 1 else dtype
         found = dtype if found is None else torch.promote_types(found, dtype)
     return found or torch.float32

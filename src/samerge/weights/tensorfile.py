@@ -92,7 +92,10 @@ class TensorFile:
             self.entries, self.metadata = self._header(file)
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype of a tensor as stored."""
+        """The dtype that a tensor is read in."""
+        return self._stored(name)
+
+    def _stored(self, name: str) -> torch.dtype:
         stored = self.entries[name].dtype_name
         if stored not in _DTYPES:
             raise self.origin.refusal(
@@ -109,7 +112,7 @@ class TensorFile:
             stop: one past the last row; all to the end when None.
             expert: for a stack (experts, rows, ...), which of them.
         """
-        entry, dtype = self.entries[name], self.dtype(name)
+        entry, dtype = self.entries[name], self._stored(name)
         shape, first = entry.shape, 0
         if expert is not None:
             shape, first = shape[1:], expert * math.prod(shape[1:])

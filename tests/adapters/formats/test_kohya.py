@@ -243,3 +243,16 @@ def test_one_module_under_two_names_is_refused(tmp_path):
     base = write_base(tmp_path / "base", {f"{dotted.removeprefix('unet.')}.weight": random(10, 12)})
     with pytest.raises(BaseModelError, match="both fit"):
         samerge.merge(base, [both], method="linear", progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_eight_bits(tmp_path, dtype):
+    """As ComfyUI's tools shrink files; alpha may be in eight bits, too."""
+    pair = {f"{Q}.lora_down.weight": random(2, 12).to(dtype), f"{Q}.lora_up.weight": random(10, 2).to(dtype)}
+    path = write(tmp_path, "small", {**pair, f"{Q}.alpha": torch.tensor(1.0).to(dtype)})
+    merged = samerge.merge(None, [path], method="linear", progress=False)
+    found = kohya_deltas(merged.save(tmp_path / "out"))
+    expected = 0.5 * pair[f"{Q}.lora_up.weight"].float() @ pair[f"{Q}.lora_down.weight"].float()
+    same(found, {Q: expected})
+    whole = merged.save(tmp_path / "half")
+    assert load_file(whole)[f"{Q}.lora_up.weight"].dtype == torch.float32

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from samerge.adapters.files import open_adapter
 from samerge.adapters.formats.format import Place
+from samerge.adapters.tensors import AdapterTensors
 from samerge.errors import AdapterError
 from samerge.weights.hub import ADAPTER_ENDINGS, CONFIG_NAME, USUAL_NAMES, only_adapter
-from samerge.weights.tensorfile import TensorFile
 from samerge.weights.untrusted import Origin, read_json
 
 #: Sub-folders that are looked into for an adapter, and listed in a message.
@@ -41,7 +41,7 @@ def find(path: Path, name: str, source: str) -> Place:
     if place.folder and (place.path.is_dir() or not os.path.lexists(place.path)):
         open_adapter(place.path if place.path.is_dir() else place.path.parent, name)  # which says what is missing
     if place.path.suffix == ".safetensors":
-        place = replace(place, file=TensorFile(place.path, origin))
+        place = replace(place, file=AdapterTensors(place.path, origin))
     beside = place.path.parent / CONFIG_NAME
     if os.path.lexists(beside):
         # metadata of other tools may hold NaN, which Python writes; the fields that count are checked later
