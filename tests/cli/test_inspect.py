@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from report.test_page import Page
 
 from samerge.report.by_layer import layer_types, worst_layers
+from samerge.report.facts import number
 from samerge.report.record import AdapterInLayer, LayerRecord
 
 from .conftest import shell
@@ -138,6 +140,16 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_merge(invoke, tin
         assert result.exit_code == 2
         assert said in result.stderr
     assert not (tmp_path / "merged").exists()
-    result = invoke("inspect", loras / "math", loras / "code", "--report", "r.html")
-    assert result.exit_code == 2
-    assert "one merge" in result.stderr
+    assert "ends in .html" in invoke("inspect", loras / "math", loras / "code", "--report", "r.txt").stderr
+
+
+def test_a_report_of_several_adapters(invoke, loras, tmp_path) -> None:
+    result = invoke("inspect", loras / "math", loras / "code", loras / "far", "--report", "r.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    told, found = json.loads(result.stdout), Page((tmp_path / "r.html").read_text(encoding="utf-8"))
+    head, *rows = found.tables["Cosine between the adapters' updates"]
+    assert head[1:] == [row[0] for row in rows] == told["adapters"]
+    assert [row[1:] for row in rows] == [[number(value) for value in row] for row in told["cosine"]]
+    assert [row[1] for row in found.tables["Sizes"][1:]] == [f"{norm:.3g}" for norm in told["norms"]]
+    assert len(found.tables["Each with each"]) == 1 + 3
+    assert told["reading"] in " ".join(found.text_of("p"))

@@ -16,6 +16,7 @@ from rich.console import Console
 import samerge
 from samerge.errors import AdapterError, OptionError
 from samerge.merging.comparison import parse_way
+from samerge.report.facts import number
 
 WAYS = ["saliency", "saliency:scaling=0.5", "tsv:scaling=0.7", "paper", "wudi:mu=0.1,scaling=0.5"]
 
@@ -209,3 +210,13 @@ def test_a_bar_says_which_way_it_is_of(llama, monkeypatch):
     samerge.compare(llama.base, llama.adapters, ["linear", "tsv:scaling=0.7"])
     assert "1/2 linear" in terminal.getvalue()
     assert "2/2 tsv:scaling=0.7" in terminal.getvalue()
+
+
+def test_a_notebook_shows_the_table_and_the_cosines(found):
+    text = found._repr_html_()
+    for row in found.rows():
+        if "failed" not in row:
+            for cosine in row["cosines"].values():
+                assert f">{number(cosine)}</td>" in text
+    assert "Who goes whose way" in text
+    assert "A row is a way to merge, a column an adapter." in text

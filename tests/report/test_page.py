@@ -376,7 +376,7 @@ class TestFile:
 
 def test_colours_are_steps():
     heat = Heat("", ["a"], ["b"], [[0.3]], -1.0, 1.0, "")
-    assert [heat.level(v) for v in (-2.0, -1.0, -0.01, 0.0, 0.2, 0.21, 1.0, None)] == [
-        *(-STEPS, -STEPS, -1, 0, 1, 2, STEPS, 0)
+    assert [heat.level(v) for v in (-2.0, -1.0, -0.09, 0.0, 0.1, 0.29, 0.31, 1.0, None)] == [
+        *(-STEPS, -STEPS, 0, 0, 1, 1, 2, STEPS, 0)
     ]
     assert Heat("", ["a"], ["b"], [[0.0]], 0.0, 0.0, "").level(0.0) == 0

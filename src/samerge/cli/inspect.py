@@ -10,7 +10,6 @@ from samerge.cli.agreement import compared
 from samerge.cli.console import show_json, show_warnings, stderr, stdout
 from samerge.cli.named_adapter import given_adapters
 from samerge.cli.shared_options import Adapters, Json, Picture, Token
-from samerge.errors import OptionError
 
 if TYPE_CHECKING:
     from samerge.report.record import Record
@@ -36,7 +35,7 @@ def inspect(
     report: Annotated[
         str | None,
         typer.Option(
-            "--report", "--html", metavar="FILE.html", help="Write a page about it: everything below, with pictures."
+            "--report", "--html", metavar="FILE.html", help="Write a page about it: what is shown here, and pictures."
         ),
     ] = None,
     token: Token = None,
@@ -56,11 +55,7 @@ def inspect(
     """
     specs = given_adapters(folder, adapter)
     if len(specs) > 1:
-        if report:
-            raise OptionError(
-                "--report writes a page about one merge; of several adapters, --picture draws the cosines"
-            )
-        compared(specs, worst, picture, as_json)
+        compared(specs, worst, picture, report, as_json)
     else:
         merged(specs[0].source, worst, picture, report, as_json)
 

@@ -98,7 +98,10 @@ class Conflicts:
 
     def heat(self) -> Heat:
         """What the picture shows."""
-        how = "Blue: two adapters change the model the same way; white: they have nothing in common; red: they cancel."
+        how = (
+            "A row and a column are an adapter each. Blue: they change the model the same way; no colour: they have "
+            "nothing in common; red: they cancel."
+        )
         return Heat("Cosine between the adapters' updates", self.names, self.names, self.cosine, -1.0, 1.0, how)
 
 

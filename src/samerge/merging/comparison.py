@@ -15,6 +15,7 @@ from samerge.merging.plan import Plan, Weights, plan
 from samerge.merging.same_inputs import SameInputs
 from samerge.parallel.progress import Progress
 from samerge.report.facts import Column, Facts, number
+from samerge.report.picture import Heat
 
 _COLUMNS = (
     Column("way", name=True),
@@ -80,6 +81,25 @@ class Comparison:
                 ]
             )
         return Facts("Ways to merge", _COLUMNS, cells)
+
+    def _repr_html_(self) -> str:
+        """The table, and each way's cosines, for notebooks."""
+        from samerge.report.page.frame import Section, fragment_of
+        from samerge.report.page.pieces import heat_map
+
+        found = self.heat()
+        maps = [] if found is None else [Section("cosines", "Who goes whose way", heat_map(found, "way"))]
+        return fragment_of(self.table().html(), maps)
+
+    def heat(self) -> Heat | None:
+        """The cosine of each way's merge with each adapter; None where no merge succeeded."""
+        rows = {row["name"]: row["cosines"] for row in self.rows() if "failed" not in row}
+        adapters = list(dict.fromkeys(name for cosines in rows.values() for name in cosines))
+        values = [[cosines.get(name) for name in adapters] for cosines in rows.values()]
+        most = max((abs(value) for row in values for value in row if value is not None), default=0.0)
+        title = "The merged update beside each adapter's own"
+        how = f"A row is a way to merge, a column an adapter. {_HOW_TO_READ.replace('A taller bar', 'More')}"
+        return Heat(title, list(rows), adapters, values, -most or -1.0, most or 1.0, how) if rows else None
 
     def picture(self, path: str | Path) -> Path:
         """Draw the cosine of each way's merge with each adapter, as bars.

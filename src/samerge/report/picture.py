@@ -20,8 +20,8 @@ _NUMBERED = 16
 _LETTERS = 13
 #: Shares of which the largest is at least this are shown in whole per cent.
 _WHOLE = 0.2
-#: What is less than this share of a step of colour is rounding.
-_ROUNDING = 1e-9
+#: Half a step of colour, but for rounding.
+_HALF = 0.5 + 1e-9
 #: Steps of colour on either side of what has none.
 STEPS = 5
 
@@ -64,7 +64,7 @@ class Heat:
         return "" if value is None else percent(value, digits) if self.percent else number(value)
 
     def level(self, value: float | None) -> int:
-        """The step of colour of a number: 0 none, up to `STEPS` for `high`, down to -`STEPS` for `low`.
+        """The nearest step of colour to a number: 0 none, up to `STEPS` for `high`, down to -`STEPS` for `low`.
 
         Example:
             >>> shares = Heat("", "ab", "cd", [[0.5, 0.0], [0.25, None]], 0.0, 0.5, "", middle=0.25)
@@ -76,7 +76,7 @@ class Heat:
         middle = self.low if self.centre is None else self.centre
         span = (self.high if value >= middle else self.low) - middle
         part = 0.0 if not span else min(1.0, (value - middle) / span)
-        return (1 if value >= middle else -1) * math.ceil(STEPS * part - _ROUNDING)
+        return (1 if value >= middle else -1) * math.floor(STEPS * part + _HALF)
 
     def draw(self, path: str | Path) -> Path:
         """Write it.

@@ -57,6 +57,10 @@ class TuneResult:
     direction: str
     search: Mapping[str, Any] = field(repr=False)
 
+    def _repr_html_(self) -> str:
+        """The report of the best candidate, for notebooks."""
+        return self.merged._repr_html_()
+
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the best candidate as `MergedAdapter.save` does; its record tells of the search under "tuning"."""
         return self.merged.save(path, overwrite=overwrite)

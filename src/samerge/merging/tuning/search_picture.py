@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from samerge.merging.tuning.result import TuneResult
 
 _COLUMNS = 3
+_HOW_TO_READ = (
+    "A dot is a trial. First: scores in the order of the trials; the others: by the value of one option. Dots that "
+    "rise or fall from left to right say that the option matters; a cloud, that it does not. Dashed: the untuned merge."
+)
 
 
 def draw(result: TuneResult, path: Path) -> Path:
@@ -37,4 +42,5 @@ def draw(result: TuneResult, path: Path) -> Path:
             axis.axhline(result.default_score, color="tab:orange", linestyle="--", label="untuned")
             axis.legend(fontsize="small")
         axis.set(xlabel=name, ylabel="score on the tuning data")
+    figure.supxlabel(textwrap.fill(_HOW_TO_READ, 50 * columns), fontsize=8)
     return write(figure, path)

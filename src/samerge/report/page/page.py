@@ -14,8 +14,8 @@ from samerge.report.heat import heats, kept_by_place
 from samerge.report.loading import ways
 from samerge.report.page.charts import bars
 from samerge.report.page.figures import balance_sheet, blocks_table, layers_table, options_table, timings_table
+from samerge.report.page.frame import Section, document, fragment_of
 from samerge.report.page.pieces import heat_map, items, listing, prose
-from samerge.report.page.style import sheet
 from samerge.report.record import Record
 from samerge.report.sharing import concealed, is_path, last_part
 from samerge.report.tables import adapters_table, inputs_table, types_table, worst_table
@@ -26,8 +26,6 @@ _NAMED = 4
 _LISTED = 12
 #: Layers that lost most.
 _WORST = 10
-#: Nothing is fetched, nothing runs; the sheet of style is in the page.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(record: Record, place: str | None = None) -> str:
@@ -37,29 +35,12 @@ def page(record: Record, place: str | None = None) -> str:
         record: of what was made. Local folders in it are named by their last part.
         place: where it lies, for the lines that load it. Default: a placeholder.
     """
-    sections = list(_sections(record, place))
-    contents = "".join(f'<li><a href="#{key}">{escaped(title)}</a></li>' for key, title, _ in sections)
-    body = "".join(f'<section id="{key}"><h2>{escaped(title)}</h2>{text}</section>' for key, title, text in sections)
-    title = _title(record)
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f'<meta name="generator" content="samerge {escaped(record.samerge)}">'
-        f'<title>{escaped(title)}</title><link rel="icon" href="data:,">'
-        f"<style>html{{background:#fff}}@media (prefers-color-scheme:dark){{html{{background:#0f1318}}}}"
-        f"body{{margin:0}}{sheet()}</style></head>"
-        f'<body><div class="samerge"><a class="skip" href="#main">Skip to the report</a>'
-        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>'
-        f'<main id="main" tabindex="-1">{_head(record)}{body}</main>{_foot(record)}</div></body></html>\n'
-    )
+    return document(_title(record), _head(record), list(_sections(record, place)), _foot(record))
 
 
 def fragment(record: Record) -> str:
     """The same for a notebook: without what a document of its own has."""
-    body = "".join(f"<h2>{escaped(title)}</h2>{text}" for _, title, text in _sections(record, None))
-    return f'<div class="samerge"><style>{sheet()}</style>{_head(record)}{body}{_foot(record)}</div>'
+    return fragment_of(_head(record), list(_sections(record, None)), _foot(record))
 
 
 def _title(record: Record) -> str:
@@ -99,23 +80,22 @@ def _when(created: str) -> str:
             .astimezone(timezone.utc)
             .strftime("%Y-%m-%d %H:%M UTC")
         )
-    except ValueError:
+    except (ValueError, OverflowError):
         return created
 
 
-def _sections(full: Record, place: str | None) -> Iterator[tuple[str, str, str]]:
-    """Key, title and content of each."""
+def _sections(full: Record, place: str | None) -> Iterator[Section]:
     record = concealed(full)
-    yield "adapters", "The adapters", f"{adapters_table(record).html()}{_sources(record)}"
+    yield Section("adapters", "The adapters", f"{adapters_table(record).html()}{_sources(record)}")
     pictures = _pictures(record)
     if pictures:
-        yield "pictures", "What was kept, and where", pictures
+        yield Section("pictures", "What was kept, and where", pictures)
     table = balance_sheet(record)
     if table is not None:
-        yield "agreement", "Agreement and interference", table.html()
-    yield "layers", "Layer by layer", _layers(record)
-    yield "load", "How to load it", _loading(full, place)
-    yield "options", "Options and timings", f"{options_table(record).html()}{timings_table(record).html()}"
+        yield Section("agreement", "Agreement and interference", table.html())
+    yield Section("layers", "Layer by layer", _layers(record))
+    yield Section("load", "How to load it", _loading(full, place))
+    yield Section("options", "Options and timings", f"{options_table(record).html()}{timings_table(record).html()}")
 
 
 def _sources(record: Record) -> str:

@@ -110,6 +110,9 @@ _PAPER = """
 forced-color-adjust:none}}
 """
 
+#: The document's own ground, around what is `.samerge`.
+PAPER = "body{margin:0}html{background:#fff}@media (prefers-color-scheme:dark){html{background:#0f1318}}"
+
 
 def sheet() -> str:
     """The sheet."""
