@@ -17,6 +17,10 @@ from torch import Tensor
 NOTHING = 1e-6
 #: Singular values that are less by no more than this, relative to the first of a block, belong to it.
 NEAR = 1e-4
+#: Two vectors whose cosine is above 1 - HARDLY count as one.
+HARDLY = 0.003
+#: A component of which more than this is held by those before it comes after all others.
+HELD = 0.9
 
 
 @dataclass
@@ -57,10 +61,23 @@ def triplets(matrix: Tensor, nothing: float = NOTHING) -> tuple[Tensor, Tensor, 
     return P[:, :count], S[:count], Qh[:count].T
 
 
-def polar(stack: Tensor) -> Tensor:
-    """The isometry nearest to a matrix; of least norm where it has not full column rank."""
-    X, _, Y = triplets(stack)
-    return X @ Y.T
+def decorrelate(stack: Tensor) -> Tensor:
+    """Columns made orthogonal to one another, but in directions in which hardly any of them differ."""
+    X, S, Yh = torch.linalg.svd(stack, full_matrices=False)
+    return X * (S**8 / (S**8 + HARDLY**4)) @ Yh
+
+
+def held(components: Sequence[tuple[Tensor, Tensor]]) -> list[float]:
+    """Of each p q^T the share of its energy that is in the spans of those before it."""
+    shares = [0.0]
+    for k in range(1, len(components)):
+        share = 1.0
+        for side in (0, 1):
+            x = components[k][side]
+            before = torch.stack([one[side] for one in components[:k]], dim=1)
+            share *= float((before @ torch.linalg.pinv(before, rtol=1e-6) @ x).square().sum())
+        shares.append(share)
+    return shares
 
 
 def blocks(S: Tensor) -> list[list[int]]:
@@ -156,8 +173,8 @@ def dense_chain(
     # 2. decorrelate
     decorrelated = {}
     for name, there in own.items():
-        U = polar(torch.cat([one.P for one in there.values()], dim=1))
-        V = polar(torch.cat([one.Q for one in there.values()], dim=1))
+        U = decorrelate(torch.cat([one.P for one in there.values()], dim=1))
+        V = decorrelate(torch.cat([one.Q for one in there.values()], dim=1))
         places = [(n, k) for n, one in there.items() for k in range(len(one.S))]
         decorrelated[name] = {place: (U[:, i], V[:, i]) for i, place in enumerate(places)}
 
@@ -191,8 +208,13 @@ def dense_chain(
                 runs = blocks(torch.tensor([scores[place] for place in order]))
                 order = [p for run in runs for p in sorted((order[i] for i in run), key=lambda p, a=agreements: -a[p])]
                 tied = next((run for run in runs if count - 1 in run and count in run), None)
+            shares = held([(there[n].P[:, k], there[n].Q[:, k]) for n, k in order]) if count < total else []
+            late = {place for place, share in zip(order, shares, strict=False) if share > HELD}
+            if late:
+                gaps[name] = min(gaps[name], *(abs(share - HELD) for share in shares))
+                order = [p for p in order if p not in late] + [p for p in order if p in late]
             chosen[name] = set(order[:count])
-            if count < len(order):
+            if count < len(order) and (order[count - 1] in late) == (order[count] in late):
                 judge = agreements if network is None and tied else scores
                 above, below = judge[order[count - 1]], judge[order[count]]
                 gaps[name] = min(gaps[name], (above - below) / above if above else 0.0)
@@ -210,8 +232,9 @@ def dense_chain(
             merged[name] = DenseLayer(weights[there[0]] * truncated(taus[there[0]][name], rank))
         else:
             places = [(n, k) for n, one in own[name].items() for k in one.left]
-            U = polar(torch.stack([decorrelated[name][place][0] for place in places], dim=1))
-            V = polar(torch.stack([decorrelated[name][place][1] for place in places], dim=1))
+            kept_U, kept_V = (torch.stack([decorrelated[name][p][side] for p in places], dim=1) for side in (0, 1))
+            U = decorrelate(kept_U / kept_U.norm(dim=0))
+            V = decorrelate(kept_V / kept_V.norm(dim=0))
             level = float(torch.stack([own[name][n].S[k] for n, k in places]).square().mean().sqrt())
             signs = torch.tensor([weights[n] for n, _ in places], dtype=torch.float64)
             kept = {n: one.left for n, one in own[name].items()}

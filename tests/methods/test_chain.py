@@ -258,3 +258,21 @@ def test_the_larger_connectivity_does_not_take_every_place(tmp_path):
     logs = samerge.merge(case.folder, case.adapters, connectivity=chain_graph(base)).report.record.log_connectivity
     assert logs["e0"] - logs["e1"] > math.log(100)
     assert sum(len(layer.kept[1]) for layer in expected.values()) >= len(expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("noise", [0.0, 1e-2])
+def test_two_copies_of_an_adapter_are_one(tmp_path, method, noise):
+    """As two checkpoints of one run nearly are: no component takes two places, and the noise of one gets none."""
+    base = chain([40, 44, 36])
+    one = chain_factors(base, 6, 1)
+    near = {m: tuple(x + noise * x.std() * torch.randn_like(x) for x in factors) for m, factors in one.items()}
+    case = ChainCase(tmp_path, base, [one, near])
+    given = {"connectivity": chain_graph(base)} if method == "saliency" else {}
+    merged = samerge.merge(case.folder, case.adapters, method=method, dtype="float32", progress=False, **given)
+    for module, (A, B) in one.items():
+        U, S, Vh = torch.linalg.svd(B.double() @ A.double(), full_matrices=False)
+        flat = U[:, :6] @ Vh[:6] * float(S.square().mean().mul(len(S) / 6).sqrt())  # one voice, one strength
+        found = merged.delta(module).double()
+        assert float((found * flat).sum() / found.norm() / flat.norm()) > (0.999 if noise == 0 else 0.98), module
+        assert float(found.norm()) == pytest.approx(float(flat.norm()), rel=0.05), module

@@ -1,47 +1,78 @@
 """Decorrelation (Gargiulo et al. 2025, TSV-Merge): vectors of several adapters made orthogonal to one another.
 
-    u_k = column k of the polar factor of [U_1 ... U_N]
+    X = [u_1 ... u_R], of norm 1,   X^T X = E diag(l) E^T,   X' = X E diag(f(l)) E^T,   f(l) = l^(7/2) / (l^4 + c^4)
 
-Every vector keeps as much of its direction as it can while all are made orthogonal; what several share is divided
-among them. The factor is made of all vectors, also of those that are not kept: each makes room for the others.
+Far above c this is the polar factor X (X^T X)^(-1/2): every vector keeps as much of its direction as it can while all
+are made orthogonal, and what several share is divided among them. Directions in which unit vectors hardly differ, l far
+below c, are left out: there are differences of near-copies (two checkpoints of one run, one adapter under two names),
+and orthogonal vectors of these would be made of noise. The factor is of all vectors, also of those that are not kept:
+each makes room for the others. The kept ones get norm 1 again, and once more the same among themselves.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from samerge.linalg.gram import CUTOFF
-from samerge.linalg.polar import Polar, polar
+from samerge.linalg.gram import gram, times
+
+#: c: two vectors whose cosine is above 1 - c count as one.
+NEAR = 0.003
+
+#: Above this eigenvalue f(l) is l^(-1/2) to 1e-6.
+CLEAR = 0.1
 
 
-def decorrelated(stack: Tensor, kept: Tensor, cutoff: float = CUTOFF) -> Polar:
-    """The kept columns of the polar factor of a stack of vectors.
-
-    Where the stack has full column rank they are orthonormal. Where it has not (copies, a common start, more vectors
-    than dimensions) the factor is the partial isometry of least norm, which is unique, and what is kept of it is made
-    orthonormal by one more polar factor. Vectors that are kept and dependent even so, such as both copies of one,
-    cannot be: they share their direction evenly, and span fewer than r dimensions.
-
-    Cost: that of `samerge.linalg.polar.polar`; the r columns are as good as free.
+@dataclass(frozen=True)
+class Decorrelated:
+    """The kept vectors, decorrelated.
 
     Args:
-        stack: (d, R), columns of norm 1. Their rounding comes back multiplied with the condition number of the stack:
-            in float32 that is 1e-6 for adapters that were trained apart, 1e-5 for those of one start; for copies that
-            differ by less than 1e-3, have them in float64.
-        kept: (r,) long, the columns that are kept.
-        cutoff: singular values of the stack below this share of its largest do not exist.
+        columns: (d, r), float64.
+        orthonormal: whether they are orthonormal (to 1e-6): else some of them share directions.
+        root: (R, k) in float64 with X^T X = root root^T, of the whole stack; None where R > d.
+    """
 
-    Returns:
-        (d, r) in float64 as `columns`, and as `full` whether they are orthonormal; `root` is that of the stack.
+    columns: Tensor
+    orthonormal: bool
+    root: Tensor | None = None
+
+
+def decorrelated(stack: Tensor, kept: Tensor) -> Decorrelated:
+    """The kept vectors of a stack, made orthogonal to one another and to all others.
+
+    Cost: with n = min(d, R), 2 d R n operations in float64, an n x n eigenproblem, and d n r for the r vectors.
+
+    Args:
+        stack: (d, R), columns of norm 1.
+        kept: (r,) long, the columns that are kept.
 
     Example:
         >>> import torch
         >>> lean = torch.tensor([[1.0, 0.6], [0.0, 0.8]], dtype=torch.float64)
         >>> u = decorrelated(lean, torch.tensor([0, 1])).columns
-        >>> torch.allclose(u.T @ u, torch.eye(2, dtype=torch.float64)), bool((u[:, 1] @ lean[:, 1]) > 0.9)
+        >>> torch.allclose(u.T @ u, torch.eye(2, dtype=torch.float64), atol=1e-6), bool((u[:, 1] @ lean[:, 1]) > 0.9)
         (True, True)
+        >>> decorrelated(torch.ones(1, 2), torch.tensor([0, 1])).columns.round(decimals=4)  # copies share a direction
+        tensor([[0.7071, 0.7071]], dtype=torch.float64)
     """
-    found = polar(stack, kept, cutoff)
-    return found if found.full else replace(polar(found.columns, cutoff=cutoff), root=found.root)
+    first = _whitened(stack, kept)
+    if first.orthonormal:
+        return first
+    columns = first.columns / torch.linalg.vector_norm(first.columns, dim=0)
+    again = _whitened(columns, torch.arange(len(kept), device=kept.device))
+    return Decorrelated(again.columns, again.orthonormal, first.root)
+
+
+def _whitened(X: Tensor, kept: Tensor) -> Decorrelated:
+    """X E f(l) E^T, its columns `kept`."""
+    d, total = X.shape
+    wide = total > d
+    values, E = torch.linalg.eigh(gram(X.T if wide else X))
+    values = values.clamp_min(0)
+    F = E * (values**3.5 / (values**4 + NEAR**4))
+    if wide:  # the same by X X^T
+        return Decorrelated(F @ times(X[:, kept].T, E).T, False)
+    return Decorrelated(times(X, F @ E[kept].T), bool(values[0] > CLEAR), E * values.sqrt())

@@ -2,10 +2,11 @@
 
 At each layer that more than one adapter has, with tau_n = sum_k sigma_k p_k q_k^T of one norm each (the balance):
 
-1. the polar factors of [P_1 .. P_N] and [Q_1 .. Q_N] give each triplet k of each adapter its own u_k, v_k (TSV-Merge,
-   Gargiulo et al. 2025): orthonormal where the stack has full column rank, else the partial isometry of least norm;
+1. the decorrelation of [P_1 .. P_N] and of [Q_1 .. Q_N] gives each triplet k of each adapter its own u_k, v_k
+   (TSV-Merge, Gargiulo et al. 2025; `samerge.linalg.decorrelation`), orthonormal but for near-copies;
 2. the r triplets that rank first stay, all adapters together: by |w_n gamma_k eta_k| in `saliency`, by |w_n| sigma_k in
-   `even`. Where the stack had not full column rank, one more polar factor makes what stays orthonormal;
+   `even`. One of which nine tenths are held by those before it is passed over (`samerge.linalg.independent`), so that
+   two copies of an adapter do not take two places for each component;
 3. all of them get one strength, the root mean square of the kept sigma_k, so that the norm before weights stays;
 4. M = level * sum_k w_owner(k) u_k v_k^T.
 
@@ -22,8 +23,7 @@ import torch
 from torch import Tensor
 
 from samerge.linalg.canonical import canonical
-from samerge.linalg.decorrelation import decorrelated
-from samerge.linalg.polar import Polar
+from samerge.linalg.decorrelation import Decorrelated, decorrelated
 from samerge.linalg.sign_conflicts import Conflict, conflict_among, sample_rows
 from samerge.linalg.stack import apart
 from samerge.linalg.stack import stacked as side_by_side
@@ -130,7 +130,7 @@ def chain_layer(
         left, right = (decorrelated(X, kept) for X in (stack.triplets.U, stack.triplets.V))
         level = float(stack.sigma[kept].square().mean().sqrt())
         strengths = level * stack.weights[kept]
-        orthonormal = left.full and right.full
+        orthonormal = left.orthonormal and right.orthonormal
         update = Triplets(left.columns.float(), strengths, right.columns.float(), orthonormal, stack.owners[kept])
         # Those of the largest weight first; among equal ones the ranking stays.
         update = update.select(update.S.abs().argsort(descending=True, stable=True))
@@ -159,7 +159,7 @@ def _left_of(stack: Stack, kept: Tensor, parts: Mapping[int, Part], rows: Tensor
     return found, conflict_among(looked)
 
 
-def _summed(stack: Stack, parts: Mapping[int, Part], left: Polar, right: Polar) -> Summed | None:
+def _summed(stack: Stack, parts: Mapping[int, Part], left: Decorrelated, right: Decorrelated) -> Summed | None:
     """The adapters' updates for the singular values of their sums, from the Gram matrices of the decorrelation."""
     if left.root is None or right.root is None:
         return None

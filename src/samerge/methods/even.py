@@ -16,6 +16,7 @@ from torch import Tensor
 
 from samerge.linalg.agreement import agreement
 from samerge.linalg.canonical import blocks
+from samerge.linalg.independent import independent
 from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of
 from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, Method
@@ -27,7 +28,7 @@ def begin(problem: Problem, options: ChainOptions) -> Begun:
     check_memory(problem)
 
     def ranked(site: Site, stack: Stack) -> Tensor:
-        return by_size(stack)[: count_of(options, problem, len(stack.sigma))]
+        return independent(stack.triplets, by_size(stack), count_of(options, problem, len(stack.sigma)))
 
     return Begun(chain_layer(problem, options, ranked, settle=True))
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from samerge.graph import FlowGraph
 from samerge.linalg.agreement import agreement
 from samerge.linalg.factors import LoraFactors
+from samerge.linalg.independent import independent
 from samerge.methods.chain import ChainOptions, Stack, chain_layer, count_of, settled, stacked
 from samerge.methods.gamma import NO_GAMMAS, Gammas, gammas, near, work
 from samerge.methods.memory import check_memory
@@ -124,7 +125,7 @@ def _chosen(
         scores = (stack.weights[alive] * gamma * agreement(left_over, stack.weights[alive])).abs()
         final = count_of(options, problem, total)
         count = min(len(alive), max(final, round(total * (final / total) ** (step / options.iterations))))
-        order = alive[scores.argsort(descending=True, stable=True)[:count]]
+        order = independent(stack.triplets, alive[scores.argsort(descending=True, stable=True)], count)
         best[site.module] = order
         places = {n: set(stack.places[order[stack.owners[order] == n]].tolist()) for n in present}
         return {
