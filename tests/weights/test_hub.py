@@ -186,7 +186,7 @@ class TestPush:
         with pytest.raises(HubError, match="HF_HUB_OFFLINE") as raised:
             push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
         assert "nothing was pushed" in str(raised.value)
-        assert "hf upload ada/m FOLDER" in str(raised.value)
+        assert "samerge push FOLDER ada/m" in str(raised.value)
         assert not any(word in str(raised.value) for word in ("cache", "hf download"))
         assert hub.requests == []
 

@@ -19,6 +19,7 @@ from samerge.cli.inspect import inspect
 from samerge.cli.merge import merge
 from samerge.cli.methods import methods
 from samerge.cli.own_options import SETTINGS
+from samerge.cli.push import push
 from samerge.cli.run import run_recipe
 from samerge.cli.spread import spread
 from samerge.cli.tune import tune
@@ -83,6 +84,7 @@ for _name, _command, _settings in (
     ("compress", compress, {}),
     ("convert", convert, {}),
     ("extract", extract, {}),
+    ("push", push, {}),
     ("methods", methods, {}),
 ):
     app.command(_name, context_settings=_settings)(guarded(spread(_command)))

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 _HUB = "On the Hub"
 
+Private = Annotated[bool, typer.Option("--private", help="A new one is private.", rich_help_panel=_HUB)]
+Revision = Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch to push to.", rich_help_panel=_HUB)]
+CommitMessage = Annotated[str | None, typer.Option(metavar="TEXT", help="Of the push.", rich_help_panel=_HUB)]
+CreatePr = Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.", rich_help_panel=_HUB)]
+
 
 @dataclass(frozen=True)
 class Target:
@@ -46,16 +51,10 @@ class Target:
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Push to this repository.", rich_help_panel=_HUB)
     ] = None
-    private: Annotated[bool, typer.Option("--private", help="A new one is private.", rich_help_panel=_HUB)] = False
-    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="Branch to push to.", rich_help_panel=_HUB)] = (
-        None
-    )
-    commit_message: Annotated[str | None, typer.Option(metavar="TEXT", help="Of the push.", rich_help_panel=_HUB)] = (
-        None
-    )
-    create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="Open a pull request instead.", rich_help_panel=_HUB)
-    ] = False
+    private: Private = False
+    revision: Revision = None
+    commit_message: CommitMessage = None
+    create_pr: CreatePr = False
 
     def check(self, what: str | None = None, marker: str | None = None) -> None:
         """Refuse, before any long work, a folder that may not be written and a repository id that cannot be.
@@ -129,10 +128,9 @@ class Target:
                 **sized,
             )
         except HubError as error:
-            if self.out:
-                raise
-            kept = result.save(Path(tempfile.mkdtemp(prefix="samerge-")) / "merged", **sized)
-            raise HubError(f"{error}. The merge is not lost: it is in {kept}") from error
+            kept = saved if self.out else result.save(Path(tempfile.mkdtemp(prefix="samerge-")) / "merged", **sized)
+            again = f"samerge push {kept} {self.push_to_hub}"
+            raise HubError(f"{error}. It is not lost: it is in {kept}, and {again} pushes it from there") from error
 
 
 @dataclass(frozen=True)

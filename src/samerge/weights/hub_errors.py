@@ -50,8 +50,8 @@ def _way_out(error: Exception, repo_id: str, pushing: bool) -> str:
     if isinstance(error, (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)):
         if pushing:
             return (
-                f"nothing was pushed, the Hub is offline or out of reach: check the connection and HF_HUB_OFFLINE, or "
-                f"save to a folder (--output) and run `hf upload {repo_id} FOLDER` where there is a network"
+                f"nothing was pushed, the Hub is offline or out of reach: check the connection and HF_HUB_OFFLINE; "
+                f"what is saved in a folder goes with `samerge push FOLDER {repo_id}` where there is a network"
             )
         return (
             f"it is not in the cache, and the Hub is offline or out of reach: check the connection and HF_HUB_OFFLINE, "

@@ -1,0 +1,98 @@
+"""`samerge push`: from the folder what a push of the merge itself uploads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import samerge
+from samerge.errors import HubError
+from samerge.report.report import read_report
+
+
+@pytest.fixture
+def uploaded(monkeypatch, tmp_path) -> list[tuple[Path, str, dict]]:
+    """What was to be uploaded, kept."""
+    found = []
+
+    def push(folder, repo_id, **options):
+        kept = tmp_path / f"uploaded-{len(found)}"
+        shutil.copytree(folder, kept)
+        found.append((kept, repo_id, options))
+        return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr("samerge.weights.pushing.push_folder", push)
+    monkeypatch.setattr("samerge.report.saved.push_folder", push)
+    return found
+
+
+def test_it_uploads_what_the_merge_would_have(invoke, loras, tiny_base, uploaded, tmp_path) -> None:
+    merged = samerge.merge(tiny_base, [str(loras / "math"), str(loras / "code")], progress=False)
+    merged.save(tmp_path / "out")
+    (tmp_path / "out" / "diary.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    merged.push_to_hub("ada/one", private=True)
+    result = invoke("push", "out", "ada/one", "--private", "--commit-message", "mine")
+    assert result.exit_code == 0, result.output
+    assert "https://huggingface.co/ada/one" in result.stdout
+    (one, _, options), (other, repo_id, given) = uploaded
+    assert repo_id == "ada/one"
+    assert given == {**options, "commit_message": "mine"}
+    names = sorted(path.name for path in one.iterdir())
+    assert sorted(path.name for path in other.iterdir()) == names
+    for name in names:
+        text, own = (one / name).read_bytes(), (other / name).read_bytes()
+        assert text == own, name
+        assert str(loras).encode() not in own
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert json.loads(invoke("push", "out", "ada/one", "--json").stdout)["url"].endswith("ada/one")
+
+
+def test_a_file(invoke, uploaded, tmp_path) -> None:
+    stem = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    (tmp_path / "mine").mkdir()
+    save_file(
+        {f"{stem}.lora_down.weight": torch.ones(2, 4), f"{stem}.lora_up.weight": torch.ones(4, 2)},
+        tmp_path / "mine" / "style.safetensors",
+    )
+    merged = samerge.merge(None, [str(tmp_path / "mine" / "style.safetensors")], method="linear", progress=False)
+    saved = merged.save(tmp_path / "out")
+    merged.push_to_hub("ada/style")
+    result = invoke("push", saved, "ada/style")
+    assert result.exit_code == 0, result.output
+    (one, _, _), (other, _, _) = uploaded
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
+    assert load_file(one / "merged.safetensors").keys() == load_file(other / "merged.safetensors").keys()
+    assert str(tmp_path).encode() not in b"".join(path.read_bytes() for path in other.iterdir())
+    assert read_report(other).record.output == read_report(one).record.output
+
+
+def test_what_cannot_be_pushed(invoke, loras, uploaded, tmp_path) -> None:
+    for words, told in (
+        (("push", loras / "math", "ada/x"), "was this made by samerge?"),
+        (("push", tmp_path / "nothing", "ada/x"), "was this made by samerge?"),
+        (("push", loras / "math", "a/b/c"), "A repository id is"),
+        (("push", loras / "math", "ada/x", "--create-pr", "--revision", "v2"), "leave one of them out"),
+    ):
+        result = invoke(*words)
+        assert result.exit_code == 2
+        assert told in " ".join(result.output.split())
+    samerge.merge(None, [str(loras / "math")], method="linear", progress=False).save(tmp_path / "out")
+    (tmp_path / "out" / "README.md").unlink()
+    assert "'README.md', which is not in it" in invoke("push", "out", "ada/x").output
+    assert not uploaded
+
+
+def test_a_merge_that_could_not_be_pushed_says_how(invoke, tiny_base, loras, monkeypatch) -> None:
+    def push(self, repo_id, **options):
+        raise HubError("pushing to ada/merged: the Hub is offline")
+
+    monkeypatch.setattr("samerge.merging.merged_adapter.MergedAdapter.push_to_hub", push)
+    result = invoke("merge", "-b", tiny_base, "-a", loras / "math", "--push-to-hub", "ada/merged", "-o", "out")
+    assert result.exit_code == 2
+    assert "samerge push out ada/merged pushes it from there" in " ".join(result.output.split())
