@@ -1,1 +1,1 @@
-"""The record of a merge and its views: tables, card, pictures, diagnostics."""
+"""The record of a merge and its views: tables, card, pictures, page, diagnostics."""
