@@ -21,6 +21,8 @@ NEAR = 1e-4
 HARDLY = 0.003
 #: A component of which more than this is held by those before it comes after all others.
 HELD = 0.9
+#: As many kept components as an adapter has are at most this many times as large as it.
+LOUDEST = 1.7
 
 
 @dataclass
@@ -235,7 +237,11 @@ def dense_chain(
             kept_U, kept_V = (torch.stack([decorrelated[name][p][side] for p in places], dim=1) for side in (0, 1))
             U = decorrelate(kept_U / kept_U.norm(dim=0))
             V = decorrelate(kept_V / kept_V.norm(dim=0))
-            level = float(torch.stack([own[name][n].S[k] for n, k in places]).square().mean().sqrt())
+            squares = [float(own[name][n].S[k]) ** 2 for n, k in places]
+            sizes = [one.S.square().sum() for one in own[name].values()]
+            components = sum(len(one.S) for one in own[name].values()) / len(sizes)
+            most = (LOUDEST * float(sum(sizes) / len(sizes)) ** 0.5) ** 2 / min(len(places), components)
+            level = min(sum(squares) / len(squares), most) ** 0.5
             signs = torch.tensor([weights[n] for n, _ in places], dtype=torch.float64)
             kept = {n: one.left for n, one in own[name].items()}
             merged[name] = DenseLayer(level * (U * signs) @ V.T, kept, gaps[name], level)

@@ -7,7 +7,8 @@ At each layer that more than one adapter has, with tau_n = sum_k sigma_k p_k q_k
 2. the r triplets that rank first stay, all adapters together: by |w_n gamma_k eta_k| in `saliency`, by |w_n| sigma_k in
    `even`. One of which nine tenths are held by those before it is passed over (`samerge.linalg.independent`), so that
    two copies of an adapter do not take two places for each component;
-3. all of them get one strength, the root mean square of the kept sigma_k, so that the norm before weights stays;
+3. all of them get one strength, the root mean square of the kept sigma_k, so that the norm before weights stays, but
+   no more than makes as many of them as an adapter has 1.7 times as large as it;
 4. M = level * sum_k w_owner(k) u_k v_k^T.
 
 A layer that one adapter alone has knows no conflict: its own update times its weight, truncated only where its rank is
@@ -16,6 +17,7 @@ above that of the result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -33,6 +35,9 @@ from samerge.methods.method import MergedLayer, Share
 from samerge.methods.problem import Part, Problem, Site, taken_apart
 from samerge.options.kinds import share
 from samerge.options.option import Options, option
+
+#: How many times as large as an adapter's own as many of the kept components may be. Measured: see docs/evidence.md.
+LOUDEST = 1.7
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def chain_layer(
         stack = (canonical_stack if settle else stacked)(present, problem.weights_at(site))
         kept = ranked(site, stack)
         left, right = (decorrelated(X, kept) for X in (stack.triplets.U, stack.triplets.V))
-        level = float(stack.sigma[kept].square().mean().sqrt())
+        level = strength(stack.sigma, kept, len(present))
         strengths = level * stack.weights[kept]
         orthonormal = left.orthonormal and right.orthonormal
         update = Triplets(left.columns.float(), strengths, right.columns.float(), orthonormal, stack.owners[kept])
@@ -138,6 +143,28 @@ def chain_layer(
         return MergedLayer(update, shares, conflict=conflict, summed=_summed(stack, parts, left, right))
 
     return layer
+
+
+def strength(sigma: Tensor, kept: Tensor, adapters: int) -> float:
+    """The one strength of what is kept.
+
+    The root mean square of the kept sigma_k, but no more than makes as many components as an adapter has `LOUDEST`
+    times as large as an adapter: the best of many adapters together are louder than any of them was in training.
+
+    Args:
+        sigma: (R,) of all components of all adapters.
+        kept: (r,) long, those that stay.
+        adapters: how many there are.
+
+    Example:
+        >>> eight = torch.tensor([2.0, 1.0]).double().repeat(8)  # eight adapters of rank 2, of norm 5 ** 0.5
+        >>> round(strength(eight, torch.tensor([0, 2]), 8), 3), round(1.7 * (5 / 2) ** 0.5, 3)
+        (2.0, 2.688)
+    """
+    own = float(sigma[kept].square().mean())
+    adapter = float(sigma.square().sum()) / adapters
+    most = LOUDEST**2 * adapter / min(len(kept), len(sigma) / adapters)
+    return math.sqrt(min(own, most))
 
 
 def _left_of(stack: Stack, kept: Tensor, parts: Mapping[int, Part], rows: Tensor) -> tuple[dict[int, Share], Conflict]:
