@@ -106,7 +106,8 @@ def test_what_is_in_the_folder(llama, tmp_path):
     card = (out / "README.md").read_text()
     assert "library_name: transformers" in card
     assert "One model, merged from 3 fine-tuned checkpoints" in card
-    assert 'AutoModelForCausalLM.from_pretrained("path/or/repository-of-this-model")' in card
+    assert "from transformers import LlamaForCausalLM" in card
+    assert 'LlamaForCausalLM.from_pretrained("path/or/repository-of-this-model")' in card
     assert str(tmp_path) not in card
 
 

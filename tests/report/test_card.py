@@ -100,6 +100,19 @@ class TestText:
         assert 'model = PeftModel.from_pretrained(base, "ada/merged")' in code
         assert "repository-of-this-adapter" in model_card(RECORD)
 
+    def test_a_model_has_its_own_class(self):
+        whole = dataclasses.replace(RECORD.output, kind="model", rank=None, task_type=None)
+        for base, line in (
+            (Base("a/b", "bert", "BertForMaskedLM"), "from transformers import BertForMaskedLM"),
+            (Base("a/b", "UNet2DConditionModel", "UNet2DConditionModel"), "from diffusers import UNet2DConditionModel"),
+            (Base("a/b", "t5"), "from transformers import AutoModelForSeq2SeqLM"),
+        ):
+            card = model_card(changed(base=base, output=whole, method="bake"))
+            assert f"{line}\n" in card
+            assert f"library_name: {line.split()[1]}\n" in card
+        card = model_card(changed(base=Base("a/b", "UNet2DConditionModel", "UNet2DConditionModel")))
+        assert "from diffusers import UNet2DConditionModel\n" in card
+
     @pytest.mark.parametrize(
         ("kind", "task", "expected"),
         [

@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from samerge.cli.console import class_of, show_json, show_warnings, show_ways, stdout
+from samerge.cli.console import show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import given_adapters, given_weights
 from samerge.cli.shared_options import Adapters, Base, Manner, Positional, Weights
 from samerge.cli.spread import FromTable
 from samerge.cli.target import Target
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
+from samerge.report.loading import model_class
 
 _DEFAULTS = (("dtype", "the base's own"), ("modules_to_save", "update"))
 
@@ -82,5 +83,5 @@ def bake(
         console.print(f"{said} in {time.perf_counter() - start:.1f} s.", markup=False)
         for note in record.notes:
             console.print(f"Note: {note}", markup=False, soft_wrap=True)
-        loader = class_of(result.base.source.config)
+        loader = model_class(record)
         show_ways(f'{loader}.from_pretrained("{target.out}")' if target.out else None, url)

@@ -55,12 +55,6 @@ def show_warnings(warnings: Iterable[str]) -> None:
         console.print(Text.assemble(("warning: ", "bold yellow"), in_shell_words(warning, option_names())))
 
 
-def class_of(config: Mapping[str, Any]) -> str:
-    """The class that loads a model of this configuration, as it is called in transformers or diffusers."""
-    named = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
-    return named if isinstance(named, str) and named.isidentifier() else "AutoModel"
-
-
 def show_ways(load: str | None, url: str | None, look: str | None = None) -> None:
     """Print how to load what was written, how to look into it, and where it was pushed to; nothing of what is None."""
     for title, told in (("Load it:", load), ("Look in:", look), ("Pushed to:", url)):

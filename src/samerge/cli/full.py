@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samerge.cli.console import class_of, show_json, show_warnings, show_ways, stdout
+from samerge.cli.console import show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import given_weights, parse_adapter, unique
 from samerge.cli.shared_options import ADAPTER, Base, Manner, Weights
 from samerge.cli.spread import FromTable, completion
@@ -16,6 +16,7 @@ from samerge.cli.target import Target
 from samerge.errors import OptionError
 from samerge.full.full_options import METHODS, FullOptions
 from samerge.options.kinds import share, whole
+from samerge.report.loading import model_class
 
 if TYPE_CHECKING:
     from samerge.full.merged_model import MergedModel
@@ -108,7 +109,7 @@ def full(
         show_json({"out": target.out, "url": url, **parts})
     elif not manner.quiet:
         call = (
-            "PeftModel.from_pretrained(base, " if adapter else f"{class_of(merged.base.source.config)}.from_pretrained("
+            "PeftModel.from_pretrained(base, " if adapter else f"{model_class(result.report.record)}.from_pretrained("
         )
         how = f'{call}"{target.out}")'
         _show(result, target.out, url, how, f"{len(models)} models merged in {time.perf_counter() - start:.1f} s.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from samerge.adapters.formats.table import named
-from samerge.report.loading import ADAPTER, transformers_or_peft
+from samerge.report.loading import ADAPTER, library_of, transformers_or_peft
 from samerge.report.markdown import code, one_line, table
 from samerge.report.record import Record
 from samerge.report.sharing import is_path, last_part, local_folders, on_hub, shortened
@@ -47,7 +47,7 @@ def _metadata(record: Record) -> str:
         sources = [base, *(one.source or "" for one in record.inputs)]
         public = list(dict.fromkeys(name for name in sources if name and on_hub(name)))
         related = {"base_model": public, "base_model_relation": "merge"} if public else {}
-        return _yaml({"library_name": "transformers", "tags": ["merge", "samerge"], **related})
+        return _yaml({"library_name": library_of(record), "tags": ["merge", "samerge"], **related})
     named = {"base_model": base, "base_model_relation": "adapter"} if base and on_hub(base) else {}
     return _yaml({"library_name": "peft", "tags": ["peft", "lora", "merge", "samerge"], **named})
 

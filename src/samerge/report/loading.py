@@ -53,16 +53,16 @@ def transformers_or_peft(record: Record, place: str | None = None) -> Way:
         record: of what was made.
         place: a folder or a repository. Default: a placeholder.
     """
-    cls = model_class(record)
+    cls, library = model_class(record), library_of(record)
     if record.output.kind == "model":
-        lines = [f"from transformers import {cls}", "", f"model = {cls}.from_pretrained({json.dumps(place or MODEL)})"]
-        return Way("transformers", "\n".join(lines), "python")
+        lines = [f"from {library} import {cls}", "", f"model = {cls}.from_pretrained({json.dumps(place or MODEL)})"]
+        return Way(library, "\n".join(lines), "python")
     return Way(
         "PEFT",
         "\n".join(
             [
                 "from peft import PeftModel",
-                f"from transformers import {cls}",
+                f"from {library} import {cls}",
                 "",
                 f"base = {cls}.from_pretrained({json.dumps(base_name(record))})",
                 f"model = PeftModel.from_pretrained(base, {json.dumps(place or ADAPTER)})",
@@ -93,7 +93,7 @@ def ways(record: Record, place: str | None = None) -> list[Way]:
 def _served(record: Record, place: str | None) -> Iterator[Way]:
     """Servers of models that write text; they know no others, and not every record says what it is of."""
     known = record.output.task_type or record.base.model_type
-    if not known or model_class(record) != "AutoModelForCausalLM":
+    if not known or library_of(record) == "diffusers" or _auto_class(record) != "AutoModelForCausalLM":
         return
     base = shlex.quote(base_name(record))
     if record.output.kind == "model":
@@ -123,8 +123,25 @@ def base_name(record: Record) -> str:
     return base if base and on_hub(base) else f"path/to/{last_part(base)}" if base else "path/to/base"
 
 
+def library_of(record: Record) -> str:
+    """Whose model the base is: diffusers names its class where transformers names a family."""
+    base = record.base
+    return "diffusers" if base.model_class and base.model_class == base.model_type else "transformers"
+
+
 def model_class(record: Record) -> str:
-    """The Auto class of the example, by the adapter's task where the record says it, else by the architecture."""
+    """The class that loads what was made, or the base of an adapter.
+
+    A model, and whatever is diffusers', has its own. The base of an adapter of transformers has the Auto class of the
+    adapter's task, or of its family: an adapter may be of another head than the checkpoint was saved with.
+    """
+    own = record.base.model_class
+    if own and (record.output.kind == "model" or library_of(record) == "diffusers"):
+        return own
+    return _auto_class(record)
+
+
+def _auto_class(record: Record) -> str:
     if record.output.task_type in _CLASS_OF_TASK:
         return _CLASS_OF_TASK[record.output.task_type]
     kind = record.base.model_type

@@ -47,11 +47,13 @@ def _installed(package: str) -> str | None:
 
 def base_of(source: WeightSource | None) -> Base:
     """The base as a record names it."""
-    return (
-        Base()
-        if source is None
-        else Base(source.name, source.config.get("model_type") or source.config.get("_class_name"))
-    )
+    if source is None:
+        return Base()
+    config = source.config
+    listed = config.get("architectures")
+    own = config.get("_class_name") or (listed[0] if isinstance(listed, (list, tuple)) and listed else None)
+    known = own if isinstance(own, str) and own.isidentifier() else None
+    return Base(source.name, config.get("model_type") or config.get("_class_name"), known)
 
 
 def input_of(adapter: Adapter, weight: float) -> Input:

@@ -141,10 +141,17 @@ class Input:
 
 @dataclass(frozen=True)
 class Base:
-    """The base model, as far as it was read."""
+    """The base model, as far as it was read.
+
+    Args:
+        name: as the user has it.
+        model_type: its family; of a model of diffusers its class.
+        model_class: the class that it was saved from, in transformers or diffusers.
+    """
 
     name: str | None = None
     model_type: str | None = None
+    model_class: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,13 +123,13 @@ def compress_adapter(
         [opened] = open_adapters(base, [adapter])
         beside = f"take:{opened.name}" if opened.companions else None
         common = {"dtype": dtype, "modules_to_save": kept, "dora": dora, "companions": beside}
-        planned = alone("compress", size, common)
+        planned = alone("compress", _begin, size, common)
         live = base if isinstance(base, nn.Module) else None
         spelled = together([opened], open_base(base, required=False), live)
         [opened], source = spelled.adapters, spelled.source
         check_dora([opened], dora, source)
         check_extras([opened], kept, source)
-    result = _compressed(opened, source, size, planned, bars)
+    result = _compressed(opened, source, planned, bars)
     if adapter_name is not None and isinstance(base, nn.Module):
         result.apply_to(base, adapter_name)
     return result
@@ -146,39 +146,41 @@ def _check_name(base: BaseLike | None, adapter_name: str | None) -> None:
     refuse_taken(base, adapter_name)
 
 
-def alone(name: str, size: Size, common: Mapping[str, Any]) -> Plan:
+def alone(name: str, begin: Callable[[Problem, Any], Begun], size: Size, common: Mapping[str, Any]) -> Plan:
     """The plan of what makes one adapter of one source.
 
     Args:
         name: of the command.
+        begin: what gives its layers.
         size: how large it shall be.
         common: options that every merge has.
     """
-
-    def begin(problem: Problem, options: SizeOptions) -> Begun:
-        raise NotImplementedError  # its layers are handed to the finisher by the command itself
 
     given = {"rank": size.rank, "scaling": 1.0, "balance": "none", **common}
     method = Method(name, begin, SizeOptions, exact=True)
     return Plan(method, filled(CommonOptions, given), SizeOptions(size.energy))
 
 
-def _compressed(
-    adapter: Adapter, source: WeightSource | None, size: Size, planned: Plan, bars: Progress
-) -> MergedAdapter:
+def _begin(problem: Problem, options: SizeOptions) -> Begun:
+    """The best approximation of every layer of the one adapter."""
+
+    def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
+        trained = site.experts[0].load().to(problem.device, torch.float64)
+        cut, lost = truncate(trained, problem.limit or trained.rank, options.energy)
+        return MergedLayer(singular(cut.to(dtype=torch.float32)), {0: Share(parts[0].rank)}, lost)
+
+    return Begun(layer)
+
+
+def _compressed(adapter: Adapter, source: WeightSource | None, planned: Plan, bars: Progress) -> MergedAdapter:
     cpu = torch.device("cpu")
     dora = planned.common.dora
     sites, lost = converted(assemble.align([adapter], source), [adapter.name], dora, source, cpu, bars)
     sites = tuple(replace(site, inside=True) for site in sites)  # no graph, so nothing lies outside it
-    problem = Problem((adapter.name,), (1.0,), sites, adapter.rank, source, None, cpu, bars)
-
-    def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
-        trained = site.experts[0].load().to(cpu, torch.float64)
-        cut, share_ = truncate(trained, size.rank or trained.rank, size.energy)
-        return MergedLayer(singular(cut.to(dtype=torch.float32)), {0: Share(parts[0].rank)}, share_)
-
-    finisher = Finisher(problem, [adapter], planned, Begun(layer), lost)
+    problem = Problem((adapter.name,), (1.0,), sites, adapter.rank, source, None, cpu, bars, limit=planned.common.rank)
+    begun = planned.method.begin(problem, planned.own)
+    finisher = Finisher(problem, [adapter], planned, begun, lost)
     for site in iterate(problem, "truncating"):
         parts = problem.parts(site)
-        finisher.add(site, parts, layer(site, parts))
+        finisher.add(site, parts, begun.layer(site, parts))
     return finisher.done()

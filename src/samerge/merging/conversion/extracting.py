@@ -87,7 +87,12 @@ def extract_adapter(
         ```
     """
     size = Size(rank, energy, "extracting an adapter")
-    planned = alone("extract", size, {"dtype": dtype, "device": device})
+    layers: dict[str, MergedLayer] = {}  # taken off the checkpoint below
+
+    def begin(problem: Problem, options: object) -> Begun:
+        return Begun(lambda site, parts: layers[site.module])
+
+    planned = alone("extract", begin, size, {"dtype": dtype, "device": device})
     bars = Progress(progress)
     with bars.task("reading", 1):
         (source, _), (other, files) = _open(base), _open(expert)
@@ -110,11 +115,14 @@ def extract_adapter(
             f"{sum(change.norm > 0 for change in found)} differ{shapes}). "
             f"Is it the model that the expert was trained from?"
         )
-    sites, layers, adapter = _extract(source, other, names, taken, size, called, place, bars)
+    sites, taken_off, adapter = _extract(source, other, names, taken, size, called, place, bars)
+    layers.update(taken_off)
     problem = Problem((called,), (1.0,), sites, adapter.rank, source, None, torch.device("cpu"), bars)
-    finisher = Finisher(problem, [adapter], planned, Begun(lambda site, parts: layers[site.module]), compare=False)
+    begun = planned.method.begin(problem, planned.own)
+    finisher = Finisher(problem, [adapter], planned, begun, compare=False)
     for site in sites:
-        finisher.add(site, problem.parts(site), layers[site.module])
+        parts = problem.parts(site)
+        finisher.add(site, parts, begun.layer(site, parts))
     result = finisher.done()
     with bars.task("hashing", 1):
         digests = None if files is None else files.sha256()
