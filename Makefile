@@ -4,6 +4,8 @@
 # make test-browser      the page of a report in a real browser; needs Chromium (apt-get install chromium)
 # make test-benchmarks   the tests of the benchmarks' own code, and of the tables that they write
 # make check   lint, format and types, as CI does
+# make docs    these pages as a site, in site/; a link that leads nowhere fails
+# make notebooks   run the notebooks, and keep what they show
 # make dist    the sdist and the wheel, checked as the package index checks them, and the wheel installed and run
 # make clean   remove what the above have made
 #
@@ -24,7 +26,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test test-slow test-browser test-benchmarks check dist clean
+.PHONY: demo test test-slow test-browser test-benchmarks check docs notebooks dist clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python examples/demo.py
@@ -46,6 +48,12 @@ check: $(VENV)/.check-ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs-ready
+	$(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(VENV)/.test-ready $(VENV)/.docs-ready
+	$(BIN)/python notebooks/run.py
+
 # The wheel is run from an environment of its own, which sees the dependencies of this one and nothing of this folder.
 dist: $(VENV)/.check-ready
 	@$(PIP) $(PINNED) -e '.[release]'
@@ -55,7 +63,7 @@ dist: $(VENV)/.check-ready
 	$(BIN)/python examples/try_wheel.py dist/*.whl
 
 clean:
-	rm -rf .venv .demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .demo build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The CPU build first from where pip looks anyway (a mirror may have it), then from PyTorch's own index.
 $(VENV)/.torch-ready: constraints-cpu.txt
@@ -73,6 +81,11 @@ $(VENV)/.demo-ready: $(VENV)/.torch-ready pyproject.toml
 $(VENV)/.test-ready: $(VENV)/.torch-ready pyproject.toml
 	@echo "installing samerge[test]"
 	@$(PIP) $(PINNED) -e '.[test]'
+	@touch $@
+
+$(VENV)/.docs-ready: $(VENV)/.torch-ready pyproject.toml
+	@echo "installing samerge[docs]"
+	@$(PIP) $(PINNED) -e '.[docs]'
 	@touch $@
 
 $(VENV)/.check-ready: $(VENV)/.torch-ready pyproject.toml

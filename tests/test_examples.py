@@ -61,3 +61,20 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert space["merged"].report.record.output.rank == 16  # type: ignore[attr-defined]
     assert space["exact"].report.record.output.rank == 64  # type: ignore[attr-defined]
     assert "feelings" in space["model"].peft_config  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own steps give what samerge gives: the notebook itself compares them."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
+    book = json.loads((ROOT / "notebooks" / "step_by_step.ipynb").read_text(encoding="utf-8"))
+    space: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for cell in book["cells"]:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), space)
+    importlib.import_module("matplotlib.pyplot").close("all")
+    assert set(space["merged"]) == {"first", "second"}  # type: ignore[call-overload]
