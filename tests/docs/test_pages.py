@@ -21,7 +21,7 @@ from samerge.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-#: Written by a benchmark, whose commands their blocks are; of `diagnostics.md` the blocks go with one another's folders.
+#: Written by a benchmark, whose commands their blocks are; the blocks of `diagnostics.md` write over one another.
 OTHERS = {"evidence.md", "evidence-earlier.md", "diagnostics.md"}
 PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if page.name not in OTHERS)
 BLOCK = re.compile(
