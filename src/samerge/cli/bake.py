@@ -14,7 +14,6 @@ from samerge.cli.spread import FromTable
 from samerge.cli.target import Target
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
-from samerge.report.loading import model_class
 
 _DEFAULTS = (("dtype", "the base's own"), ("modules_to_save", "update"))
 
@@ -77,6 +76,8 @@ def bake(
         shown = ("samerge", "method", "base", "output", "options", "inputs", "timings", "notes", "warnings")
         show_json({"out": target.out, "url": url, **{key: told.get(key) for key in shown}})
     elif not manner.quiet:
+        from samerge.report.loading import model_class
+
         console = stdout()
         many = f"{len(specs)} adapters" if len(specs) > 1 else "1 adapter"
         said = f"{many} baked into {record.output.modules:,} weights of {record.output.size}"

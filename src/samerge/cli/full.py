@@ -16,7 +16,6 @@ from samerge.cli.target import Target
 from samerge.errors import OptionError
 from samerge.full.full_options import METHODS, FullOptions
 from samerge.options.kinds import share, whole
-from samerge.report.loading import model_class
 
 if TYPE_CHECKING:
     from samerge.full.merged_model import MergedModel
@@ -108,6 +107,8 @@ def full(
         parts = {key: told.get(key) for key in (*shown, "notes", "warnings")}
         show_json({"out": target.out, "url": url, **parts})
     elif not manner.quiet:
+        from samerge.report.loading import model_class
+
         call = (
             "PeftModel.from_pretrained(base, " if adapter else f"{model_class(result.report.record)}.from_pretrained("
         )
