@@ -265,7 +265,7 @@ def test_all_views_say_the_same(llama, tmp_path):
         cells = [f"{one.norm:.3g}", f"{one.kept}/{one.components}", f"{one.energy_kept:.1%}", f"{one.cosine:.2f}"]
         assert re.search(rf"{name}\b.*{'.*'.join(map(re.escape, cells))}", text)
         assert re.search(rf"`{name}` \|.*{'.*'.join(map(re.escape, cells))}", card.split("What became")[1])
-        assert re.search(rf">{name}</th>.*{'.*'.join(map(re.escape, cells))}", page)
+        assert re.search(rf">{name}</span></th>.*{'.*'.join(map(re.escape, cells))}", page)
     assert told["whole"]["cosine"] == merged.report.whole.cosine
     for view in (text, card, page):
         assert f"{merged.report.whole.cosine:.2f} on the mean" in view

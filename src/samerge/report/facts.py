@@ -144,7 +144,7 @@ class Facts:
         return self.html()
 
     def _cells(self, row: Sequence[str]) -> str:
-        found = [f'<th scope="row">{breaking(row[0])}</th>']
+        found = [f'<th scope="row"><span>{breaking(row[0])}</span></th>']
         for column, cell in zip(self.columns[1:], row[1:], strict=True):
             text = breaking(cell) if column.name else escaped(cell)
             found.append(f"<td{_left(column)}>{text}{_bar(cell) if column.bar else ''}</td>")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 from samerge.report.by_layer import Block, blocks
 from samerge.report.facts import Column, Facts, number, percent
@@ -27,7 +28,7 @@ def balance_sheet(record: Record) -> Facts | None:
         after = percent(whole.sign_conflict_after)
         rows.append(["opposite signs, where two adapters change one element", percent(whole.sign_conflict), after, "-"])
     if whole.sign_conflict is not None and whole.signs_left is not None:
-        rows.append(["pairs of signs that are left to compare", "100%", percent(whole.signs_left), "-"])
+        rows.append(["pairs of signs that are left to compare", percent(1.0), percent(whole.signs_left), "-"])
     if not rows:
         return None
     columns = [
@@ -82,12 +83,14 @@ def layers_table(record: Record) -> Facts | None:
 
 def options_table(record: Record) -> Facts:
     """All options, as they were filled in."""
-    rows = [
-        [key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
-        for key, value in sorted(record.options.items())
-    ]
+    rows = [[key, _value(value)] for key, value in sorted(record.options.items())]
     weights = [[f"weight of {one.name}", f"{one.weight:g}"] for one in record.inputs if one.weight != 1]
     return Facts("Options", [Column("option", name=True), Column("value", name=True)], [*rows, *weights])
+
+
+def _value(value: Any) -> str:
+    """A value of an option: a word as it is, a dash for none, all else as JSON."""
+    return value if isinstance(value, str) else "-" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def timings_table(record: Record) -> Facts:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from samerge.report.facts import escaped
-from samerge.report.page.style import PAPER, sheet
+from samerge.report.page.style import GROUND, sheet
 from samerge.version import __version__
 
 #: Nothing is fetched, nothing runs; the sheet of style is in the page.
@@ -45,7 +45,7 @@ def document(title: str, head: str, sections: Sequence[Section], foot: str = "")
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
         f'<meta name="generator" content="samerge {escaped(__version__)}">'
-        f'<title>{escaped(title)}</title><link rel="icon" href="data:,"><style>{PAPER}{sheet()}</style></head>'
+        f'<title>{escaped(title)}</title><link rel="icon" href="data:,"><style>{GROUND}{sheet()}</style></head>'
         '<body><div class="samerge"><a class="skip" href="#main">Skip to the report</a>'
         f'<nav aria-label="Contents"><ul>{contents}</ul></nav>'
         f'<main id="main" tabindex="-1">{head}{body}</main>{foot}</div></body></html>\n'

@@ -62,7 +62,7 @@ def heat_map(heat: Heat, over: str) -> str:
     long = ' class="long"' if max(map(len, heat.columns), default=0) > _LONG else ""
     head = "".join(f'<th scope="col"><span{long}>{escaped(name)}</span></th>' for name in heat.columns)
     body = "".join(
-        f'<tr><th scope="row">{breaking(name)}</th>{"".join(_cell(heat, value) for value in row)}</tr>'
+        f'<tr><th scope="row"><span>{breaking(name)}</span></th>{"".join(_cell(heat, value) for value in row)}</tr>'
         for name, row in zip(heat.rows, heat.values, strict=True)
     )
     drawn = (

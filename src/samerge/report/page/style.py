@@ -70,8 +70,8 @@ background:none;color:inherit}
 .samerge th{font-weight:600}
 .samerge thead th{vertical-align:bottom;color:var(--faint)}
 .samerge .name{text-align:left;max-width:24rem}
-.samerge tbody th{position:sticky;left:0;background:var(--back);font-weight:500;text-align:left;
-min-width:6rem;max-width:28rem}
+.samerge tbody th{position:sticky;left:0;background:var(--back);font-weight:500;text-align:left}
+.samerge tbody th>span{display:block;width:max-content;max-width:min(28rem,38vw);min-width:4rem;overflow-wrap:anywhere}
 .samerge .bar{display:block;height:4px;margin-top:2px;background:var(--line);min-width:4rem}
 .samerge .bar i{display:block;height:100%;background:var(--bar)}
 .samerge .legend,.samerge .how{color:var(--faint);font-size:.88rem}
@@ -100,10 +100,8 @@ margin:.4rem 0;color:inherit}
 .samerge p code{overflow-wrap:anywhere}
 .samerge footer{margin-top:2rem;color:var(--faint);font-size:.88rem}
 """
-#: On a narrow screen the names, which stay where they are, leave room for what scrolls beside them.
-_NARROW = "@media (max-width:45rem){.samerge tbody th{max-width:38vw;overflow-wrap:anywhere}}"
 #: Paper is white whatever the screen is, and colours that mean something are printed.
-_PAPER = """
+_PRINTED = """
 @media print{.samerge nav,.samerge .skip{display:none}.samerge .scroll{overflow:visible}
 .samerge *{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 @media (forced-colors:active){.samerge svg .mark,.samerge .bar i{fill:CanvasText;background:CanvasText;
@@ -111,7 +109,7 @@ forced-color-adjust:none}}
 """
 
 #: The document's own ground, around what is `.samerge`.
-PAPER = "body{margin:0}html{background:#fff}@media (prefers-color-scheme:dark){html{background:#0f1318}}"
+GROUND = "body{margin:0}html{background:#fff}@media (prefers-color-scheme:dark){html{background:#0f1318}}"
 
 
 def sheet() -> str:
@@ -120,7 +118,7 @@ def sheet() -> str:
     scheme = "color-scheme:light dark"
     return (
         f".samerge{{{scheme};{_COLOURS['light']}}}{_steps(_LIGHT)}"
-        f"@media (prefers-color-scheme:dark){{{dark}}}{_SHEET}{_NARROW}{_PAPER}"
+        f"@media (prefers-color-scheme:dark){{{dark}}}{_SHEET}{_PRINTED}"
     )
 
 
