@@ -7,9 +7,9 @@
 
 Models and rows are downloaded into a cache (`--cache`, or $SAMERGE_BENCHMARKS_CACHE), adapters are trained there
 unless `--adapters` has them ready, and every measurement is kept there at once, so that a run that was cut off goes on.
-A merge is scored by its accuracy on each task as per cent of that task's own expert, mean over tasks. `--collect` turns
-what the cache has into benchmarks/results/quality.json, with intervals; `--render` turns that, and nothing else, into
-the page.
+A merge's score is what it gains over the base, in per cent of what each task's own adapter gains, mean over tasks
+(`evidence/scores.py`). `--collect` turns what the cache has into benchmarks/results/quality.json, with intervals;
+`--render` turns that, and nothing else, into the pages.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import time
 from pathlib import Path
 
 from evidence.collect import collect
-from evidence.page import render, render_earlier
+from evidence.long_tables import long_tables
+from evidence.page import page
 from evidence.pictures import draw
 from evidence.runs import Runs, settings
-from evidence.store import EARLIER, NOW, load, part
+from evidence.store import dump, load
 from evidence.table import FAMILIES
 from suites import SUITES, suite
-from suites.base import Split, default_cache
+from suites.base import default_cache
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 DOCS = Path(__file__).parent.parent / "docs"
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", default=["r", "free", "2r"], help="output ranks")
     parser.add_argument("--published", action="store_true", help="only what a user gets who tunes nothing")
     parser.add_argument("--scales", nargs="*", help="only these, and the published one")
-    parser.add_argument("--items", type=int, nargs=2, metavar=("VALIDATION", "TEST"), help="rows a task; 0 is none")
+    parser.add_argument("--items", type=int, help="rows a task")
     parser.add_argument("--tasks", nargs="*", default=[], help="ask only these; merges are of all adapters")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="downloads, adapters, measurements")
     parser.add_argument("--adapters", type=Path, help="ready-made adapters, one folder a task, for a single suite")
@@ -54,22 +55,19 @@ def main() -> None:
     for name in given.suite:
         measure(name, given, end)
     if given.collect:
-        RESULTS.write_text(collect(given.cache, load(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+        known = load(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+        RESULTS.write_text(dump(collect(given.cache, known)), encoding="utf-8")
     if given.render:
         results = load(RESULTS.read_text(encoding="utf-8"))
-        (DOCS / "evidence.md").write_text(render(results), encoding="utf-8")
-        (DOCS / "evidence-earlier.md").write_text(render_earlier(results), encoding="utf-8")
-        draw(part(results, NOW), DOCS / "pictures", "quality")
-        draw(part(results, EARLIER), DOCS / "pictures", "earlier")
+        (DOCS / "evidence.md").write_text(page(results), encoding="utf-8")
+        (DOCS / "evidence-tables.md").write_text(long_tables(results), encoding="utf-8")
+        draw(results, DOCS / "pictures" / "quality-methods.png")
 
 
 def measure(name: str, given: argparse.Namespace, end: float | None) -> None:
     """All settings of one suite that are not in the cache yet."""
     one = suite(name, given.cache, given.adapters, given.train)
-    items: dict[Split, int] = dict(one.items)
-    if given.items:
-        items = {"validation": given.items[0], "test": given.items[1]}
-    runs = Runs(one, items, given.cache / name / "measurements.jsonl", given.tasks)
+    runs = Runs(one, given.items or one.items, given.cache / name / "measurements.jsonl", given.tasks)
     runs.references(all_tasks=not given.published)
     todo = settings(FAMILIES, given.only, given.budgets)
     if given.published or given.scales:
@@ -81,7 +79,7 @@ def measure(name: str, given: argparse.Namespace, end: float | None) -> None:
             return
         if runs.measure(setting):
             what = [setting.family.name, setting.budget, setting.density, setting.scaling]
-            print(f"{name} {number}/{len(todo)}: {what} {runs.last:.1f}", flush=True)
+            print(f"{name} {number}/{len(todo)}: {what}", flush=True)
 
 
 if __name__ == "__main__":

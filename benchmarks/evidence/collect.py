@@ -1,107 +1,171 @@
-"""From the cache's lines of measurements to results/quality.json: scores, intervals, and which setting is which."""
+"""From the cache's lines of measurements to results/quality.json: scores, intervals, differences, means over suites."""
 
 from __future__ import annotations
 
 import importlib
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import torch
 from suites import SUITES
+from suites.base import Part
 from torch import Tensor
 
 from evidence.runs import Setting, read_lines, settings
-from evidence.scores import Answers, interval, resampled, score, unpack
-from evidence.store import NOW, Results, dump
-from evidence.table import ALL, FAMILIES
+from evidence.scores import LEAST, Gains, interval, resampled, score, unpack
+from evidence.store import Results
+from evidence.table import ALL, DEFAULT, FAMILIES
 
 Line = Mapping[str, Any]
-Record = dict[str, Any]
-
-#: Whom paired differences are taken to, at the same output rank: what `merge(base, adapters)` does.
-DEFAULT = ("saliency", True)
 
 #: By key. A line may have been written under another table: its role and whether it is published are this one's.
 _KNOWN = {setting.key(): setting for setting in settings(FAMILIES, "*", ALL)}
 
 
-def collect(cache: Path, known: Results) -> str:
-    """The text of results/quality.json: the suites in the cache, and what else was known.
+def collect(cache: Path, known: Results) -> Results:
+    """What results/quality.json holds: the suites in the cache, and what else was known.
 
     Args:
         cache: with the lines of every suite that was measured here.
-        known: of the file as it is.
+        known: of the file as it is; suites that the cache has not stay as they are there.
     """
     suites: dict[str, Any] = {}
-    records: list[Record] = []
-    for name in SUITES:
+    records: list[dict[str, Any]] = []
+    samples: dict[str, dict[tuple[str, str], Tensor]] = {}
+    for name, (module, kind) in SUITES.items():
         lines = [line for line in read_lines(cache / name / "measurements.jsonl") if _is_known(line)]
-        if any((line["merge"], line.get("budget"), line.get("published")) == (DEFAULT[0], "r", True) for line in lines):
-            by_identity: dict[str, list[Line]] = defaultdict(list)
-            for line in lines:
-                by_identity[line["identity"]].append(line)
-            most = max(by_identity.values(), key=len)
-            about, own = suite_records(name, most)
-            checks = [precision_check(most, other) for other in by_identity.values() if _other_precision(most, other)]
-            suites[name] = {**about, "checks": checks}
-            records += own
-    records += [record for record in known["records"] if record["suite"] not in suites]
-    suites |= {name: about for name, about in known["suites"].items() if name not in suites}
-    now = [record for record in records if suites[record["suite"]]["definitions"] == NOW]
-    mark(now, {name: about["kin"] for name, about in suites.items()})
-    return dump({"suites": suites, "records": records})
+        by_identity: dict[str, list[Line]] = defaultdict(list)
+        for line in lines:
+            by_identity[line["identity"]].append(line)
+        found = [own for own in by_identity.values() if _defaults(own)]
+        for own in sorted(found, key=len, reverse=True):
+            suite = getattr(importlib.import_module(module), kind)
+            for part in suite.parts():
+                label = part.name if part.name not in suites else f"{part.name}, {_rows(own)} rows a task"
+                suites[label], more, samples[label] = of_part(label, part, suite.about, own)
+                records += more
+    kept = {name: about for name, about in known.get("suites", {}).items() if name not in suites}
+    records += [record for record in known.get("records", []) if record["suite"] in kept]
+    return {"suites": suites | kept, "overall": overall(suites, records, samples), "records": records}
 
 
-def suite_records(name: str, lines: Sequence[Line]) -> tuple[dict[str, Any], list[Record]]:
-    """What is to be said of a suite, and a record for each of its measurements."""
-    experts = {split: own_answers(lines, split) for split in ("validation", "test")}
-    known = ("merge", "budget", "rank", "density", "scaling", "seed")
-    merges = [line for line in lines if line["role"] != "reference"]
+def of_part(
+    label: str, part: Part, about: str, lines: Sequence[Line]
+) -> tuple[dict[str, Any], list[dict[str, Any]], dict[tuple[str, str], Tensor]]:
+    """What is to be said of a suite, a record for each of its merges, and the samples of those that nobody tuned."""
     base = next(line for line in lines if line["merge"] == "base")
-    answers = [_answers(line, "test") for line in (base, *merges)]
-    samples = resampled(experts["test"], answers)
-    defaults = {line["budget"]: i for i, line in enumerate(merges, 1) if _is_default(line)}
-    records = []
-    for i, line in enumerate(merges, 1):
-        records.append(
-            {
-                "suite": name,
-                "role": _setting(line).family.role,
-                "published": _setting(line).published,
-                **{key: line[key] for key in known},
-                "validation": _validation(line, experts["validation"]),
-                "test": round(score(answers[i], experts["test"]), 2),
-                "interval": _rounded(interval(samples[i])),
-                "to_default": _difference(samples, answers, experts["test"], i, defaults.get(line["budget"])),
-                "tasks": _accuracies(answers[i]),
-                "merge_seconds": line["merge_seconds"],
-            }
+    own = {line["merge"].removeprefix("expert "): line for line in lines if line["merge"].startswith("expert ")}
+    merges = [line for line in lines if line["role"] != "reference"]
+    tasks = [task for task in part.tasks if task in own]
+    losses = {task: (unpack(base["losses"][task]), unpack(own[task]["losses"][task])) for task in tasks}
+    smooth = [task for task in tasks if _gains(losses[task]) >= LEAST]
+    documents = {task: torch.tensor(of) for task, of in base.get("documents", {}).items()}
+    gained = {task: losses[task][0] - losses[task][1] for task in smooth}
+
+    def gain(line: Line) -> Gains:
+        return {task: losses[task][0] - unpack(line["losses"][task]) for task in smooth}
+
+    def right(line: Line) -> Gains:
+        return {task: unpack(line["correct"][task]) for task in tasks}
+
+    figures, samples = _figures(merges, [gain(line) for line in merges], gained, documents)
+    accuracy: list[dict[str, Any] | None] = [None] * len(merges)
+    if "correct" in base:
+        accuracy, _ = _figures(
+            merges, [right(line) for line in merges], {task: unpack(own[task]["correct"][task]) for task in tasks}, {}
         )
-    module, kind = SUITES[name]
-    suite = getattr(importlib.import_module(module), kind)
-    about = {
-        "about": suite.about,
-        "kin": suite.kin or name,
-        "judge": suite.judge,
-        "adapters": base["identity"].split("/")[1],
-        "precision": base["identity"].split("/")[-1],
-        "items": {split: sum(len(one) for one in experts[split].values()) for split in experts},
-        "experts": _accuracies(experts["test"]),
-        "individuals": _individuals(lines, experts["test"]),
-        "rank": next(record["rank"] for record in records if (record["role"], record["budget"]) == ("default", "r")),
-        "definitions": NOW,
-        "ready": base.get("ready", False),
-        "base": {
-            "test": round(score(answers[0], experts["test"]), 2),
-            "interval": _rounded(interval(samples[0])),
-            "tasks": _accuracies(answers[0]),
+    told = ("merge", "budget", "rank", "density", "scaling", "seed", "foretold")
+    records = [
+        {
+            "suite": label,
+            **{key: line[key] for key in told},
+            "role": _setting(line).family.role,
+            "published": _setting(line).published,
+            **figure,
+            "accuracy": right_ones,
+            "tasks": {task: round(100 * float(gain(line)[task].mean() / gained[task].mean()), 1) for task in smooth},
+        }
+        for line, figure, right_ones in zip(merges, figures, accuracy, strict=True)
+    ]
+    asked = [line for line in own.values() if set(tasks) <= set(line["losses"])]
+    whole = {
+        "about": about,
+        "judge": part.judge,
+        "rows": _rows(lines),
+        "documents": {task: len(set(of.tolist())) for task, of in documents.items() if task in tasks},
+        "losses": {task: [round(float(one.mean()), 4) for one in losses[task]] for task in tasks},
+        "without a smooth score": [task for task in tasks if task not in smooth],
+        "accuracy": {
+            task: [round(100 * float(unpack(line["correct"][task]).mean()), 1) for line in (base, own[task])]
+            for task in tasks
+            if "correct" in base
         },
-        "machine": base["machine"],
-        "versions": base["versions"],
+        "one for all": round(fmean(score(gain(line), gained) for line in asked), 1) if len(asked) == len(own) else None,
+        "ready": base["ready"],
+        **{key: base[key] for key in ("identity", "machine", "versions")},
     }
-    return about, records
+    untuned = {(line["merge"], line["budget"]): samples[i] for i, line in enumerate(merges) if _setting(line).published}
+    return whole, records, untuned
+
+
+def overall(
+    suites: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    samples: Mapping[str, Mapping[tuple[str, str], Tensor]],
+) -> list[dict[str, Any]]:
+    """Means over the suites that judge, of merges that all have untuned; the suites' samples are independent."""
+    names = [name for name, about in suites.items() if about["judge"]]
+    found = []
+    for merge, budget in dict.fromkeys((record["merge"], record["budget"]) for record in records):
+        own = [samples[name].get((merge, budget)) for name in names]
+        default = [samples[name].get((DEFAULT, budget)) for name in names]
+        if not names or any(one is None for one in (*own, *default)):
+            continue
+        scores = {
+            which: [
+                float(record["score"])
+                for name in names
+                for record in records
+                if (record["suite"], record["merge"], record["budget"]) == (name, which, budget) and record["published"]
+            ]
+            for which in (merge, DEFAULT)
+        }
+        difference = torch.stack([a - b for a, b in zip(own, default, strict=True)]).mean(dim=0)  # type: ignore[operator]
+        low, high = interval(difference)
+        change = round(fmean(scores[merge]) - fmean(scores[DEFAULT]), 2)
+        row = {"merge": merge, "budget": budget, "suites": names, "score": round(fmean(scores[merge]), 2)}
+        found.append({**row, "to_default": [change, low, high]})
+    return found
+
+
+def _figures(
+    lines: Sequence[Line], gains: Sequence[Gains], own: Gains, documents: Gains
+) -> tuple[list[dict[str, Any]], Tensor]:
+    """Score, interval and difference to the default of the same output rank, of every line."""
+    samples = resampled(own, gains, documents)
+    scores = [score(one, own) for one in gains]
+    defaults = _defaults(lines)
+    found = []
+    for i, line in enumerate(lines):
+        at = defaults.get(line["budget"])
+        difference = None
+        if at is not None:
+            difference = [round(scores[i] - scores[at], 2), *interval(samples[i] - samples[at])]
+        found.append({"score": round(scores[i], 2), "interval": interval(samples[i]), "to_default": difference})
+    return found, samples
+
+
+def _gains(losses: tuple[Tensor, Tensor]) -> float:
+    """The share of the base's loss that an adapter takes away on its own task."""
+    base, own = (float(one.mean()) for one in losses)
+    return (base - own) / base
+
+
+def _rows(lines: Iterable[Line]) -> int:
+    return int(next(iter(lines))["identity"].split("/")[2].split()[0])
 
 
 def _is_known(line: Line) -> bool:
@@ -109,116 +173,14 @@ def _is_known(line: Line) -> bool:
     return line["role"] == "reference" or tuple(line["key"]) in _KNOWN
 
 
-def precision_check(lines: Sequence[Line], others: Sequence[Line]) -> dict[str, Any]:
-    """How the answers of the same merges differ when they are computed in another precision."""
-    known = {json.dumps(line["key"]): line for line in lines}
-    pairs = [(known[key], line) for line in others if (key := json.dumps(line["key"])) in known]
-    merges = [(a, b) for a, b in pairs if a["role"] != "reference"]
-    asked, differ = 0, 0
-    for a, b in pairs:
-        first, second = _answers(a, "test"), _answers(b, "test")
-        asked += sum(len(one) for one in first.values())
-        differ += sum(int((first[task] != second[task]).sum()) for task in first)
-    experts = [own_answers(side, "test") for side in (lines, others)]
-    shifts = [abs(score(_answers(a, "test"), experts[0]) - score(_answers(b, "test"), experts[1])) for a, b in merges]
+def _defaults(lines: Iterable[Line]) -> dict[str, int]:
+    """Where the default is among the lines, by output rank."""
     return {
-        "precision": others[0]["identity"].split("/")[-1],
-        "merges": [a["merge"] for a, _ in merges],
-        "differ": round(100 * differ / asked, 2),
-        "shift": round(max(shifts, default=0.0), 2),
+        line["budget"]: i
+        for i, line in enumerate(lines)
+        if line["role"] != "reference" and line["merge"] == DEFAULT and _setting(line).published
     }
-
-
-def _other_precision(lines: Sequence[Line], others: Sequence[Line]) -> bool:
-    a, b = lines[0]["identity"].split("/"), others[0]["identity"].split("/")
-    return bool(a[:-1] == b[:-1] and a[-1] != b[-1])
-
-
-def own_answers(lines: Iterable[Line], split: str) -> dict[str, Tensor]:
-    """Every expert's answers on its own task; none where the split was not measured."""
-    prefix = "expert "
-    return {
-        (task := line["merge"].removeprefix(prefix)): unpack(line["correct"][split][task])
-        for line in lines
-        if line["merge"].startswith(prefix) and split in line["correct"]
-    }
-
-
-def _validation(line: Line, experts: Answers) -> float | None:
-    return round(score(_answers(line, "validation"), experts), 2) if experts else None
-
-
-def mark(records: Sequence[Record], kin: Mapping[str, str]) -> None:
-    """Write into the records which settings were chosen, and how.
-
-    `marks` holds "tuned" (best validation score of the suite itself), "tuned elsewhere" (best mean validation score of
-    the suites of other kin), and "best" (best test score: an upper bound that nobody can choose). Candidates, noted as
-    `candidate`, are the scales that all methods are tried at and the published one, so that none has more of them for
-    its rules; where a merge was tried at rules alone, all.
-
-    Args:
-        records: of all suites.
-        kin: suite -> kin.
-    """
-    groups: dict[tuple[str, str], dict[str, dict[tuple[Any, Any], Record]]] = defaultdict(lambda: defaultdict(dict))
-    numbers = {(r["merge"], r["budget"]) for r in records if not isinstance(r["scaling"], str)}
-    for record in records:
-        record["marks"], record["candidate"] = [], False
-        ruled = isinstance(record["scaling"], str) and not record["published"]
-        if ruled and (record["merge"], record["budget"]) in numbers:
-            continue
-        record["candidate"] = True
-        setting = (record["density"], record["scaling"])
-        groups[record["merge"], record["budget"]][record["suite"]].setdefault(setting, record)
-    for by_suite in groups.values():
-        for name, own in by_suite.items():
-            if len(own) < 2 or any(record["validation"] is None for record in own.values()):
-                continue  # nothing to choose from, or by
-            max(own.values(), key=lambda record: record["validation"])["marks"].append("tuned")
-            max(own.values(), key=lambda record: record["test"])["marks"].append("best")
-            others = [by_suite[other] for other in by_suite if kin[other] != kin[name]]
-            common = [setting for setting in own if all(setting in other for other in others)]
-            if others and len(common) > 1:
-                best = max(common, key=lambda s: sum(float(other[s]["validation"]) for other in others))
-                own[best]["marks"].append("tuned elsewhere")
-
-
-def _is_default(line: Line) -> bool:
-    return (line["merge"], _setting(line).published) == DEFAULT
 
 
 def _setting(line: Line) -> Setting:
     return _KNOWN[tuple(line["key"])]
-
-
-def _answers(line: Line, split: str) -> Answers:
-    return {task: unpack(bits) for task, bits in line["correct"][split].items()}
-
-
-def _accuracies(answers: Answers) -> dict[str, float]:
-    return {task: round(100 * float(one.float().mean()), 2) for task, one in answers.items()}
-
-
-def _individuals(lines: Iterable[Line], experts: Answers) -> dict[str, Record]:
-    """Accuracies of every expert, and its score where it was asked all tasks: what one of them alone would do."""
-    return {
-        line["merge"].removeprefix("expert "): {
-            "test": round(score(answers, experts), 2) if answers.keys() == experts.keys() else None,
-            "tasks": _accuracies(answers),
-        }
-        for line in lines
-        if line["merge"].startswith("expert ") and (answers := _answers(line, "test"))
-    }
-
-
-def _difference(
-    samples: Tensor, answers: Sequence[Answers], experts: Answers, i: int, default: int | None
-) -> list[float] | None:
-    if default is None:
-        return None
-    difference = score(answers[i], experts) - score(answers[default], experts)
-    return [round(difference, 2), *_rounded(interval(samples[i] - samples[default]))]
-
-
-def _rounded(pair: tuple[float, float]) -> list[float]:
-    return [round(value, 2) for value in pair]

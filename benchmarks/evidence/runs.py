@@ -14,13 +14,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-from suites.base import SPLITS, Evaluator, Split, Suite, Update, single
+from suites.base import Evaluator, Suite, Update, single
 
 import samerge
-from evidence.scores import pack, unpack
+from evidence.scores import pack
 from evidence.table import Budget, Family
 from samerge.report.origin import versions
 
@@ -89,23 +90,21 @@ class Runs:
         tasks: those that are asked, all by default; merges are of all tasks' adapters.
     """
 
-    def __init__(self, suite: Suite, items: Mapping[Split, int], store: Path, tasks: Sequence[str] = ()) -> None:
+    def __init__(self, suite: Suite, items: int, store: Path, tasks: Sequence[str] = ()) -> None:
         self._suite = suite
-        self._items = dict(items)
+        self._items = items
         self._store = store
         self._tasks = tuple(tasks) or suite.tasks
         self._adapters = suite.adapters()
         self._digest = digest(self._adapters)
         self._evaluator: Evaluator = suite.evaluator()
         self._rank = max(config_rank(folder) for folder in self._adapters.values())
-        #: Mean accuracy of the last measurement on the test rows, per cent.
-        self.last = 0.0
         self._done = {tuple(line["key"]) for line in read_lines(store) if line["identity"] == self.identity()}
 
     def identity(self) -> str:
-        """Suite, adapters and items: lines of another identity are of another measurement."""
-        counts = "+".join(str(self._items[split]) for split in SPLITS)
-        return f"{self._suite.name}/{self._digest}/{counts} of {','.join(self._tasks)}/{self._evaluator.precision}"
+        """Suite, adapters and rows: lines of another identity are of another measurement."""
+        asked = ",".join(self._tasks)
+        return f"{self._suite.name}/{self._digest}/{self._items} of {asked}/{self._evaluator.precision}"
 
     def references(self, all_tasks: bool = True) -> None:
         """The base, and every adapter on its own task, or on all tasks."""
@@ -116,10 +115,10 @@ class Runs:
 
     def _reference(self, name: str, update: Any, tasks: Iterable[str]) -> None:
         if (name,) not in self._done:
-            self._keep((name,), {"merge": name, "role": "reference", "correct": self._answers(update(), tasks)})
+            self._keep((name,), {"merge": name, "role": "reference", **self._answers(update(), tasks)})
 
     def measure(self, setting: Setting) -> bool:
-        """Merge, and count right answers of both splits; False if it is there already, or cannot be merged."""
+        """Merge, and ask the model; False if it is there already, or cannot be merged."""
         if setting.key() in self._done:
             return False
         start = time.perf_counter()
@@ -137,6 +136,7 @@ class Runs:
         except samerge.SamergeError as error:
             print(f"{self._suite.name}: {setting.family.name} is left out: {error}", flush=True)
             return False
+        figures = merged.report.adapters.values()
         line = {
             "merge": setting.family.name,
             "role": setting.family.role,
@@ -147,22 +147,26 @@ class Runs:
             "published": setting.published,
             "rank": max(update.rank for update in merged.factors.values()),
             "merge_seconds": round(time.perf_counter() - start, 2),
-            "correct": self._answers(Update(merged.factors, merged.layouts), self._tasks),
+            "foretold": {key: fmean(getattr(one, key) for one in figures) for key in ("cosine", "interference")},
+            **self._answers(Update(merged.factors, merged.layouts), self._tasks),
         }
         self._keep(setting.key(), line)
         return True
 
     def _answers(self, update: Update | None, tasks: Iterable[str]) -> dict[str, dict[str, str]]:
-        return {
-            split: {task: pack(self._evaluator.correct(update, task, split, self._items[split])) for task in tasks}
-            for split in SPLITS
-            if self._items[split]
-        }
+        """By task the losses of the rows, which answers were right, and the rows' documents for the base."""
+        found = {task: self._evaluator.answers(update, task, self._items) for task in tasks}
+        told: dict[str, dict[str, str]] = {"losses": {task: pack(one.losses) for task, one in found.items()}}
+        correct = {task: pack(one.correct) for task, one in found.items() if one.correct is not None}
+        documents = {task: one.documents.tolist() for task, one in found.items() if one.documents is not None}
+        return (
+            told
+            | ({"correct": correct} if correct else {})
+            | ({"documents": documents} if documents and update is None else {})
+        )
 
     def _keep(self, key: tuple[Any, ...], line: dict[str, Any]) -> None:
         self._done.add(key)
-        rates = [unpack(bits).float().mean() for bits in line["correct"]["test"].values()]
-        self.last = 100 * float(sum(rates) / len(rates))
         whole = {"suite": self._suite.name, "identity": self.identity(), "key": list(key), **line}
         self._store.parent.mkdir(parents=True, exist_ok=True)
         with self._store.open("a", encoding="utf-8") as file:

@@ -1,81 +1,103 @@
-"""From right and wrong answers to a score with an interval. Pure: tensors and numbers in, numbers out."""
+"""From what a model made of rows to a score with an interval. Pure: tensors and numbers in, numbers out.
+
+One score for everything. A row has a gain: how much the merge does better on it than the base model. A merge's score on
+a task is its mean gain in per cent of the mean gain of the task's own adapter, on the same rows:
+
+    100 (L_base - L_merge) / (L_base - L_adapter)     L: loss, in nats     the smooth score: the base is 0
+    100 right_merge / right_adapter                   right: share of right answers     its base is what it is
+
+and over tasks the mean. 100 is as good as the adapters.
+"""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 
 import numpy
 import torch
 from torch import Tensor
 
-#: Right answers of every task, bool.
-Answers = Mapping[str, Tensor]
+#: By task: (rows,) each, what counts for each row.
+Gains = Mapping[str, Tensor]
+
+#: A task whose own adapter gains less than this share of the base's loss has no smooth score: nothing to keep.
+LEAST = 0.05
 
 
-def pack(answers: Tensor) -> str:
-    """Booleans as text: how many, and their bits.
+def pack(values: Tensor) -> str:
+    """Numbers as text: float16 for losses, bits for booleans.
 
     Example:
-        >>> pack(torch.tensor([True, False, True]))
-        '3:a0'
+        >>> pack(torch.tensor([True, False, True])), pack(torch.tensor([0.5, 2.0]))
+        ('3:oA==', 'f:ADgAQA==')
     """
-    return f"{len(answers)}:{numpy.packbits(answers.numpy()).tobytes().hex()}"
+    array = values.numpy()
+    if values.dtype == torch.bool:
+        return f"{len(array)}:{base64.b64encode(numpy.packbits(array).tobytes()).decode()}"
+    return f"f:{base64.b64encode(array.astype('<f2').tobytes()).decode()}"
 
 
 def unpack(text: str) -> Tensor:
-    """The booleans of `pack`.
+    """What `pack` was given, as float64; losses within half a thousandth of themselves.
 
     Example:
-        >>> unpack("3:a0").tolist()
-        [True, False, True]
+        >>> unpack("3:oA==").tolist(), unpack("f:ADgAQA==").tolist()
+        ([1.0, 0.0, 1.0], [0.5, 2.0])
     """
-    count, _, bits = text.partition(":")
-    found = numpy.unpackbits(numpy.frombuffer(bytes.fromhex(bits), dtype=numpy.uint8))[: int(count)]
-    return torch.from_numpy(found.astype(bool))
+    kind, _, data = text.partition(":")
+    raw = base64.b64decode(data)
+    if kind == "f":
+        return torch.from_numpy(numpy.frombuffer(raw, dtype="<f2").astype("float64"))
+    bits = numpy.unpackbits(numpy.frombuffer(raw, dtype=numpy.uint8))[: int(kind)]
+    return torch.from_numpy(bits.astype("float64"))
 
 
-def score(merged: Answers, experts: Answers) -> float:
-    """Per cent of the experts' accuracy, mean over tasks: 100 mean_t acc_t(merged) / acc_t(expert t).
+def score(merged: Gains, own: Gains) -> float:
+    """100 mean_t (mean gain of the merge on t / mean gain of t's own adapter).
 
     Example:
-        >>> half, all_ = torch.tensor([True, False]), torch.tensor([True, True])
+        >>> half, all_ = torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])
         >>> score({"a": half, "b": all_}, {"a": all_, "b": all_})
         75.0
     """
-    ratios = [float(merged[task].float().mean() / experts[task].float().mean()) for task in experts]
-    return 100 * sum(ratios) / len(ratios)
+    return 100 * sum(float(merged[task].mean() / own[task].mean()) for task in own) / len(own)
 
 
-def resampled(experts: Answers, answers: Sequence[Answers], times: int = 1000, seed: int = 0) -> Tensor:
-    """Scores over bootstrap samples of the items, (len(answers), times).
+def resampled(
+    own: Gains, merges: Sequence[Gains], documents: Gains | None = None, times: int = 1000, seed: int = 0
+) -> Tensor:
+    """Scores over bootstrap samples of the rows, (len(merges), times).
 
-    Items are drawn with replacement within each task; all answers and the experts see the same draws, so the difference
-    of two rows is a paired comparison.
+    Rows are drawn with replacement within each task, or whole documents where several rows are of one; all merges and
+    the adapters see the same draws, so the difference of two rows of the result is a paired comparison.
 
     Args:
-        experts: each task's own expert's answers.
-        answers: of the merges.
+        own: each task's own adapter's gains.
+        merges: theirs.
+        documents: by task the number of each row's document; each row its own by default.
         times: number of samples.
         seed: of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(len(answers), times, dtype=torch.float64)
-    for task in sorted(experts):
-        count = len(experts[task])
-        draws = torch.randint(count, (times, count), generator=generator)
-        # How often each item was drawn turns the means into one matrix product.
-        often = torch.zeros(times, count, dtype=torch.float64).scatter_add_(
-            1, draws, torch.ones(times, count, dtype=torch.float64)
-        )
-        own = often @ experts[task].double()  # (times,)
-        total += torch.stack([one[task].double() for one in answers]) @ often.T / own
-    return 100 * total / len(experts)
+    total = torch.zeros(len(merges), times, dtype=torch.float64)
+    for task in sorted(own):
+        count = len(own[task])
+        _, of = torch.unique((documents or {}).get(task, torch.arange(count)), return_inverse=True)
+        units = int(of.max()) + 1
+        draws = torch.randint(units, (times, units), generator=generator)
+        # How often each was drawn turns the means into one matrix product.
+        often = torch.zeros(times, units, dtype=torch.float64).scatter_add_(
+            1, draws, torch.ones(times, units, dtype=torch.float64)
+        )[:, of]
+        gains = torch.stack([one[task] for one in merges]).double()
+        total += gains @ often.T / (often @ own[task].double())
+    return 100 * total / len(own)
 
 
-def interval(values: Tensor) -> tuple[float, float]:
-    """The central 95 % of the values."""
-    low, high = torch.quantile(values.double(), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return low, high
+def interval(values: Tensor) -> list[float]:
+    """The central 95 % of the values, to hundredths."""
+    return [round(v, 2) for v in torch.quantile(values.double(), torch.tensor([0.025, 0.975]).double()).tolist()]
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:

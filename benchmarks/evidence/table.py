@@ -9,8 +9,11 @@ from typing import Any, Literal
 Role = Literal["default", "own", "published", "comparator", "rule"]
 Budget = Literal["r", "2r", "free"]
 
+#: Whom paired differences are taken to: what `merge(base, adapters)` does.
+DEFAULT = "saliency"
+
 #: The same scales for every method, so that none is tuned more finely than another.
-SCALES: tuple[float, ...] = (0.3, 0.5, 0.7, 1.0, 1.4, 2.0)
+SCALES: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0)
 #: Multiples of the adapters' mean norm.
 NORMS: tuple[str, ...] = ("auto:1.0", "auto:1.3", "auto:1.6", "auto:2.0")
 

@@ -1,4 +1,4 @@
-"""What a suite is: a base model, tasks with labelled rows, one trained adapter for each, and who counts right answers.
+"""What a suite is: a base model, tasks with labelled rows, one trained adapter for each, and who asks the model.
 
 A suite is a frozen dataclass that names its tasks and says where the base and the adapters are; nothing is downloaded
 or trained before it is asked for. Its evaluator holds the base model in memory once. A merge is put into the weights
@@ -13,16 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from samerge.adapters.layouts import Layout
 from samerge.linalg.factors import LoraFactors
-
-Split = Literal["validation", "test"]
-SPLITS: tuple[Split, ...] = ("validation", "test")
 
 #: The environment variable that says what evaluators compute in.
 DTYPE_VARIABLE = "SAMERGE_BENCHMARKS_DTYPE"
@@ -102,17 +99,59 @@ class LiveWeights:
         return cls(model.to(dtype), exact)
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What a model made of rows of a task.
+
+    Args:
+        losses: (rows,), nats: minus the log likelihood of the right class, or the mean of that over a text's tokens.
+        correct: (rows,), bool: whether the class was the right one; None where there are no classes.
+        documents: (rows,): which document each row is of, where several are of one; None where each is its own.
+    """
+
+    losses: Tensor
+    correct: Tensor | None = None
+    documents: Tensor | None = None
+
+
+def judged(scores: Tensor, labels: Tensor, sharpness: float = 1.0) -> Answered:
+    """What a classifier made of rows.
+
+    Args:
+        scores: (rows, classes).
+        labels: (rows,), the right classes.
+        sharpness: a factor of the scores in the loss, as in training.
+    """
+    losses = nn.functional.cross_entropy(sharpness * scores.float(), labels, reduction="none")
+    return Answered(losses, scores.argmax(dim=1) == labels)
+
+
 class Evaluator(Protocol):
-    """Counts right answers. The base model is in memory once, rows are prepared once."""
+    """Asks a model with a merge on it. The base model is in memory once, rows are prepared once."""
 
     #: How numbers are computed, for the records, e.g. "bfloat16 weights and activations".
     precision: str
 
-    def correct(self, update: Update | None, task: str, split: Split, count: int) -> Tensor:
-        """Which of the first `count` rows of a split are answered rightly, (count,) or fewer if there are fewer, bool.
+    def answers(self, update: Update | None, task: str, count: int) -> Answered:
+        """What the model makes of the first `count` held-out rows of a task, or of all if there are fewer.
 
         The order of the rows is always the same, so that two updates can be compared item by item.
         """
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tasks of a suite that are scored together.
+
+    Args:
+        name: on the page.
+        tasks: which.
+        judge: whether defaults were chosen without looking at them, so that they can judge these.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    judge: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +172,14 @@ class Suite(ABC):
     name: ClassVar[str]
     tasks: ClassVar[tuple[str, ...]]
     about: ClassVar[str]
-    items: ClassVar[Mapping[Split, int]] = {"validation": 150, "test": 250}
-    #: Suites of one kin share tasks: none of them may choose a setting for another.
-    kin: ClassVar[str] = ""
+    items: ClassVar[int] = 250
     #: Whether defaults were chosen without looking at this suite, so that it can judge them.
     judge: ClassVar[bool] = True
+
+    @classmethod
+    def parts(cls) -> tuple[Part, ...]:
+        """The parts that are scored apart: all tasks together, unless a suite says otherwise."""
+        return (Part(cls.name, cls.tasks, cls.judge),)
 
     @abstractmethod
     def base(self) -> Path:
@@ -168,19 +210,16 @@ class Suite(ABC):
         return own
 
 
-def divide(held_out: Sequence[Row], most: int = 1000) -> dict[Split, list[Row]]:
-    """Rows that no adapter was trained on, as two disjoint splits: a third for validation, the rest for the test.
-
-    Shuffled with a fixed seed; validation has at most `most` rows.
+def mixed(held_out: Sequence[Row]) -> list[Row]:
+    """Rows that no adapter was trained on, in an order of their own: the first of them are a fair sample.
 
     Example:
-        >>> {split: len(rows) for split, rows in divide(range(9)).items()}
-        {'validation': 3, 'test': 6}
+        >>> sorted(mixed(range(4)))
+        [0, 1, 2, 3]
     """
     rows = list(held_out)
     random.Random(1).shuffle(rows)
-    count = min(len(rows) // 3, most)
-    return {"validation": rows[:count], "test": rows[count:]}
+    return rows
 
 
 def default_cache() -> Path:

@@ -8,7 +8,7 @@ the text's: one merged adapter serves all tasks, no head is trained. `MiniLM` dr
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from suites.base import LiveWeights, Split, Suite, Update, computing_dtype, divide, precision_of
+from suites.base import Answered, LiveWeights, Suite, Update, computing_dtype, judged, mixed, precision_of
 from suites.packages import from_pypi
 from suites.texts import TASKS
 from suites.training import shuffled, train_lora
@@ -34,9 +34,8 @@ class MiniLM(Suite):
     name: ClassVar[str] = "minilm"
     tasks: ClassVar[tuple[str, ...]] = tuple(sorted(TASKS))
     about: ClassVar[str] = "all-MiniLM-L6-v2 (BERT, 22.7 M), eight text tasks, rank 16, each adapter from its own A"
-    kin: ClassVar[str] = "texts"
     judge: ClassVar[bool] = False
-    items: ClassVar[Mapping[Split, int]] = {"validation": 100, "test": 200}
+    items: ClassVar[int] = 200
 
     def seed(self, task: str) -> int:
         """The seed that an adapter is trained with; A is drawn from it."""
@@ -89,22 +88,22 @@ class MiniLMEvaluator:
         dtype = computing_dtype()
         self._model = model
         self._live = LiveWeights.rounded(model, dtype)
-        self._rows: dict[tuple[str, Split, int], tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]] = {}
+        self._rows: dict[tuple[str, int], tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]] = {}
         self.precision = precision_of(dtype)
 
-    def correct(self, update: Update | None, task: str, split: Split, count: int) -> Tensor:
+    def answers(self, update: Update | None, task: str, count: int) -> Answered:
         self._live.put(update)
-        batches, labels = self._prepared(task, split, count)
-        return (embed(self._model, batches) @ self._labels[task].T).argmax(dim=1) == labels
+        batches, labels = self._prepared(task, count)
+        return judged(embed(self._model, batches) @ self._labels[task].T, labels, SHARPNESS)
 
-    def _prepared(self, task: str, split: Split, count: int) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
-        if (task, split, count) not in self._rows:
+    def _prepared(self, task: str, count: int) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
+        if (task, count) not in self._rows:
             of = TASKS[task]
             held_out = of.plain_held_out(self._cache) if self._plain else of.rows(self._cache)[1]
-            rows = divide(held_out)[split][:count]
+            rows = mixed(held_out)[:count]
             encoded = encode(self._tokenizer, [text for text, _ in rows])
-            self._rows[task, split, count] = (encoded, torch.tensor([number for _, number in rows]))
-        return self._rows[task, split, count]
+            self._rows[task, count] = (encoded, torch.tensor([number for _, number in rows]))
+        return self._rows[task, count]
 
 
 def encode(tokenizer: Any, texts: Sequence[str], size: int = 64) -> list[tuple[Tensor, Tensor, Tensor]]:

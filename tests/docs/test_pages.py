@@ -22,7 +22,7 @@ from samerge.cli import app
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 #: Written by a benchmark, whose commands their blocks are; the blocks of `diagnostics.md` write over one another.
-OTHERS = {"evidence.md", "evidence-earlier.md", "diagnostics.md"}
+OTHERS = {"evidence.md", "evidence-tables.md", "diagnostics.md"}
 PAGES = sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if page.name not in OTHERS)
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<why>[^>]+) -->\n)?^```(?P<kind>sh|python|yaml)\n(?P<code>.*?)^```",
