@@ -25,6 +25,9 @@ from typing import Any
 #: Of the JSON. A reader refuses what is newer than itself.
 FORMAT = 1
 
+#: More components than any layer has: what is above it in a file is no number of components.
+MOST = 2**31
+
 #: What a cosine or a share may exceed its bound by: rounding.
 _ROUNDING = 1e-6
 
@@ -62,7 +65,7 @@ class AdapterInLayer:
     def __post_init__(self) -> None:
         _within("norm", self.norm, 0)
         _within("energy_kept", self.energy_kept, 0)
-        _within("components", self.components, 0)
+        _within("components", self.components, 0, MOST)
         _within("cosine", self.cosine, -1, 1)
         _within("interference", self.interference, 0)
         if self.kept is not None and not all(0 <= one < (self.components or 0) for one in self.kept):
@@ -112,6 +115,7 @@ class LayerRecord:
     def __post_init__(self) -> None:
         _within("norm", self.norm, 0)
         _within("lost", self.lost, 0, 1)
+        _within("rank", self.rank, 0, MOST)
 
 
 @dataclass(frozen=True)
