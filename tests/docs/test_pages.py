@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from docs import render_supported
 from samerge.cli import app
+from samerge.methods import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -88,6 +89,7 @@ def test_blocks(page: str, folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
             (tmp_path / one.name).symlink_to(one)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(registry, "_registered", {})  # what a page makes known is not known to other tests
     space: dict[str, object] = {}
     for kind, code in blocks(page):
         if kind == "python":
