@@ -7,6 +7,7 @@ import json
 import warnings
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,17 @@ def test_demo(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"{said}the base model alone {right['base']}." in readme
 
 
+def executed(book: dict[str, Any]) -> dict[str, object]:
+    """The names that a notebook's code leaves behind."""
+    space: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for cell in book["cells"]:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), space)
+    return space
+
+
 @pytest.mark.slow
 def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
@@ -52,12 +64,7 @@ def test_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))  # so that what the notebook adds to sys.path goes again
-    space: dict[str, object] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for cell in book["cells"]:
-            if cell["cell_type"] == "code":
-                exec("".join(cell["source"]), space)
+    space = executed(book)
     assert space["merged"].report.record.output.rank == 16  # type: ignore[attr-defined]
     assert space["exact"].report.record.output.rank == 64  # type: ignore[attr-defined]
     assert "feelings" in space["model"].peft_config  # type: ignore[attr-defined]
@@ -70,11 +77,6 @@ def test_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     matplotlib.use("Agg")
     monkeypatch.setattr("matplotlib.pyplot.show", lambda: None)
     book = json.loads((ROOT / "notebooks" / "step_by_step.ipynb").read_text(encoding="utf-8"))
-    space: dict[str, object] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for cell in book["cells"]:
-            if cell["cell_type"] == "code":
-                exec("".join(cell["source"]), space)
+    space = executed(book)
     importlib.import_module("matplotlib.pyplot").close("all")
     assert set(space["merged"]) == {"first", "second"}  # type: ignore[call-overload]
