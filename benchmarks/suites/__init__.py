@@ -10,6 +10,7 @@ from suites.base import Suite
 #: Where each suite's class is: module and name. Imported when used, as each has needs of its own.
 SUITES: dict[str, tuple[str, str]] = {
     "language": ("suites.language", "Language"),
+    "language-mixed": ("suites.language", "LanguageMixed"),
     "minilm": ("suites.minilm", "MiniLM"),
     "minilm-same-init": ("suites.minilm", "MiniLMSameInit"),
     "smollm2": ("suites.smollm2", "SmolLM2"),

@@ -45,10 +45,27 @@ class Language(Suite):
         return base_folder(self.cache)
 
     def train_adapter(self, task: str, folder: Path) -> None:
-        train(self.base(), task, self.cache, 300 + self.tasks.index(task), folder)
+        train(self.base(), task, self.cache, folder, seed=300 + self.tasks.index(task))
 
     def evaluator(self) -> LanguageEvaluator:
         return LanguageEvaluator(self.base(), self.cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageMixed(Language):
+    """The same domains, trained once more: other seeds, so other A and another order of the texts, and mixed ranks."""
+
+    name: ClassVar[str] = "language-mixed"
+    about: ClassVar[str] = f"{NAME}, the same eight domains trained with other seeds, ranks 8 and 32 in turn"
+
+    @classmethod
+    def parts(cls) -> tuple[Part, ...]:
+        """All tasks together; no default was chosen by these adapters."""
+        return (Part(cls.name, cls.tasks, judge=True),)
+
+    def train_adapter(self, task: str, folder: Path) -> None:
+        number = self.tasks.index(task)
+        train(self.base(), task, self.cache, folder, seed=400 + number, rank=(8, 32)[number % 2])
 
 
 class LanguageEvaluator:
@@ -107,8 +124,8 @@ def tokenizer(base: Path) -> Any:
     return lambda text: own(text, add_special_tokens=False)["input_ids"]
 
 
-def train(base: Path, task: str, cache: Path, seed: int, folder: Path) -> None:
-    """Train one adapter to foretell the next token."""
+def train(base: Path, task: str, cache: Path, folder: Path, *, seed: int, rank: int = 16) -> None:
+    """Train one adapter to foretell the next token; its scale is 2 at any rank."""
     from transformers import AutoModelForCausalLM
 
     # eager: on a CPU the fused attention's way back takes a quarter longer.
@@ -122,4 +139,5 @@ def train(base: Path, task: str, cache: Path, seed: int, folder: Path) -> None:
             value: Tensor = model(input_ids=ids, labels=ids, use_cache=False).loss
         return value
 
-    train_lora(model, loss, folder, name=NAME, targets=TARGETS, seed=seed, steps=STEPS, rate=RATE)
+    size = {"steps": STEPS, "rank": rank, "alpha": 2 * rank}
+    train_lora(model, loss, folder, name=NAME, targets=TARGETS, seed=seed, rate=RATE, **size)
