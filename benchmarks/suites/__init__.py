@@ -9,6 +9,7 @@ from suites.base import Suite
 
 #: Where each suite's class is: module and name. Imported when used, as each has needs of its own.
 SUITES: dict[str, tuple[str, str]] = {
+    "exact": ("suites.exact", "Exact"),
     "language": ("suites.language", "Language"),
     "language-mixed": ("suites.language", "LanguageMixed"),
     "minilm": ("suites.minilm", "MiniLM"),
