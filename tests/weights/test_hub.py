@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,14 +14,17 @@ import huggingface_hub
 import pytest
 import torch
 from hub_server import HubServer, Repo
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file
 
+import samerge
 from samerge.adapters.writer import write_adapter
 from samerge.errors import AdapterError, BaseModelError, HubError, OptionError
 from samerge.report.card import model_card
+from samerge.report.reading import read_record
 from samerge.report.record import Base, Input, Output, Record
 from samerge.weights.hub import files_beside, resolve_adapter, resolve_base, resolve_record
+from samerge.weights.published import Card
 from samerge.weights.pushing import push_folder
 
 # huggingface_hub's own, on its way through LFS
@@ -62,9 +66,9 @@ def hub(monkeypatch, tmp_path):
     huggingface_hub.close_session()
 
 
-@pytest.fixture
-def folder(tmp_path):
-    generator = torch.Generator().manual_seed(0)
+def written(path, seed=0):
+    """An adapter of ours."""
+    generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for layer in range(2):
         for module in ("q_proj", "v_proj"):
@@ -73,7 +77,12 @@ def folder(tmp_path):
             tensors[f"{key}.lora_B.weight"] = torch.randn(16, 2, generator=generator)
     output = Output(kind="adapter", dtype="float32", modules=4, parameters=256, rank=2)
     record = Record("linear", (Input("math", "ada/math"),), output, {}, Base("ada/tiny", "llama"))
-    return write_adapter(tmp_path / "merged", tensors, CONFIG, record.json(), model_card(record))
+    return write_adapter(path, tensors, CONFIG, record.json(), model_card(record))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return written(tmp_path / "merged")
 
 
 def bytes_of(folder, names=FILES):
@@ -107,7 +116,9 @@ class TestPush:
 
         back = resolve_adapter("ada/merged", endpoint=hub.endpoint)
         assert back != folder
-        assert sorted(path.name for path in back.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+        assert sorted(path.name for path in back.iterdir()) == [
+            *("README.md", "adapter_config.json", "adapter_model.safetensors")
+        ]
         names = ["adapter_config.json", "adapter_model.safetensors"]
         assert bytes_of(back, names) == bytes_of(folder, names)
 
@@ -498,3 +509,56 @@ class TestOneFileOfARepository:
         assert resolve_adapter("ada/m/inner@main", endpoint=hub.endpoint).name == "b.safetensors"
         with pytest.raises(AdapterError, match=r"no absent\.safetensors; it has a\.safetensors"):
             resolve_adapter("ada/m/absent.safetensors", endpoint=hub.endpoint)
+
+
+class TestWhatIsPublished:
+    """From the cards of the sources to that of the merge."""
+
+    CARD = "---\nlicense: {}\npipeline_tag: text-generation\n---\n# One\n"
+
+    @pytest.fixture
+    def merged(self, hub, monkeypatch, tmp_path):
+        def merged(*licences):
+            monkeypatch.setattr(
+                "samerge.merging.inputs.resolve_adapter", partial(resolve_adapter, endpoint=hub.endpoint)
+            )
+            monkeypatch.setattr("samerge.merging.inputs.files_beside", partial(files_beside, endpoint=hub.endpoint))
+            commits = {}
+            for seed, (name, licence) in enumerate(zip(("math", "code"), licences, strict=True)):
+                folder = written(tmp_path / name, seed)
+                files = {file: (folder / file).read_bytes() for file in ADAPTER}
+                text = self.CARD.format(licence) if licence else "# One\n"
+                commits[f"ada/{folder.name}"] = add_repo(
+                    hub, f"ada/{folder.name}", {**files, "README.md": text.encode()}
+                )
+            made = samerge.merge(None, list(commits), method="linear", weights=[1.0, 0.5], progress=False)
+            made.save(tmp_path / "merged")
+            text = (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")
+            record = read_record(tmp_path / "merged")
+            return ModelCard(text), commits, record
+
+        return merged
+
+    def test_what_all_agree_on_is_inherited(self, merged):
+        card, commits, record = merged("apache-2.0", "apache-2.0")
+        assert (card.data.license, card.data.pipeline_tag) == ("apache-2.0", "text-generation")
+        assert card.data.to_dict()["merged_from"] == [
+            {"id": name, "revision": commit, "weight": weight}
+            for (name, commit), weight in zip(commits.items(), (1.0, 0.5), strict=True)
+        ]
+        for (name, commit), one in zip(commits.items(), record.inputs, strict=True):
+            assert (one.source, one.revision, one.card) == (
+                name,
+                commit,
+                Card("apache-2.0", None, None, "text-generation"),
+            )
+            assert f"[{name}](https://huggingface.co/{name}/tree/{commit})" in card.text.replace("\\", "")
+        assert "licences differ" not in card.text
+
+    @pytest.mark.parametrize("other", ["mit", None])
+    def test_what_they_do_not_agree_on_is_left_open(self, merged, other):
+        card, _, _ = merged("apache-2.0", other)
+        assert card.data.license is None
+        assert "The licences differ" in card.text
+        assert ("mit" if other else "not said") in card.text
+        assert card.data.pipeline_tag == ("text-generation" if other else None)

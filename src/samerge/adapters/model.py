@@ -13,6 +13,7 @@ from torch import Tensor
 from samerge.adapters.layouts import Layout
 from samerge.linalg.factors import LoraFactors
 from samerge.weights.hub import WEIGHTS_NAME
+from samerge.weights.published import Published
 
 #: Reads one tensor, in the dtype it is stored in.
 Load = Callable[[], Tensor]
@@ -89,6 +90,7 @@ class Adapter:
         format: the name of the format that it came in, and that a merge of its like is written in.
         metadata: what the header of its file says beside the tensors.
         weights_name: the name of the file of its weights.
+        published: its commit on the Hub, and what its card says.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Adapter:
     format: str = "peft"
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     weights_name: str = WEIGHTS_NAME
+    published: Published = field(default_factory=Published)
 
     @property
     def rank(self) -> int:

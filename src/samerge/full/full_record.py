@@ -89,6 +89,8 @@ def _input(expert: Opened, weight: float) -> Input:
         modules=len(expert.source.shapes),
         dtype=name_of(expert.dtype),
         sha256=expert.sha256(),
+        revision=expert.published.revision,
+        card=expert.published.card,
     )
 
 

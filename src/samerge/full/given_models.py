@@ -17,6 +17,7 @@ from samerge.weights.folder import CONFIG_NAME
 from samerge.weights.hub import PIPELINE_NAME, resolve_base
 from samerge.weights.inside_peft import base_modules
 from samerge.weights.pipeline import models_of
+from samerge.weights.published import Published, published
 from samerge.weights.stored import InMemory, Stored, StoredSource
 
 ModelLike = str | Path | nn.Module
@@ -31,12 +32,14 @@ class Opened:
         source: its weights.
         folder: the folder that it lies in; None for a live model.
         model: the live model; None for a folder.
+        published: its commit on the Hub, and what its card says.
     """
 
     name: str
     source: WeightSource
     folder: Path | None = None
     model: nn.Module | None = field(default=None, repr=False)
+    published: Published = field(default_factory=Published)
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +83,8 @@ def open_model(name: str, model: ModelLike, companions: bool = False) -> Opened:
             f"{str(model)!r} is a pipeline of several models, and a checkpoint is one; give the folder of one of them, "
             f"such as {folder / 'unet'}"
         )
-    return Opened(name, FolderSource(folder, name=str(model)), folder=folder)
+    source = FolderSource(folder, name=str(model))
+    return Opened(name, source, folder, published=published(folder, str(model), f"the model {name!r}"))
 
 
 def open_experts(experts: Mapping[str, ModelLike] | Sequence[ModelLike]) -> list[Opened]:

@@ -22,6 +22,7 @@ from samerge.options.kinds import check_number
 from samerge.weights import FolderSource, ModelSource, WeightSource
 from samerge.weights.hub import ADAPTER_ENDINGS, files_beside, resolve_adapter, resolve_base
 from samerge.weights.pipeline import Pipeline, PipelineSource, models_of
+from samerge.weights.published import published
 
 AdapterLike = str | Path | Adapter | MergedAdapter
 BaseLike = str | Path | nn.Module | Pipeline
@@ -121,7 +122,9 @@ def _open_adapter(base: BaseLike | FolderSource | None, name: str, adapter: Adap
 
 def _from_hub(name: str, source: str) -> Adapter:
     path = resolve_adapter(source)
+    beside = published(path, source, f"the adapter {name!r}")
     adapter = read_any(path, name, source)
+    adapter = replace(adapter, published=beside, notes=(*adapter.notes, *beside.notes))
     if path.is_file():
         return adapter
     there = {path / file for file in weight_files(files_beside(source)) if file != adapter.weights_name}

@@ -8,9 +8,10 @@ from samerge.adapters.formats.table import named
 from samerge.report.loading import ADAPTER, library_of, transformers_or_peft
 from samerge.report.markdown import code, one_line, table
 from samerge.report.record import Record
-from samerge.report.sharing import is_path, last_part, local_folders, on_hub, shortened
+from samerge.report.sharing import is_path, last_part, local_folders, on_hub, repository, shortened
 from samerge.report.tables import adapters_table
-from samerge.report.wording import in_words, link, made, what
+from samerge.report.wording import in_words, made, origin_of, what
+from samerge.weights.published import Card
 
 
 def model_card(record: Record, repo_id: str | None = None) -> str:
@@ -43,13 +44,36 @@ def model_card(record: Record, repo_id: str | None = None) -> str:
 
 def _metadata(record: Record) -> str:
     base = record.base.name or ""
+    known = [base] if base and on_hub(base) else []
+    inherited = {**_terms(record), **_merged_from(record)}
     if _is_model(record):
-        sources = [base, *(one.source or "" for one in record.inputs)]
-        public = list(dict.fromkeys(name for name in sources if name and on_hub(name)))
+        public = list(dict.fromkeys([*known, *filter(None, map(repository, record.inputs))]))
         related = {"base_model": public, "base_model_relation": "merge"} if public else {}
-        return _yaml({"library_name": library_of(record), "tags": ["merge", "samerge"], **related})
-    named = {"base_model": base, "base_model_relation": "adapter"} if base and on_hub(base) else {}
-    return _yaml({"library_name": "peft", "tags": ["peft", "lora", "merge", "samerge"], **named})
+        return _yaml({"library_name": library_of(record), "tags": ["merge", "samerge"], **related, **inherited})
+    named = {"base_model": base, "base_model_relation": "adapter"} if known else {}
+    return _yaml({"library_name": "peft", "tags": ["peft", "lora", "merge", "samerge"], **named, **inherited})
+
+
+def _terms(record: Record) -> dict[str, str]:
+    """The licence and the use that every input's card names, and names alike; what one leaves open is left open."""
+    cards = [one.card or Card() for one in record.inputs]
+    fields: tuple[tuple[str, ...], ...] = (("license", "license_name", "license_link"), ("pipeline_tag",))
+    found: dict[str, str] = {}
+    for together in fields:
+        said = {tuple(getattr(card, name) for name in together) for card in cards}
+        if len(said) == 1:
+            found |= {name: value for name, value in zip(together, said.pop(), strict=True) if value}
+    return found
+
+
+def _merged_from(record: Record) -> dict[str, Any]:
+    """The inputs that were read from the Hub, with commits and weights; the Hub has no field of its own for them."""
+    found = [
+        {"id": name, "revision": one.revision, "weight": one.weight}
+        for one in record.inputs
+        if one.revision and (name := repository(one))
+    ]
+    return {"merged_from": found} if found else {}
 
 
 def _yaml(fields: dict[str, Any]) -> str:
@@ -79,14 +103,17 @@ def _usage(record: Record, repo_id: str | None) -> str:
 def _inputs(record: Record) -> str:
     rows = []
     whole = _is_model(record) and record.method != "bake"
-    for one in record.inputs:
+    terms = [one.card.terms if one.card else () for one in record.inputs]
+    for one, licence in zip(record.inputs, terms, strict=True):
         digest = next(iter((one.sha256 or {}).values()), "")
-        source = link(one.source) if one.source else ""
         rank = [] if whole else ["" if one.rank is None else str(one.rank)]
-        rows.append([code(one.name), source, f"{one.weight:g}", *rank, code(digest[:12]) if digest else ""])
-    if whole:
-        return "## Checkpoints\n\n" + table(["name", "source", "weight", "sha256"], rows)
-    return "## Adapters\n\n" + table(["name", "source", "weight", "rank", "sha256"], rows)
+        said = [one_line(" ".join(licence)) or "not said"] if any(terms) else []
+        rows.append(
+            [code(one.name), origin_of(one), f"{one.weight:g}", *rank, code(digest[:12]) if digest else "", *said]
+        )
+    head = ["name", "source", "weight", *([] if whole else ["rank"]), "sha256", *(["licence"] if any(terms) else [])]
+    differ = "\n\nThe licences differ; see what they allow together." if any(terms) and len(set(terms)) > 1 else ""
+    return f"## {'Checkpoints' if whole else 'Adapters'}\n\n{table(head, rows)}{differ}"
 
 
 def _options(record: Record) -> str:

@@ -67,6 +67,8 @@ def input_of(adapter: Adapter, weight: float) -> Input:
         name_of(adapter.dtype),
         adapter.config.get("base_model_name_or_path"),
         {adapter.weights_name: adapter.sha256} if adapter.sha256 else None,
+        adapter.published.revision,
+        adapter.published.card,
     )
 
 

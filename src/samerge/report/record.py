@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from samerge.weights.published import Card
+
 #: Of the JSON. A reader refuses what is newer than itself.
 FORMAT = 1
 
@@ -131,6 +133,8 @@ class Input:
         dtype: the widest of its tensors.
         base_model: the base that it names.
         sha256: of its files, by name.
+        revision: the commit that was read on the Hub; None for local files.
+        card: what its card says of its licence and use.
     """
 
     name: str
@@ -141,6 +145,8 @@ class Input:
     dtype: str | None = None
     base_model: str | None = None
     sha256: Mapping[str, str] | None = None
+    revision: str | None = None
+    card: Card | None = None
 
 
 @dataclass(frozen=True)

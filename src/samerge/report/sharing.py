@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from samerge.report.reading import read_record
-from samerge.report.record import Record
+from samerge.report.record import Input, Record
 from samerge.weights.hub import CONFIG_NAME, RECORD_NAME
 from samerge.weights.untrusted import Origin, sha256
 
@@ -85,9 +85,23 @@ def on_hub(name: str) -> bool:
     return True
 
 
+def repository(one: Input) -> str | None:
+    """The repository on the Hub that an input was read from, without revision and folder in it; None for local files.
+
+    Example:
+        >>> repository(Input("math", "ada/loras/math@v2", revision="4d5c" * 10))
+        'ada/loras'
+    """
+    name = one.source or ""
+    if one.revision:
+        name = "/".join(name.partition("@")[0].split("/")[:2])
+    return name if name and on_hub(name) else None
+
+
 def local_folders(record: Record) -> list[str]:
     """The local folders that the record names, as given and in full, the longest first."""
-    given = [record.base.name or "", *(name or "" for one in record.inputs for name in (one.source, one.base_model))]
+    sources = [one.source or "" for one in record.inputs if repository(one) is None]
+    given = [record.base.name or "", *sources, *(one.base_model or "" for one in record.inputs)]
     local = {name for name in given if ("/" in name or "\\" in name) and not on_hub(name)}
     return sorted(local | {os.path.abspath(name) for name in local}, key=lambda name: (-len(name), name))
 

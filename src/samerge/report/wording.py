@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from samerge.methods.registry import summaries
 from samerge.report.markdown import code, one_line
-from samerge.report.record import Record
-from samerge.report.sharing import last_part, on_hub
+from samerge.report.record import Input, Record
+from samerge.report.sharing import last_part, on_hub, repository
 
 _PAPER = "[Saliency-Aware Model Merging](https://arxiv.org/abs/2606.00511) (SA-Merging)"
 _TSV = "([TSV-Merge](https://arxiv.org/abs/2412.00081))"
@@ -68,9 +68,9 @@ def what(record: Record, most: int | None = None) -> str:
     if left:
         listed += f" and {left:,} more"
     base = record.base.name or ""
-    of_base = f" of {link(base)}" if base else ""
-    if base and not on_hub(base):
-        of_base += " (from a local folder)"
+    of_base = ""
+    if base:
+        of_base = f" of {_link(base, base)}" if on_hub(base) else f" of {code(last_part(base))} (from a local folder)"
     count = f" {len(names)}" if made(record) == "merged" else ""
     told = f"One LoRA adapter{of_base}, {made(record)} from{count}: {listed}"
     if record.method == "bake":
@@ -81,9 +81,16 @@ def what(record: Record, most: int | None = None) -> str:
     return f"{told}. {how}."
 
 
-def link(name: str) -> str:
-    """A repository as a link, a local folder by its last part."""
-    return f"[{one_line(name)}](https://huggingface.co/{name})" if on_hub(name) else code(last_part(name))
+def origin_of(one: Input) -> str:
+    """Where an input is from: a repository as a link to the commit that was read, a local folder by its last part."""
+    found = repository(one)
+    if found is None:
+        return code(last_part(one.source)) if one.source else ""
+    return _link(one.source, f"{found}/tree/{one.revision}" if one.revision else found)
+
+
+def _link(name: str | None, place: str) -> str:
+    return f"[{one_line(name)}](https://huggingface.co/{place})"
 
 
 def in_words(record: Record) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from samerge.errors import AdapterError, BaseModelError, HubError, SamergeError
 from samerge.weights.hub_errors import hub_errors
+from samerge.weights.published import CARD_NAME
 
 #: Files that a message lists.
 _SHOWN = 6
@@ -83,7 +84,7 @@ def resolve_adapter(
         return _download(
             str(source),
             doing,
-            allow_patterns=[glob.escape(prefix + name) for name in names],
+            allow_patterns=[CARD_NAME, *(glob.escape(prefix + name) for name in names)],
             revision=revision,
             endpoint=endpoint,
             local_files_only=local_files_only,
@@ -167,8 +168,8 @@ def resolve_base(
 ) -> Path:
     """The local folder of a base model: a folder as it is, or a repository of the Hub, downloaded or from the cache.
 
-    Only `config.json` and the safetensors at the top of the repository, or of a folder in it, are downloaded, unless
-    `companions` asks for more; of a pipeline of diffusers those of its UNet, transformer and text encoders.
+    Only `config.json`, the card and the safetensors at the top of the repository, or of a folder in it, are downloaded,
+    unless `companions` asks for more; of a pipeline of diffusers those of its UNet, transformer and text encoders.
 
     Args:
         source: a folder, or `user/name`, `user/name@revision` or `user/name/folder@revision` on the Hub; private and
@@ -199,7 +200,7 @@ def resolve_base(
         return _download(
             name,
             doing,
-            allow_patterns=[glob.escape(prefix) + pattern for pattern in names],
+            allow_patterns=[CARD_NAME, *(glob.escape(prefix) + pattern for pattern in names)],
             ignore_patterns=[glob.escape(prefix) + pattern for pattern in ignored],
             revision=revision,
             endpoint=endpoint,
