@@ -7,6 +7,7 @@ from statistics import fmean
 
 from tables import rows as table
 
+from evidence.papers_figures import papers_figures
 from evidence.scores import spearman
 from evidence.store import Results, best, merges, select, untuned
 from evidence.table import DEFAULT
@@ -27,6 +28,9 @@ Models, texts and rows come out of packages of PyPI, npm and Debian, into a cach
 suite's script (`benchmarks/suites/`). None of it is part of this repository. `--only`, `--budgets`, `--tasks`,
 `--items`, `--published` measure a part, `--adapters` takes adapters that are there already."""
 
+
+#: Roles of merges that are no rivals.
+OUR_ROLES = ("default", "own", "variation")
 
 #: What issues of evidence are open.
 NOT_RUN = (
@@ -49,7 +53,7 @@ def page(results: Results) -> str:
         "task's own adapter, the dotted line at 0 is the base model. The bars are 95 % intervals; samerge's own merges "
         "are orange. What lies beyond the left edge is in the table alone.",
         untuned_scores(results),
-        *(question(results) for question in (at_best, ranks, ranking, right_answers, foretold)),
+        *(question(results) for question in (at_best, ranks, ranking, papers_figures, right_answers, foretold)),
         uncertainty(results),
         REPEAT,
     ]
@@ -120,7 +124,7 @@ def at_best(results: Results) -> str:
             rivals = [
                 record
                 for merge in merges(results)
-                if (record := best(results, suite, merge, budget)) and record["role"] not in ("default", "own")
+                if (record := best(results, suite, merge, budget)) and record["role"] not in OUR_ROLES
             ]
             if own is None or tuned is None or not rivals:
                 continue

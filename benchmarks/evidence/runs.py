@@ -39,7 +39,8 @@ class Setting:
     @property
     def published(self) -> bool:
         """Whether scale and density are those that a user gets who tunes nothing."""
-        return self.scaling == self.family.published and self.density == self.family.densities[0]
+        own = self.family
+        return own.role != "variation" and self.scaling == own.published and self.density == own.densities[0]
 
     def key(self) -> tuple[Any, ...]:
         """What tells it from the others in the file."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Role = Literal["default", "own", "published", "comparator", "rule"]
+Role = Literal["default", "own", "published", "comparator", "rule", "variation"]
 Budget = Literal["r", "2r", "free"]
 
 #: Whom paired differences are taken to: what `merge(base, adapters)` does.
@@ -30,7 +30,7 @@ class Family:
 
     Args:
         name: on the page.
-        role: what it is here for.
+        role: what it is here for. A variation of a method is no merge of its own in tables of methods.
         options: of `samerge.merge`, beside scaling, density and rank; by default the method of its name.
         scalings: what `merge(scaling=...)` knows: lambda as a number, or "auto:<c>" for c times the mean norm.
         published: the scaling that a user gets who tunes nothing; it is tried as well.
@@ -73,11 +73,22 @@ class Family:
 
 RULED = (*SCALES, *NORMS)
 
+#: What the paper's figures 3a and 3b vary; its own settings are 0.1 and 10.
+SHARES: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
+ITERATIONS: tuple[int, ...] = (1, 2, 5, 10, 20)
+AS_PUBLISHED: Mapping[str, Any] = {"scalings": (0.5, 0.7, 1.0), "budgets": ("free",), "first": 5}
+
 FAMILIES: tuple[Family, ...] = (
     Family("saliency", "default", scalings=RULED, first=0),
     Family("even", "own", scalings=RULED, first=0),
     # A tenth of r components of each adapter: no more than r together, for up to ten adapters.
     Family("paper", "published", scalings=(*SCALES, "auto:1.3"), budgets=("r",), first=0),
+    # The paper's own figures: the share that is kept, and the number of iterations; nothing is truncated.
+    *(
+        Family(f"paper, p {share:g}", "variation", {"method": "paper", "density": share}, **AS_PUBLISHED)
+        for share in SHARES
+    ),
+    *(Family(f"paper, T {n}", "variation", {"method": "paper", "iterations": n}, **AS_PUBLISHED) for n in ITERATIONS),
     *(Family(name, scalings=RULED, first=1) for name in ("linear", "tsv", "iso-c")),
     Family("iso-cts", first=2),
     Family("dc-merge", densities=(0.001,), first=2),

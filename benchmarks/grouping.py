@@ -1,0 +1,148 @@
+"""Do figures of the weights tell which adapters go together? All ways to put a suite's adapters into equal groups.
+
+    python benchmarks/grouping.py --suite minilm minilm-same-init
+
+A server that holds K adapters could hold K merges. Every group is merged by the default (`even`, which reads no base)
+and asked its own tasks; a partition's score is the mean over all tasks of what a merge gains over the base, in per cent
+of what the task's own adapter gains. For each figure that samerge has of two adapters, the partition with the least (or
+most) of it inside its groups is held against all others: its place among them is 50 where the figure knows nothing, 100
+for the best partition. Results go to benchmarks/results/grouping.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import tables
+from evidence.runs import machine
+from evidence.scores import LEAST, spearman
+from suites import suite
+from suites.base import Evaluator, Suite, Update, default_cache, single
+
+import samerge
+from samerge.adapters.files import read_adapter
+from samerge.merging.between_adapters import Conflicts, conflicts
+from samerge.report.origin import versions
+
+RESULTS = tables.RESULTS / "grouping.json"
+#: By suite: rows a task, and the sizes of groups.
+MEASURED = {"minilm": (200, (2, 4)), "minilm-same-init": (200, (2, 4)), "language": (8, (2,))}
+Group = tuple[str, ...]
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", nargs="+", required=True, choices=list(MEASURED))
+    parser.add_argument("--cache", type=Path, default=default_cache())
+    given = parser.parse_args()
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+    for name in given.suite:
+        known = [row for row in known if row["suite"] != name] + measure(suite(name, given.cache))
+        RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in known) + "\n]\n", encoding="utf-8")
+
+
+def measure(one: Suite) -> list[dict[str, Any]]:
+    """What each size of group gives."""
+    rows, sizes = MEASURED[one.name]
+    evaluator = one.evaluator()
+    folders = one.adapters()
+
+    def loss(update: Update | None, task: str) -> float:
+        return float(evaluator.answers(update, task, rows).losses.mean())
+
+    ends = {task: (loss(None, task), loss(single(folders[task]), task)) for task in one.tasks}
+    # as in quality.py: a task whose own adapter gains next to nothing has nothing to keep, but takes part
+    ends = {task: (base, own) for task, (base, own) in ends.items() if base - own >= LEAST * base}
+    figures = of_pairs(conflicts([read_adapter(folders[task], task) for task in one.tasks]))
+    where = {"scored": list(ends), "precision": evaluator.precision, "machine": machine(), "versions": versions()}
+    found = []
+    for size in sizes:
+        groups = itertools.combinations(one.tasks, size)
+        shares = {group: kept(evaluator, rows, folders, group, ends) for group in groups}
+        told = {"suite": one.name, "rows": rows, "groups of": size, **judged(one.tasks, size, shares, figures), **where}
+        print(told, flush=True)
+        found.append(told)
+    return found
+
+
+def kept(
+    evaluator: Evaluator, rows: int, folders: Mapping[str, Path], group: Group, ends: Mapping[str, tuple[float, float]]
+) -> dict[str, float]:
+    """By task of a group that is scored, what its merge keeps, in per cent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen = {task: folders[task] for task in group}
+        merged = samerge.merge(None, chosen, method="even", dtype="float32", progress=False)
+    update = Update(merged.factors, merged.layouts)
+    losses = {task: float(evaluator.answers(update, task, rows).losses.mean()) for task in group if task in ends}
+    return {task: 100 * (ends[task][0] - loss) / (ends[task][0] - ends[task][1]) for task, loss in losses.items()}
+
+
+def of_pairs(found: Conflicts) -> dict[str, dict[frozenset[str], float]]:
+    """By figure and pair of adapters its value: what is called less together is the value with its sign turned."""
+    told: dict[str, dict[frozenset[str], float]] = {}
+    for name in ("cosine", "rows", "columns", "sign_conflict"):
+        matrix = getattr(found, name)
+        values = {frozenset((found.names[i], found.names[j])): float(matrix[i][j] or 0.0) for i, j in found.pairs()}
+        told[f"least {name}"] = values
+        told[f"most {name}"] = {pair: -value for pair, value in values.items()}
+    return told
+
+
+def judged(
+    tasks: Sequence[str],
+    size: int,
+    shares: Mapping[Group, Mapping[str, float]],
+    figures: Mapping[str, Mapping[frozenset[str], float]],
+) -> dict[str, Any]:
+    """Scores of all partitions, and where each figure's choice stands among them.
+
+    Args:
+        tasks: all.
+        size: of a group.
+        shares: by group and task what its merge keeps.
+        figures: by figure and pair what is to be small.
+    """
+    every = list(partitions(tuple(tasks), size))
+    scores = [fmean(share for group in partition for share in shares[group].values()) for partition in every]
+    rules = {}
+    for name, cost in figures.items():
+        costs = [
+            fmean(cost[frozenset(pair)] for group in partition for pair in itertools.combinations(group, 2))
+            for partition in every
+        ]
+        own = scores[costs.index(min(costs))]
+        below, level = sum(score < own for score in scores), sum(score == own for score in scores)
+        place = 100 * (below + 0.5 * level) / len(scores)
+        rules[name] = {"score": round(own, 1), "place": round(place), "spearman": round(-spearman(costs, scores), 2)}
+    ends = {"least": min(scores), "mean": fmean(scores), "most": max(scores)}
+    return {"partitions": len(every), **{name: round(value, 1) for name, value in ends.items()}, "rules": rules}
+
+
+def partitions(tasks: Group, size: int) -> Iterator[tuple[Group, ...]]:
+    """All ways to put tasks into groups of one size.
+
+    Example:
+        >>> list(partitions(("a", "b", "c", "d"), 2))[0]
+        (('a', 'b'), ('c', 'd'))
+    """
+    if not tasks:
+        yield ()
+        return
+    first, rest = tasks[0], tasks[1:]
+    for others in itertools.combinations(rest, size - 1):
+        left = tuple(task for task in rest if task not in others)
+        for more in partitions(left, size):
+            yield ((first, *others), *more)
+
+
+if __name__ == "__main__":
+    main()
