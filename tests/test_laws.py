@@ -133,6 +133,11 @@ METHODS: dict[str, dict] = {
     "dc-merge": {"density": 1.0, "smoothing": "linear"},
     "star": {},
     "wudi": {},
+    "svc": {},
+    "ace": {},
+    "pico": {},
+    "consensus": {},
+    "localize-and-stitch": {},
     "knots-ties": {},
     "core-ties": {},
     "ties": {},
@@ -152,13 +157,38 @@ BLIND_TO_GAUGE = [
     "dc-merge",
     "star",
     "wudi",
+    "svc",
+    "ace",
     "knots-ties",
     "core-ties",
     "magnitude-prune",
 ]
-BLIND_TO_ORDER = [*BLIND_TO_GAUGE, "ties", "pcb", "lora-lego", "robustmerge"]
-IDENTITY = [*BOUND, "elementwise", "wudi"]
-SCALES = [*BOUND, "elementwise", "iso-c", "iso-cts", "dc-merge", "star", "wudi", "magnitude-prune"]
+BLIND_TO_ORDER = [
+    *BLIND_TO_GAUGE,
+    "ties",
+    "pcb",
+    "consensus",
+    "localize-and-stitch",
+    "pico",
+    "lora-lego",
+    "robustmerge",
+]
+IDENTITY = [*BOUND, "elementwise", "wudi", "svc", "pico", "consensus"]
+SCALES = [
+    *BOUND,
+    "elementwise",
+    "iso-c",
+    "iso-cts",
+    "dc-merge",
+    "star",
+    "wudi",
+    "svc",
+    "ace",
+    "pico",
+    "consensus",
+    "localize-and-stitch",
+    "magnitude-prune",
+]
 
 #: Layers as wide as their adapters need: full column rank of the stacks, no component on the edge of existence.
 WIDE = st.lists(st.integers(12, 24), min_size=2, max_size=4)
@@ -256,7 +286,7 @@ def test_one_adapter_is_the_identity(method, widths, rank, seed):
             close(merged.delta(module), case.own(0, module))
 
 
-@pytest.mark.parametrize("method", ["saliency", "even", "linear", "svd", "tsv", "paper", "elementwise", "wudi"])
+@pytest.mark.parametrize("method", IDENTITY)
 @settings(max_examples=8)
 @given(WIDE, st.integers(2, 4), SEEDS, st.floats(0.2, 3), st.booleans())
 def test_a_layer_that_one_adapter_alone_has_is_its_own_update_times_its_weight(

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.triplets import Triplets, singular
+from samerge.methods.ace import ace
 from samerge.methods.aswudi import aswudi
 from samerge.methods.dc_merge import dc_merge
 from samerge.methods.iso_c import iso_c
 from samerge.methods.iso_cts import iso_cts
 from samerge.methods.registry import find
 from samerge.methods.star import star
+from samerge.methods.svc import svc
 from samerge.methods.tsv import tsv
 from samerge.methods.wudi import wudi
 
@@ -28,6 +30,8 @@ COMBINE = {
     "wudi": wudi,
     "aswudi": aswudi,
     "dc-merge": dc_merge,
+    "svc": svc,
+    "ace": ace,
 }
 
 #: (d_out, d_in, ranks): plain, one adapter, more components than d_out or d_in.

@@ -25,12 +25,17 @@ def iso_c(
     parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: Options
 ) -> tuple[Triplets, Mapping[int, float]]:
     """The merged update."""
-    stack = stacked({n: part.scaled(weights[n]) for n, part in parts.items()})
-    whole = replace(stack, U=stack.U.double(), V=stack.V.double(), orthonormal=False).orthonormalised()
-    found = existing(whole, float(torch.cat([whole.S, stack.S.abs()]).max()))
-    dtype = stack.U.dtype
+    found = whole_sum(parts, weights)
+    dtype = next(iter(parts.values())).U.dtype
     level = float(found.S.mean()) if found.rank else 0.0
     return Triplets(found.U.to(dtype), torch.full_like(found.S, level), found.V.to(dtype), True), {}
+
+
+def whole_sum(parts: Mapping[int, Triplets], weights: Mapping[int, float]) -> Triplets:
+    """The singular triplets of the weighted sum that exist, in float64."""
+    stack = stacked({n: part.scaled(weights[n]) for n, part in parts.items()})
+    whole = replace(stack, U=stack.U.double(), V=stack.V.double(), orthonormal=False).orthonormalised()
+    return existing(whole, float(torch.cat([whole.S, stack.S.abs()]).max()))
 
 
 def existing(triplets: Triplets, size: float) -> Triplets:

@@ -32,10 +32,18 @@ class LiveKeywords(TypedDict, total=False):
     basis: Literal["native", "svd"] | None
     #: elementwise.
     agreement: Literal["paper", "task"] | None
+    #: ace.
+    eps: float | None
+    #: ace.
+    leading: float | None
     #: aswudi, wudi.
     cutoff: float | None
     #: breadcrumbs.
     top: float | None
+    #: consensus.
+    threshold: float | None
+    #: consensus.
+    used_by: int | None
     #: core-ties, ctm, dare-ties, dc-merge, della, knots-ties, ties.
     aggregate: Literal["mean", "sum"] | Literal["ties", "sum"] | None
     #: core-ties, ctm, knots-ties, ties.
@@ -62,6 +70,8 @@ class LiveKeywords(TypedDict, total=False):
     floor: float | None
     #: star.
     eta: float | None
+    #: svc.
+    alpha: float | None
     #: wudi.
     mu: float | None
 
@@ -70,7 +80,7 @@ class MergeKeywords(LiveKeywords, total=False):
     """Options of `samerge.merge`."""
 
     #: saliency, even, paper, elementwise, breadcrumbs, core-ties, ctm, dare, dare-ties, dc-merge, della, knots-
-    #: ties, magnitude-prune, pcb, robustmerge, ties, tsv.
+    #: ties, localize-and-stitch, magnitude-prune, pcb, robustmerge, ties, tsv.
     density: float | str | None
     #: core-ties, ctm, dare-ties, della, knots-ties, ties.
     majority_sign_method: Literal["total", "frequency"] | None

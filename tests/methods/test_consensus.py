@@ -1,0 +1,70 @@
+"""`consensus` and `localize-and-stitch`, element by element."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from methods.dense import close, held
+from methods.streams import dense, flat, layers, run, top
+from samerge.methods import rows
+from samerge.methods.rows import Layer, merged_with_shares
+
+
+@pytest.mark.parametrize(("threshold", "used_by"), [(0.4, 2), (2.0, 1), (0.5, 3), (0.0, 2)])
+def test_consensus(threshold, used_by, monkeypatch):
+    monkeypatch.setattr(rows, "TILE_ELEMENTS", 20)
+    made = layers()
+    given = {} if (threshold, used_by) == (0.4, 2) else {"threshold": threshold, "used_by": used_by}  # the defaults
+    stays = 0
+    for update, merged in zip(dense(made), run("consensus", made, **given), strict=True):
+        values = list(update.values())
+        expected = torch.zeros_like(values[0])
+        for place in range(expected.numel()):
+            own = [float(v.flatten()[place]) for v in values]
+            users = sum(abs(x) > threshold * abs(sum(own) - x) for x in own)
+            if users >= min(used_by, len(own)):
+                expected.view(-1)[place] = sum(own)
+        close(merged, expected)
+        stays += int((expected != 0).sum())
+    assert stays > 0
+    assert stays < sum(layer.size for layer in made) or threshold == 0
+
+
+def test_what_one_alone_uses_is_left_out():
+    big, small = torch.tensor([[5.0, 1.0]]), torch.tensor([[0.1, 1.0]])
+    made = [Layer("one", (1, 2), {0: "a", 1: "b"}, {0: held(big.double()), 1: held(small.double())})]
+    (merged,) = run("consensus", made)
+    close(merged, torch.tensor([[0.0, 2.0]], dtype=torch.float64))
+    alone = [Layer("one", (1, 2), {0: "a"}, {0: held(big.double())})]
+    close(run("consensus", alone)[0], big.double())
+
+
+def test_what_consensus_leaves_of_each_adapter():
+    from samerge.methods.consensus import ConsensusOptions, prepare
+
+    made = layers()[1:2]
+    merged, shares = merged_with_shares(made[0], prepare(made, ConsensusOptions()), [1.0] * 3)
+    for n, own in dense(made)[0].items():
+        left = own * (merged != 0)
+        assert shares[n].energy == pytest.approx(float(left.square().sum() / own.square().sum()))
+        assert shares[n].elements == (int((merged != 0).sum()), own.numel())
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3, 1.0])
+def test_localize_and_stitch(density, monkeypatch):
+    monkeypatch.setattr(rows, "TILE_ELEMENTS", 20)
+    made = layers()
+    updates = dense(made)
+    limits = {}
+    for n in range(3):
+        whole = flat(updates, n).abs()
+        limits[n] = float(whole[top(whole, max(1, round(density * len(whole))))].min())
+    found = run("localize-and-stitch", made, None if density == 0.05 else density)  # which is the default
+    for update, merged in zip(updates, found, strict=True):
+        expected = torch.zeros_like(merged)
+        for place in range(merged.numel()):
+            own = [float(v.flatten()[place]) for n, v in update.items() if abs(v.flatten()[place]) >= limits[n]]
+            if own:
+                expected.view(-1)[place] = sum(own) / len(own)
+        close(merged, expected)
