@@ -9,6 +9,7 @@ from tiny import chain, chain_factors, write_adapter, write_base
 import samerge
 from samerge.methods import memory, rows
 from samerge.methods.memory import layer_bytes
+from samerge.methods.registry import available_methods, find
 from samerge.parallel import memory as machine
 
 SPECTRAL = (
@@ -47,6 +48,17 @@ def test_too_little_memory(adapters, method, monkeypatch):
     for free in (need + all_layers, None):  # None: nobody tells
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert samerge.merge(None, adapters, method=method).factors
+
+
+@pytest.mark.parametrize("method", sorted(available_methods()))
+def test_every_method_refuses_what_cannot_fit(adapters, method, tmp_path, monkeypatch):
+    base = chain([24, 30, 26])
+    write_base(tmp_path, base)
+    options = {} if find(method).base == "unused" else {"connectivity": "local"}
+    assert samerge.merge(tmp_path, adapters, method=method, **options).factors
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1)
+    with pytest.raises(samerge.AdapterError, match=r"merging 3 adapters: their 9 components in layer .* need about"):
+        samerge.merge(tmp_path, adapters, method=method, **options)
 
 
 @pytest.mark.parametrize("method", ["ties", "breadcrumbs", "dare"])

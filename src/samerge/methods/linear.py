@@ -14,6 +14,7 @@ import torch
 
 from samerge.linalg.factors import concatenate
 from samerge.linalg.triplets import Triplets, from_factors, zero
+from samerge.methods.memory import check_memory, factor_bytes
 from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site
 from samerge.options.option import Options
@@ -30,6 +31,7 @@ def weighted_sum(parts: Mapping[int, Part], weights: tuple[float, ...], shape: t
 
 def begin(problem: Problem, options: Options) -> Begun:
     """The weighted sum of every layer."""
+    check_memory(problem, work=factor_bytes)
 
     def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
         update = weighted_sum(parts, problem.weights_at(site), site.shape)

@@ -22,6 +22,7 @@ from torch import Tensor
 from samerge.linalg.factors import LoraFactors, concatenate
 from samerge.linalg.triplets import from_factors, zero
 from samerge.methods.chance import SeedOptions
+from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site
 from samerge.options.kinds import whole
@@ -40,6 +41,7 @@ class LegoOptions(SeedOptions):
 
 def begin(problem: Problem, options: LegoOptions) -> Begun:
     """Cluster the units of every layer."""
+    check_memory(problem)
 
     def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
         own = {n: part.factors.existing() for n, part in parts.items()}

@@ -68,5 +68,22 @@ def layer_bytes(shape: tuple[int, int], components: int) -> int:
     return 20 * sum(shape) * components + 48 * side * components + 48 * min(components, side) ** 2 + _LIBRARIES
 
 
+def factor_bytes(shape: tuple[int, int], components: int) -> int:
+    """Bytes that one layer takes where factors are only weighted, pruned or put side by side.
+
+    Factors as trained and balanced, and what is made of them, in float32; and what the libraries take once. A quarter
+    more than `benchmarks/decorrelation.py` measured of `linear`, `robustmerge` and `paper`.
+
+    Args:
+        shape: (d_out, d_in).
+        components: of all adapters, R.
+
+    Example:
+        >>> factor_bytes((2048, 2048), 4096) >> 20
+        288
+    """
+    return 16 * sum(shape) * components + _LIBRARIES
+
+
 def _told(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{max(1, size >> 20)} MiB"

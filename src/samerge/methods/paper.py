@@ -33,6 +33,7 @@ from samerge.linalg.stack import stacked
 from samerge.linalg.triplets import from_factors, zero
 from samerge.linalg.truncation import svd_basis
 from samerge.methods.gamma import NO_GAMMAS, Gammas, gammas, near, work
+from samerge.methods.memory import check_memory, factor_bytes
 from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site, iterate
 from samerge.options.connectivity import HELP, connectivity
@@ -90,6 +91,7 @@ class _Layer:
 
 def begin(problem: Problem, options: PaperOptions) -> Begun:
     """Score and prune T times."""
+    check_memory(problem, held=1, work=factor_bytes)
     layers = _prepared(problem, options)
     shares = _densities(layers, problem, options)
     found = NO_GAMMAS

@@ -22,6 +22,7 @@ from torch import Tensor
 from samerge.linalg.factors import LoraFactors, norm, pad
 from samerge.linalg.largest import keep_largest
 from samerge.linalg.triplets import from_factors, zero
+from samerge.methods.memory import check_memory, factor_bytes
 from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site
 from samerge.options.kinds import real, share
@@ -40,6 +41,7 @@ class RobustOptions(Options):
 
 def begin(problem: Problem, options: RobustOptions) -> Begun:
     """Prune, scale and add the factors of every layer."""
+    check_memory(problem, work=factor_bytes)
 
     def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
         shares = {}
