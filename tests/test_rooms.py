@@ -12,7 +12,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src" / "samerge"
 #: From the foundation up.
 ORDER = (
     *("version", "errors", "linalg", "parallel", "graph", "options", "weights", "adapters", "saliency", "methods"),
-    *("report", "merging", "full", "cli", "ui"),
+    *("report", "merging", "full", "ui", "cli"),
 )
 FILES = sorted(file.relative_to(SOURCE).as_posix() for file in SOURCE.rglob("*.py"))
 
@@ -79,3 +79,11 @@ def test_every_room_says_in_one_sentence_what_belongs_in_it() -> None:
         told = ast.get_docstring(ast.parse((SOURCE / room / "__init__.py").read_text(encoding="utf-8")))
         assert told, room
         assert told.split("\n\n")[0].rstrip().endswith("."), room
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room_of(path) != "ui"])
+def test_the_page_alone_imports_gradio(path: str) -> None:
+    tree = ast.parse((SOURCE / path).read_text(encoding="utf-8"))
+    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert not {name for name in named if name.split(".")[0] in ("gradio", "gradio_client", "starlette")}

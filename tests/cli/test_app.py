@@ -27,12 +27,21 @@ from samerge.options.option import table
 
 from .conftest import shell
 
-HEAVY = ("torch", "transformers", "peft", "numpy", "huggingface_hub")
+HEAVY = ("torch", "transformers", "peft", "numpy", "huggingface_hub", "gradio")
 
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["merge", "--help"], ["run", "-h"], ["inspect", "-h"], ["--version"], ["full", "-h"], ["methods"]],
+    [
+        ["--help"],
+        ["merge", "--help"],
+        ["run", "-h"],
+        ["inspect", "-h"],
+        ["--version"],
+        ["full", "-h"],
+        ["ui", "-h"],
+        ["methods"],
+    ],
 )
 def test_help_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     code = (

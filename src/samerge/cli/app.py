@@ -23,6 +23,7 @@ from samerge.cli.push import push
 from samerge.cli.run import run_recipe
 from samerge.cli.spread import spread
 from samerge.cli.tune import tune
+from samerge.cli.ui import ui
 from samerge.cli.verify import verify
 
 HELP = """Merge several PEFT LoRA adapters of one base model into one, from the weights alone: no data, no training.
@@ -86,6 +87,7 @@ for _name, _command, _settings in (
     ("extract", extract, {}),
     ("push", push, {}),
     ("methods", methods, {}),
+    ("ui", ui, {}),
 ):
     app.command(_name, context_settings=_settings)(guarded(spread(_command)))
 

@@ -69,8 +69,7 @@ def _told(report: AdapterReport) -> Text:
     lines: list[tuple[str, str, str]] = [("", report.name, "bold")]
     if report.source != report.name:
         lines.append(("source", report.source, ""))
-    if report.ranks is not None:
-        lines += [("contains", line, "") for line in _contents(report)]
+    lines += [("contains", line, "") for line in report.contents()]
     if report.mergeable:
         lines.append(("merge", "yes", "green"))
     names = option_names()
@@ -89,19 +88,3 @@ def _told(report: AdapterReport) -> Text:
         before = word
     text.rstrip()
     return text
-
-
-def _contents(report: AdapterReport) -> list[str]:
-    ranks = ", ".join(
-        f"{rank} ({count})" if len(report.ranks or {}) > 1 else str(rank)
-        for rank, count in (report.ranks or {}).items()
-    )
-    scales = " to ".join(f"{scale:.4g}" for scale in report.scales) or "unknown"
-    lines = [
-        f"{report.kind}, rank {ranks or 'unknown'}, scale {scales}, {', '.join(report.dtypes)}, "
-        f"{report.parameters:,} parameters",
-        *(f"{target} x {count}" for target, count in (report.targets or {}).items()),
-    ]
-    if report.variants:
-        lines.append(", ".join(report.variants))
-    return [*lines, f"trained on {report.base}"] if report.base else lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from samerge.merging.between_adapters import Conflicts
 from samerge.merging.reading_conflicts import reading
 from samerge.report.facts import Column, Facts, escaped, number, percent
-from samerge.report.page.frame import Section, document
+from samerge.report.page.frame import Section, document, fragment_of
 from samerge.report.page.pieces import heat_map
 
 #: Pairs in the table, those that work against each other most.
@@ -20,15 +20,30 @@ def page(found: Conflicts, worst: int) -> str:
         worst: how many layers are shown, those most in conflict.
     """
     title = f"{len(found.names)} adapters, each with each"
+    return document(title, f"<h1>{escaped(title)}</h1>{_head(found)}", _sections(found, worst))
+
+
+def fragment(found: Conflicts, worst: int) -> str:
+    """The same for a page that has more than this: without what a document of its own has, the tables folded."""
+    picture, *tables = _sections(found, worst)
+    more = "".join(f"<h3>{escaped(one.title)}</h3>{one.content}" for one in tables)
+    folded = f"<details><summary>Two by two, and layer by layer</summary>{more}</details>"
+    return fragment_of(_head(found), [Section(picture.key, picture.title, f"{picture.content}{folded}")])
+
+
+def _head(found: Conflicts) -> str:
+    told = "Before any merge, from the weights alone; nothing here was measured on a task."
+    return f"<p>{escaped(reading(found))}</p><p>{told}</p>"
+
+
+def _sections(found: Conflicts, worst: int) -> list[Section]:
     sections = [
         Section("cosines", "Who goes whose way", heat_map(found.heat(), "adapter")),
         Section("pairs", "Two by two", f"{norms_table(found).html()}{pairs_table(found).html()}"),
     ]
     if worst and found.layers:
         sections.append(Section("layers", "Layers", worst_table(found, worst).html()))
-    told = "Before any merge, from the weights alone; nothing here was measured on a task."
-    head = f"<h1>{escaped(title)}</h1><p>{escaped(reading(found))}</p><p>{told}</p>"
-    return document(title, head, sections)
+    return sections
 
 
 def norms_table(found: Conflicts) -> Facts:

@@ -89,6 +89,23 @@ class AdapterReport:
         """As plain values, with `mergeable`."""
         return {**asdict(self), "mergeable": self.mergeable}
 
+    def contents(self) -> list[str]:
+        """What it contains, in lines; none where it could not be read."""
+        if self.ranks is None:
+            return []
+        ranks = ", ".join(
+            f"{rank} ({count})" if len(self.ranks) > 1 else str(rank) for rank, count in self.ranks.items()
+        )
+        scales = " to ".join(f"{scale:.4g}" for scale in self.scales) or "unknown"
+        lines = [
+            f"{self.kind}, rank {ranks or 'unknown'}, scale {scales}, {', '.join(self.dtypes)}, "
+            f"{self.parameters:,} parameters",
+            *(f"{target} x {count}" for target, count in (self.targets or {}).items()),
+        ]
+        if self.variants:
+            lines.append(", ".join(self.variants))
+        return [*lines, f"trained on {self.base}"] if self.base else lines
+
 
 def check_adapter(
     source: str | Path, base: str | Path | nn.Module | WeightSource | None = None, name: str | None = None
