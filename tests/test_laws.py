@@ -138,6 +138,7 @@ METHODS: dict[str, dict] = {
     "pico": {},
     "consensus": {},
     "localize-and-stitch": {},
+    "doge": {"steps": 5},
     "knots-ties": {},
     "core-ties": {},
     "ties": {},

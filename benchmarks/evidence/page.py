@@ -37,8 +37,8 @@ NOT_RUN = (
     "**Not measured**: adapters of several training seeds, or of mixed ranks; more than some 2,000 tokens a domain; "
     "generation (exact answers); pictures; models beyond 135 million weights. CT-Merging, Net Utility and "
     "DO-Merging are not among the merges: neither their papers' formulas nor their authors' code could be had. "
-    "`dc-merge` and `iso-cts` were written from their papers, `svc`, `ace`, `pico`, `consensus` and "
-    "`localize-and-stitch` from published code, in their forms without data. "
+    "`dc-merge` and `iso-cts` were written from their papers, `svc`, `ace`, `pico`, `consensus`, "
+    "`localize-and-stitch` and `doge` from published code, in their forms without data. "
     "`linear` here has weight 1 for each of eight adapters: the plain sum."
 )
 

@@ -95,6 +95,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("dc-merge, sum", options={"method": "dc-merge", "aggregate": "sum", "density": 1.0}, first=2),
     *(Family(name, first=2) for name in ("svc", "ace", "pico", "consensus")),
     Family("localize-and-stitch", densities=(0.05, 0.1), first=2),
+    Family("doge", scalings=RULED, densities=(0.3,), first=6),
     Family("linear, weights nan", "rule", {"method": "linear", "weights": "nan"}, (0.5, 0.7), first=2),
     Family("wudi", first=2),
     Family("wudi, ridge 0.1", options={"method": "wudi", "mu": 0.1}, first=2),

@@ -19,7 +19,7 @@ from samerge.report.card import model_card
 from samerge.report.report import read_report
 
 #: Methods that look at more than a layer at a time: flows, or thresholds of the whole adapter.
-_WHOLE = ("paper", "elementwise", "breadcrumbs", "della", "localize-and-stitch", "magnitude-prune", "pcb")
+_WHOLE = ("paper", "elementwise", "breadcrumbs", "della", "doge", "localize-and-stitch", "magnitude-prune", "pcb")
 
 
 def dense(folder: str) -> dict[str, torch.Tensor]:

@@ -60,6 +60,14 @@ class LiveKeywords(TypedDict, total=False):
     epsilon: float | None
     #: della.
     elect: bool | None
+    #: doge, star.
+    eta: float | None
+    #: doge.
+    shared: float | None
+    #: doge.
+    steps: int | None
+    #: doge.
+    rate: float | None
     #: iso-cts.
     common: float | None
     #: lora-lego.
@@ -68,8 +76,6 @@ class LiveKeywords(TypedDict, total=False):
     quantile: float | None
     #: robustmerge.
     floor: float | None
-    #: star.
-    eta: float | None
     #: svc.
     alpha: float | None
     #: wudi.
@@ -79,8 +85,8 @@ class LiveKeywords(TypedDict, total=False):
 class MergeKeywords(LiveKeywords, total=False):
     """Options of `samerge.merge`."""
 
-    #: saliency, even, paper, elementwise, breadcrumbs, core-ties, ctm, dare, dare-ties, dc-merge, della, knots-
-    #: ties, localize-and-stitch, magnitude-prune, pcb, robustmerge, ties, tsv.
+    #: saliency, even, paper, elementwise, breadcrumbs, core-ties, ctm, dare, dare-ties, dc-merge, della, doge,
+    #: knots-ties, localize-and-stitch, magnitude-prune, pcb, robustmerge, ties, tsv.
     density: float | str | None
     #: core-ties, ctm, dare-ties, della, knots-ties, ties.
     majority_sign_method: Literal["total", "frequency"] | None
