@@ -34,8 +34,9 @@ OUR_ROLES = ("default", "own", "variation")
 
 #: What issues of evidence are open.
 NOT_RUN = (
-    "**Not measured**: adapters of several training seeds, or of mixed ranks; more than some 2,000 tokens a domain; "
-    "generation (exact answers); pictures; models beyond 135 million weights. CT-Merging, Net Utility and "
+    "**Not measured**: pictures, and models beyond 135 million weights; more than two trainings of a domain's adapter; "
+    "more than 2,048 tokens a domain of the first language set (`language-mixed` has 20,480, for the leading merges "
+    "only). CT-Merging, Net Utility and "
     "DO-Merging are not among the merges: neither their papers' formulas nor their authors' code could be had. "
     "`dc-merge` and `iso-cts` were written from their papers, `svc`, `ace`, `pico`, `consensus`, "
     "`localize-and-stitch` and `doge` from published code, in their forms without data. "
@@ -261,7 +262,7 @@ def uncertainty(results: Results) -> str:
     text = (
         f"A score's interval is {widths[len(widths) // 2]:.1f} points wide (median), a paired difference to the "
         f"default {paired[len(paired) // 2]:.1f}. The intervals hold the sampling of rows alone: not that of adapters, "
-        "of tasks or of base models. Every task has one adapter from one training run; all models are small, with "
-        "adapters of few steps."
+        "of tasks or of base models. Every task has one adapter from one training run, but for the domains of "
+        "language, which have two; all models are small, with adapters of few steps."
     )
     return f"## How uncertain is this?\n\n{text}"
