@@ -25,7 +25,7 @@ from evidence.pictures import draw
 from evidence.runs import Runs, settings
 from evidence.store import dump, load
 from evidence.table import FAMILIES
-from suites import SUITES, suite
+from suites import PUBLIC, SUITES, suite
 from suites.base import default_cache
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
@@ -35,7 +35,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", nargs="*", default=[], choices=list(SUITES), help="what to measure")
+    parser.add_argument("--suite", nargs="*", default=[], choices=[*SUITES, *PUBLIC], help="what to measure")
     parser.add_argument("--only", default="*", help="names of merges, a pattern, or several with commas")
     parser.add_argument("--budgets", nargs="*", default=["r", "free", "2r"], help="output ranks")
     parser.add_argument("--published", action="store_true", help="only what a user gets who tunes nothing")

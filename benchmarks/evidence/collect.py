@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from suites import SUITES
+from suites import PUBLIC, SUITES
 from suites.base import Part
 from torch import Tensor
 
@@ -35,7 +35,7 @@ def collect(cache: Path, known: Results) -> Results:
     suites: dict[str, Any] = {}
     records: list[dict[str, Any]] = []
     samples: dict[str, dict[tuple[str, str], Tensor]] = {}
-    for name, (module, kind) in SUITES.items():
+    for name, (module, kind) in (SUITES | PUBLIC).items():
         lines = [line for line in read_lines(cache / name / "measurements.jsonl") if _is_known(line)]
         by_identity: dict[str, list[Line]] = defaultdict(list)
         for line in lines:
@@ -68,14 +68,19 @@ def of_part(
     def gain(line: Line) -> Gains:
         return {task: losses[task][0] - unpack(line["losses"][task]) for task in smooth}
 
+    answered = [task for task in tasks if task in base.get("correct", {})]
+
     def right(line: Line) -> Gains:
-        return {task: unpack(line["correct"][task]) for task in tasks}
+        return {task: unpack(line["correct"][task]) for task in answered}
 
     figures, samples = _figures(merges, [gain(line) for line in merges], gained, documents)
     accuracy: list[dict[str, Any] | None] = [None] * len(merges)
-    if "correct" in base:
+    if answered:
         accuracy, _ = _figures(
-            merges, [right(line) for line in merges], {task: unpack(own[task]["correct"][task]) for task in tasks}, {}
+            merges,
+            [right(line) for line in merges],
+            {task: unpack(own[task]["correct"][task]) for task in answered},
+            {},
         )
     told = ("merge", "budget", "rank", "density", "scaling", "seed", "foretold")
     records = [
@@ -100,8 +105,7 @@ def of_part(
         "without a smooth score": [task for task in tasks if task not in smooth],
         "accuracy": {
             task: [round(100 * float(unpack(line["correct"][task]).mean()), 1) for line in (base, own[task])]
-            for task in tasks
-            if "correct" in base
+            for task in answered
         },
         "one for all": round(fmean(score(gain(line), gained) for line in asked), 1) if len(asked) == len(own) else None,
         "ready": base["ready"],

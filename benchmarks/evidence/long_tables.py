@@ -32,6 +32,7 @@ def suite(results: Results, name: str) -> str:
             f"`{task}`",
             *(f"{loss:.3f}" for loss in losses),
             *(f"{share:.1f}" for share in right.get(task, ())),
+            *(["", ""] if right and task not in right else []),
             str(about["documents"].get(task, "")),
         ]
         for task, losses in about["losses"].items()

@@ -40,7 +40,8 @@ NOT_RUN = (
     "DO-Merging are not among the merges: neither their papers' formulas nor their authors' code could be had. "
     "`dc-merge` and `iso-cts` were written from their papers, `svc`, `ace`, `pico`, `consensus`, "
     "`localize-and-stitch` and `doge` from published code, in their forms without data. "
-    "`linear` here has weight 1 for each of eight adapters: the plain sum."
+    "`linear` here has weight 1 for each of eight adapters: the plain sum. "
+    "Scripts for three suites of published adapters are ready in `benchmarks/public/`; none has been run by us."
 )
 
 

@@ -155,14 +155,16 @@ class Runs:
         return True
 
     def _answers(self, update: Update | None, tasks: Iterable[str]) -> dict[str, dict[str, str]]:
-        """By task the losses of the rows, which answers were right, and the rows' documents for the base."""
+        """By task the rows' losses, right answers, numbers where they have such, and the documents for the base."""
         found = {task: self._evaluator.answers(update, task, self._items) for task in tasks}
         told: dict[str, dict[str, str]] = {"losses": {task: pack(one.losses) for task, one in found.items()}}
         correct = {task: pack(one.correct) for task, one in found.items() if one.correct is not None}
         documents = {task: one.documents.tolist() for task, one in found.items() if one.documents is not None}
+        numbers = {task: one.numbers.tolist() for task, one in found.items() if one.numbers is not None}
         return (
             told
             | ({"correct": correct} if correct else {})
+            | ({"numbers": numbers} if numbers else {})
             | ({"documents": documents} if documents and update is None else {})
         )
 

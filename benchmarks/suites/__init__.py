@@ -18,16 +18,23 @@ SUITES: dict[str, tuple[str, str]] = {
     "vision": ("suites.vision", "Vision"),
 }
 
+#: Suites of adapters that others published, by the Hub: `public/README.md`.
+PUBLIC: dict[str, tuple[str, str]] = {
+    "flan-t5-glue": ("public.flan_t5_glue", "FlanT5Glue"),
+    "knots-nli": ("public.knots_nli", "KnotsNli"),
+    "knots-vision": ("public.knots_vision", "KnotsVision"),
+}
+
 
 def suite(name: str, cache: Path, ready: Path | None = None, train: bool = False) -> Suite:
     """A suite by name.
 
     Args:
-        name: one of `SUITES`.
+        name: one of `SUITES` or `PUBLIC`.
         cache: the folder for downloads and trained adapters.
         ready: a folder with one ready-made adapter folder for each task, instead of training.
         train: train the adapters again, also where the cache has them.
     """
-    module, kind = SUITES[name]
+    module, kind = (SUITES | PUBLIC)[name]
     made: Suite = getattr(importlib.import_module(module), kind)(cache=cache, ready=ready, train=train)
     return made

@@ -84,7 +84,8 @@ class LiveWeights:
                 parameter = self._parameters[name]
                 self._before[name] = parameter.detach().clone()
                 exact = parameter if self._exact is None else self._exact[name]
-                parameter.copy_(exact.float() + update.delta(module).reshape(parameter.shape))
+                delta = update.delta(module).to(parameter.device)
+                parameter.copy_(exact.float() + delta.reshape(parameter.shape))
         self._update = update
 
     @classmethod
@@ -107,11 +108,13 @@ class Answered:
         losses: (rows,), nats: minus the log likelihood of the right class, or the mean of that over a text's tokens.
         correct: (rows,), bool: whether the class was the right one; None where there are no classes.
         documents: (rows,): which document each row is of, where several are of one; None where each is its own.
+        numbers: (2, rows): the number that was said and the right one, of a task that is scored by their correlation.
     """
 
     losses: Tensor
     correct: Tensor | None = None
     documents: Tensor | None = None
+    numbers: Tensor | None = None
 
 
 def judged(scores: Tensor, labels: Tensor, sharpness: float = 1.0) -> Answered:
@@ -227,9 +230,9 @@ def default_cache() -> Path:
     return Path(os.environ.get("SAMERGE_BENCHMARKS_CACHE") or Path.home() / ".cache" / "samerge-benchmarks")
 
 
-def computing_dtype() -> torch.dtype:
-    """What evaluators compute in: `$SAMERGE_BENCHMARKS_DTYPE`, bfloat16 or float32; bfloat16 by default."""
-    name = os.environ.get(DTYPE_VARIABLE) or "bfloat16"
+def computing_dtype(default: str = "bfloat16") -> torch.dtype:
+    """What evaluators compute in: `$SAMERGE_BENCHMARKS_DTYPE`, bfloat16 or float32; `default` where it is not set."""
+    name = os.environ.get(DTYPE_VARIABLE) or default
     if name not in ("bfloat16", "float32"):
         raise ValueError(f"{DTYPE_VARIABLE}={name!r} must be bfloat16 or float32")
     return torch.bfloat16 if name == "bfloat16" else torch.float32
