@@ -1,7 +1,7 @@
 # make demo    set everything up, merge four real adapters, show the result at work
 # make test    set everything up, run the tests
 # make test-slow         the tests that take many seconds each: several processes, GPU code, whole examples
-# make test-browser      the page of a report in a real browser; needs Chromium (apt-get install chromium)
+# make test-browser      the page of a report, and `samerge ui`, in a real browser; needs Chromium (apt-get install chromium)
 # make test-benchmarks   the tests of the benchmarks' own code, and of the tables that they write
 # make check   lint, format and types, as CI does
 # make docs    these pages as a site, in site/; a link that leads nowhere fails

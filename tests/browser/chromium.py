@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -149,15 +150,15 @@ def browser(folder: Path) -> Iterator[Tab]:
         *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
         f"--user-data-dir={profile}",
     ]
-    # the browser takes its two pipes at 3 and 4
+
+    def handed_over() -> None:  # in the child: the browser takes its two pipes at 3 and 4
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read, from_write)]
+        for number, end in enumerate(ends, 3):
+            os.dup2(end, number)
+
     with (
         (folder / "chromium.log").open("wb") as log,
-        subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{from_write}', "sh", *words],
-            pass_fds=(to_read, from_write),
-            stdout=log,
-            stderr=log,
-        ) as process,
+        subprocess.Popen(words, pass_fds=(3, 4), preexec_fn=handed_over, stdout=log, stderr=log) as process,
     ):
         os.close(to_read)
         os.close(from_write)

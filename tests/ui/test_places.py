@@ -32,6 +32,8 @@ def test_a_file_and_the_folder_itself(places: Places, shelf: Path) -> None:
         "/",
         "~",
         "~root",
+        "~nobody-of-this-name/x",
+        "a/" * 3000,
         "{outside}/math",
         "../outside/math",
         "loras/../../outside/math",

@@ -18,6 +18,8 @@ from samerge.weights.hub import CONFIG_NAME
 #: `name`, `user/name`, `user/name/folder`, each with `@revision` or without.
 _PART = r"[A-Za-z0-9_][\w.-]*"
 _HUB_ID = re.compile(rf"{_PART}(/{_PART})*(@{_PART}(/{_PART})*)?", re.ASCII)
+#: Letters of a path, at most.
+_LONGEST = 1000
 #: What begins as a path does, or holds what only a path has.
 _PATH = re.compile(r"[./~]|[A-Za-z]:|.*\\")
 
@@ -45,11 +47,11 @@ class Places:
             OptionError: it is neither below the folders nor the name of a repository, or a link leads outside.
         """
         text = _written(text, what)
-        given = Path(text).expanduser()
+        given = _path(text)
         roots = (*self.folders, Path.cwd())
         for root in roots:
             place = end_of(root / given)
-            if self.holds(place) and place.exists():
+            if self.holds(place) and os.path.exists(place):
                 self._check_links(place, what, text)
                 return str(place)
         # What exists here is read before a repository of the same name, so that such a name is none of the Hub's.
@@ -70,7 +72,7 @@ class Places:
         text = _written(text, "folder to save in")
         if not self.folders:
             raise OptionError("this page writes no folders; download the adapter, or push it to the Hub")
-        place = end_of(self.folders[0] / Path(text).expanduser())
+        place = end_of(self.folders[0] / _path(text))
         if not self.holds(place) or place in self.folders:
             raise OptionError(f"saving in {text!r}: it must be a new folder below {self._listed()}")
         return place
@@ -118,8 +120,12 @@ def end_of(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # Path's own raises where there is no such user
+
+
 def _written(text: object, what: str) -> str:
-    if not isinstance(text, str) or not text.strip() or "\0" in text:
+    if not isinstance(text, str) or not text.strip() or "\0" in text or len(text) > _LONGEST:
         raise OptionError(f"no {what} was named")
     return text.strip()
 

@@ -22,7 +22,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 #: A wide table is scrolled by itself, and does not widen the page.
 _CSS = (
     ".gradio-container{max-width:76rem!important;margin:0 auto!important}"
-    ".gradio-container .samerge{contain:inline-size;padding:0 .2rem}"
+    ".gradio-container .samerge{contain:inline-size;padding:0 .2rem;--back:var(--body-background-fill)}"
     ".gradio-container .samerge h2{border-top:0;margin-top:.6rem}"
     ".gradio-container .samerge :is(h1,h2,h3){font-weight:600}"
     ".gradio-container .samerge ul{padding-left:1.2rem}"
@@ -142,6 +142,8 @@ def launch(page: gr.Blocks, host: str | None, port: int | None, wait: bool) -> s
                 # letters that can be read: gradio's own are fainter
                 block_info_text_color="*neutral_600",
                 block_info_text_color_dark="*neutral_300",
+                button_primary_background_fill="*primary_600",
+                button_primary_background_fill_hover="*primary_700",
             ),
             app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)]},
         )
