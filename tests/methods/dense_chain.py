@@ -240,8 +240,8 @@ def dense_chain(
             squares = [float(own[name][n].S[k]) ** 2 for n, k in places]
             sizes = [one.S.square().sum() for one in own[name].values()]
             components = sum(len(one.S) for one in own[name].values()) / len(sizes)
-            most = (LOUDEST * float(sum(sizes) / len(sizes)) ** 0.5) ** 2 / min(len(places), components)
-            level = min(sum(squares) / len(squares), most) ** 0.5
+            largest = LOUDEST * float(sum(sizes) / len(sizes)) ** 0.5 * max(1.0, len(places) / components) ** 0.25
+            level = min(sum(squares) / len(squares), largest**2 / len(places)) ** 0.5
             signs = torch.tensor([weights[n] for n, _ in places], dtype=torch.float64)
             kept = {n: one.left for n, one in own[name].items()}
             merged[name] = DenseLayer(level * (U * signs) @ V.T, kept, gaps[name], level)

@@ -8,7 +8,8 @@ At each layer that more than one adapter has, with tau_n = sum_k sigma_k p_k q_k
    `even`. One of which nine tenths are held by those before it is passed over (`samerge.linalg.independent`), so that
    two copies of an adapter do not take two places for each component;
 3. all of them get one strength, the root mean square of the kept sigma_k, so that the norm before weights stays, but
-   no more than makes as many of them as an adapter has 1.7 times as large as it;
+   no more than makes r components of adapters of rank r 1.7 times as large as one of them, and k components
+   1.7 (k / r)^(1/4) times;
 4. M = level * sum_k w_owner(k) u_k v_k^T.
 
 A layer that one adapter alone has knows no conflict: its own update times its weight, truncated only where its rank is
@@ -36,7 +37,7 @@ from samerge.methods.problem import Part, Problem, Site, taken_apart
 from samerge.options.kinds import share
 from samerge.options.option import Options, option
 
-#: How many times as large as an adapter's own as many of the kept components may be. Measured: see docs/evidence.md.
+#: How many times as large as an adapter as many kept components as it has may be. Measured: see docs/method.md.
 LOUDEST = 1.7
 
 
@@ -148,8 +149,10 @@ def chain_layer(
 def strength(sigma: Tensor, kept: Tensor, adapters: int) -> float:
     """The one strength of what is kept.
 
-    The root mean square of the kept sigma_k, but no more than makes as many components as an adapter has `LOUDEST`
-    times as large as an adapter: the best of many adapters together are louder than any of them was in training.
+    The root mean square of the kept sigma_k, but no more than gives k components together `LOUDEST` (k / r)^(1/4) times
+    the norm of an adapter of r components (`LOUDEST` times where k < r): the best of many adapters together are louder
+    than any of them was in training. More components may be louder, but not in proportion: with the fourth root the
+    merges of language models and of classifiers at twice the adapters' rank are both near their best.
 
     Args:
         sigma: (R,) of all components of all adapters.
@@ -163,7 +166,8 @@ def strength(sigma: Tensor, kept: Tensor, adapters: int) -> float:
     """
     own = float(sigma[kept].square().mean())
     adapter = float(sigma.square().sum()) / adapters
-    most = LOUDEST**2 * adapter / min(len(kept), len(sigma) / adapters)
+    count = len(kept)
+    most = LOUDEST**2 * adapter / math.sqrt(count * min(count, len(sigma) / adapters))
     return math.sqrt(min(own, most))
 
 
