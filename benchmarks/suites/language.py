@@ -60,8 +60,8 @@ class LanguageMixed(Language):
 
     @classmethod
     def parts(cls) -> tuple[Part, ...]:
-        """All tasks together; no default was chosen by these adapters."""
-        return (Part(cls.name, cls.tasks, judge=True),)
+        """All tasks together; the limit on the default's strength at larger ranks was chosen by them."""
+        return (Part(cls.name, cls.tasks, judge=False),)
 
     def train_adapter(self, task: str, folder: Path) -> None:
         number = self.tasks.index(task)
