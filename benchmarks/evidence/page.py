@@ -86,8 +86,9 @@ def measured(results: Results) -> str:
             "show.",
             table(["suite", "what", "tasks", "rows a task", "role"], rows),
             "Defaults were chosen by the *design* suites; the others *judge* them. The limits on the default's "
-            "strength (1.7 times an adapter's size, and how that grows with the rank) were chosen with the design suites "
-            "in sight; `language-mixed` was meant to judge, and became one of them when it showed the default too loud.",
+            "strength (1.7 times an adapter's size, and how that grows with the rank) were chosen with the design "
+            "suites in sight; `language-mixed` was meant to judge, and became one of them when it showed the default "
+            "to be too loud.",
             NOT_RUN,
         ]
     )
