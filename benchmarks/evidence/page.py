@@ -20,7 +20,7 @@ REPEAT = """## To repeat it
 
 ```sh
 pip install -e '.[benchmarks]'
-python benchmarks/quality.py --suite language minilm minilm-same-init smollm2 vision  # goes on where it was cut off
+python benchmarks/quality.py --suite exact language language-mixed minilm minilm-same-init smollm2  # resumable
 python benchmarks/quality.py --collect --render
 ```
 
