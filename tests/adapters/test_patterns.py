@@ -30,6 +30,9 @@ NAMES = st.text("ab.0_", max_size=8)
 
 
 @given(PATTERNS, NAMES)
+@example("(?=(?!))", "")
+@example("a(?:(?!)|b)(?!)?", "ab")
+@example("(?<!)*", "")
 def test_the_answer_is_that_of_re(pattern: str, name: str) -> None:
     assert Pattern(pattern).matches(name) is (re.fullmatch(pattern, name) is not None)
 

@@ -166,6 +166,8 @@ class Pattern:
             return self._repeat(least, most, tree, after)
         if operation == "AT":
             return self._add("at", str(value), after)
+        if operation == "FAILURE":  # what Python 3.13 and later make of `(?!)`
+            return self._add("ways", [], 0)
         if operation in ("ASSERT", "ASSERT_NOT"):
             direction, tree = value
             begin = self._sequence(tree, self._add("match", None, 0))
