@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from written_out import Q, deltas, kohya_deltas, random, same, write
 
 import samerge
+from samerge.adapters.formats.diffusers_ranks import told_ranks
 from samerge.adapters.formats.table import read_any
 from samerge.errors import AdapterError
 
@@ -112,6 +114,23 @@ def test_to_kohya_and_back(tmp_path):
     same(formula(back), formula(path))
 
 
+def test_several_ranks_are_said_as_peft_reads_them():
+    """Also where a module's name ends with another's; and nothing is said where one rank is that of all."""
+    ranks = {"unet.proj": 4, "unet.mid_block.proj": 2, "unet.up.mid_block.proj": 2, "unet.conv": 2}
+    ranks |= {"text_encoder.text_model.encoder.layers.0.q_proj": 3}
+    [text] = told_ranks(ranks).values()
+    said = json.loads(text)
+    for name, rank in ranks.items():
+        component, _, module = name.partition(".")
+        config = {key.partition(".")[2]: value for key, value in said.items() if key.startswith(f"{component}.")}
+        for usual, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+            for path in {module, module.removeprefix("text_model.")}:
+                key = get_pattern_key(config[pattern], path)
+                assert config[pattern].get(key, config[usual]) == rank, (path, pattern)
+                assert any(path == target or path.endswith(f".{target}") for target in config["target_modules"])
+    assert told_ranks({**ranks, "unet.proj": 2}) == {}
+
+
 def test_to_pefts_format_one_component_at_a_time(tmp_path):
     path = write(tmp_path, "unet", pair(UNET, 4, 10, 12, 1))
     merged = samerge.merge(None, [path], method="linear", progress=False)
@@ -160,7 +179,7 @@ def test_what_diffusers_loads_is_what_was_written(tmp_path):
             )
             paths.append(write(tmp_path, name, tensors | pair(f"unet.{conv}", 2, 32, 32, rank + 4, "today", 3, 3)))
         out = samerge.merge(None, paths, method="linear", progress=False).save(tmp_path / "out")
-        model.load_lora_adapter(load_file(out), prefix="unet", adapter_name="merged")
+        model.load_lora_adapter(out.parent, weight_name=out.name, prefix="unet", adapter_name="merged")
     found = {
         f"unet.{name}": layer.get_delta_weight("merged").detach()
         for name, layer in model.named_modules()

@@ -181,7 +181,7 @@ def load(pipe: Any, path: str | Path, name: str) -> None:
     """By diffusers; it and the libraries below it warn of one another."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipe.load_lora_weights(load_file(path), adapter_name=name)
+        pipe.load_lora_weights(str(Path(path).parent), weight_name=Path(path).name, adapter_name=name)
 
 
 def check(found: Any, expected: Any) -> None:

@@ -24,6 +24,7 @@ from samerge.adapters.checks import refuse_config
 from samerge.adapters.config import scaling
 from samerge.adapters.formats.components import COMPONENTS, component_of, is_maker, is_stem, placed, unique
 from samerge.adapters.formats.diffusers_keys import KEY, STYLES, today
+from samerge.adapters.formats.diffusers_ranks import METADATA_FIELD, told_ranks
 from samerge.adapters.formats.format import Content, Format, Place
 from samerge.adapters.formats.header import header_of
 from samerge.adapters.formats.makers import from_kohya
@@ -36,7 +37,6 @@ from samerge.linalg.factors import LoraFactors
 from samerge.weights.untrusted import Origin, parse_json
 
 TITLE = "a diffusers file"
-METADATA_FIELD = "lora_adapter_metadata"
 
 
 def reads(place: Place) -> bool:
@@ -107,7 +107,7 @@ def _module(
 
 
 def write(content: Content, path: Path, overwrite: bool) -> Path:
-    """Write one file, a rank for each module; alpha is the rank, as diffusers takes it where nothing says it.
+    """Write one file, a rank for each module; alpha is the rank, which the header says where the ranks differ.
 
     Raises:
         AdapterError: it holds what such files have no place for, or modules of no pipeline.
@@ -124,7 +124,8 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
     for module, (A, B) in pairs.items():
         tensors[f"{names[module]}.lora_A.weight"], tensors[f"{names[module]}.lora_B.weight"] = A, B
     plain = {module: LoraFactors(one.A, one.B) for module, one in factors.items()}
-    return write_file(path, tensors, header_of(content, plain, path.stem), overwrite)
+    told = told_ranks({names[module]: A.shape[0] for module, (A, _) in pairs.items()})
+    return write_file(path, tensors, header_of(content, plain, path.stem) | told, overwrite)
 
 
 def _name(module: str, base: Mapping[str, Any], path: Path) -> str:
