@@ -2,6 +2,8 @@
 # make test    set everything up, run the tests
 # make test-slow         the tests that take many seconds each: several processes, GPU code, whole examples
 # make test-browser      the page of a report, and `samerge ui`, in a real browser; needs Chromium (apt-get install chromium)
+# make test-oldest       the tests beside the oldest versions that pyproject.toml admits, in an environment of its own;
+#                        PYTHON=python3.10 for the oldest Python, too
 # make test-benchmarks   the tests of the benchmarks' own code, and of the tables that they write
 # make check   lint, format and types, as CI does
 # make docs    these pages as a site, in site/; a link that leads nowhere fails
@@ -26,7 +28,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PINNED := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 
-.PHONY: demo test test-slow test-browser test-benchmarks check docs notebooks dist clean
+.PHONY: demo test test-slow test-browser test-oldest test-benchmarks check docs notebooks dist clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python examples/demo.py
@@ -39,6 +41,10 @@ test-slow: $(VENV)/.test-ready
 
 test-browser: $(VENV)/.test-ready
 	$(BIN)/python -m pytest $(SHARED) -rs -m browser tests/browser
+
+# Of what the packages warn of one another, nothing is an error here.
+test-oldest: $(VENV)-oldest/.ready
+	$(VENV)-oldest/bin/python -m pytest $(SHARED) -W default
 
 test-benchmarks: $(VENV)/.test-ready
 	$(BIN)/python -m pytest $(SHARED) benchmarks/tests
@@ -63,7 +69,15 @@ dist: $(VENV)/.check-ready
 	$(BIN)/python examples/try_wheel.py dist/*.whl
 
 clean:
-	rm -rf .venv .demo build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .demo build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# An index that is not reached is passed over, and the CUDA build of torch comes from where pip looks anyway.
+$(VENV)-oldest/.ready: constraints-oldest.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	@echo "installing samerge[test], with the oldest versions"
+	@$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(TORCH_CPU),--extra-index-url $(TORCH_CPU)) -c constraints-oldest.txt -e '.[test]'
+	@touch $@
 
 # The CPU build first from where pip looks anyway (a mirror may have it), then from PyTorch's own index.
 $(VENV)/.torch-ready: constraints-cpu.txt

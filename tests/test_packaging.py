@@ -11,6 +11,7 @@ import yaml
 import samerge
 
 ROOT = Path(__file__).resolve().parent.parent
+EXTRAS = "[project.optional-dependencies]"
 
 
 def read(name: str) -> str:
@@ -35,12 +36,25 @@ def test_the_citation_names_the_paper():
 def test_the_extras_are_explained():
     """Every extra, and every dependency of the base, has its row in docs/install.md."""
     page = read("docs/install.md")
-    table = read("pyproject.toml").partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    table = read("pyproject.toml").partition(EXTRAS)[2].partition("\n[")[0]
     for extra in re.findall(r"^(\w+) = \[", table, flags=re.MULTILINE):
         assert f"`{extra}`" in page, extra
     base = read("pyproject.toml").partition("\ndependencies = [")[2].partition("\n]")[0]
     for name in re.findall(r'"([\w-]+)>=', base):
         assert re.search(rf"^\| {name} ", page, flags=re.MULTILINE), name
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    """Of the base and of every extra whose packages the tests need; docs/versions.md has those of the base."""
+    text = read("pyproject.toml")
+    base, extras = (text.partition(f"\n{head}\n")[2].partition("\n[")[0] for head in ("dependencies = [", EXTRAS))
+    extras, _, _ = extras.partition("\ndev = ")  # what comes behind it is not installed for the tests
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', base + extras))
+    assert {"torch", "peft", "transformers", "diffusers", "gguf", "pytest"} <= bounds.keys()
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", read("constraints-oldest.txt"), flags=re.MULTILINE))
+    assert pinned == bounds
+    table = dict(re.findall(r"^\| ([\w-]+) \| ([\d.]+) \|$", read("docs/versions.md"), flags=re.MULTILINE))
+    assert table == {name: low for name, low in bounds.items() if f'"{name}>=' in base or name in ("diffusers", "gguf")}
 
 
 def test_workflows_and_templates_are_yaml():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.utils import merge_utils
+from peft_faults import counts_scales_once
 from tiny import randomise
 from torch import Tensor
 
@@ -178,6 +179,7 @@ def merged_by_both(model, weights, kind, rank, **options) -> list[tuple[Tensor, 
     return [(layer.get_delta_weight("ours"), layer.get_delta_weight("theirs")) for layer in found]
 
 
+@counts_scales_once
 @pytest.mark.parametrize("rank", [2, 5, 12])
 @pytest.mark.parametrize(
     ("kind", "weights", "options"),
@@ -198,6 +200,7 @@ def test_cat_on_a_model():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@counts_scales_once
 @pytest.mark.parametrize("kind", ["dare_linear_svd", "dare_ties_svd"])
 def test_dare_on_a_model_with_one_mask(kind, monkeypatch):
     live = model()

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from peft_faults import counts_scales_once
 from tiny import Beast, randomise
 
 import samerge
@@ -27,6 +28,7 @@ def square_model():
     return model
 
 
+@counts_scales_once
 @pytest.mark.parametrize("name", ["ties_svd", "magnitude_prune_svd"])
 @pytest.mark.parametrize("vote", ["total", "frequency"])
 def test_as_peft_has_it(name, vote):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from alike import same_tensors
 from peft import PeftModel
+from peft_faults import saves_biases
 from safetensors.torch import load_file
 
 import samerge
@@ -34,6 +35,7 @@ def dense_sum(lab, *folders: str) -> torch.nn.Module:
     return base
 
 
+@saves_biases
 @pytest.mark.parametrize(("one", "two"), [("lora_only", "lora_only"), ("all", "lora_only"), ("all", "none")])
 def test_what_changed_against_the_base_is_added(bench, one: str, two: str) -> None:
     lab = bench(bert)
@@ -48,6 +50,7 @@ def test_what_changed_against_the_base_is_added(bench, one: str, two: str) -> No
             close(output(lab.reloaded(merged)), output(dense_sum(lab, *folders)))
 
 
+@saves_biases
 def test_weights_and_scaling_apply_to_biases(bench) -> None:
     lab = bench(bert)
     folder = lab.train("a", change_biases, target_modules=["query"], bias="lora_only")
@@ -95,6 +98,7 @@ def test_lora_bias_beside_modules_that_cannot_have_one(bench) -> None:
         lab.merge(first, second)
 
 
+@saves_biases
 def test_lines_do_not_scale_biases(bench) -> None:
     lab = bench(bert)
     folder = lab.train("a", change_biases, target_modules=["query"], bias="lora_only")

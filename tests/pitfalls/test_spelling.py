@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft_faults import takes_layer_0
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -360,7 +361,10 @@ _OTHER = {"target_modules": ["o_proj"]}
         ({"target_modules": ["q_proj"], "layers_to_transform": [1]}, {"target_modules": r".*\.0\..*(up_proj|q_proj)"}),
         ({"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["0.self_attn.v_proj"]}, _OTHER),
         ({"target_modules": "all-linear"}, {"target_modules": ["q_proj"]}),
-        ({"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"}, _OTHER),
+        pytest.param(
+            ({"target_modules": ["q_proj"], "layers_to_transform": 0, "layers_pattern": "layers"}, _OTHER),
+            marks=takes_layer_0,
+        ),
     ],
     ids=["layers and a regex", "exclusion", "all-linear", "one layer"],
 )

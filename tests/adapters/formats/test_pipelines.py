@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from alike import same_values
+from packaging.version import Version
 from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -179,6 +181,9 @@ def updates(pipe: Any, weights: Mapping[str, float]) -> dict[str, Tensor]:
 
 def load(pipe: Any, path: str | Path, name: str) -> None:
     """By diffusers; it and the libraries below it warn of one another."""
+    of_text = any(key.startswith(("text_encoder", "lora_te")) for key in load_file(path))
+    if of_text and Version(version("diffusers")) < Version("0.41"):
+        pytest.skip("diffusers before 0.41 loads nothing into CLIP's text encoder of transformers 5.6 and later")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.load_lora_weights(str(Path(path).parent), weight_name=Path(path).name, adapter_name=name)
