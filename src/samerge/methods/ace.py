@@ -80,7 +80,7 @@ def is_uneven(squares: Tensor) -> bool:
     """Whether adapters of these squared norms, (T,), differ so much that each is brought to norm 1.
 
     Example:
-        >>> is_uneven(torch.tensor([10.0, 1000.0])), is_uneven(torch.tensor([0.5, 40.0]))
+        >>> is_uneven(torch.tensor([100.0, 1000.0])), is_uneven(torch.tensor([0.5, 40.0]))
         (False, True)
     """
     logs = squares.log()
