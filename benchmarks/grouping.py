@@ -7,7 +7,7 @@ A server that holds K adapters could hold K merges. Every group is merged by the
 and asked its own tasks; a partition's score is the mean over all tasks of what a merge gains over the base, in per cent
 of what the task's own adapter gains. For each figure that samerge has of two adapters, the partition with the least (or
 most) of it inside its groups is held against all others: its place among them is 50 where the figure knows nothing, 100
-for the best partition. Results go to benchmarks/results/grouping.json.
+for the best partition. Results go to benchmarks/results/grouping.json; docs/questions.md says what they come to.
 """
 
 from __future__ import annotations

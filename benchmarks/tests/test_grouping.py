@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
+import tables
 from grouping import judged, partitions
 
 
@@ -30,3 +32,19 @@ def test_a_figure_that_knows_all_chooses_the_best_and_its_reverse_the_worst():
     assert told["rules"]["squared"] == {"score": 93.5, "place": 83, "spearman": 1.0}
     assert told["rules"]["turned"]["score"] == 87.5
     assert told["rules"]["turned"]["spearman"] == pytest.approx(-1.0)
+
+
+def test_the_docs_say_what_was_measured():
+    (found,) = json.loads((tables.RESULTS / "grouping.json").read_text(encoding="utf-8"))
+    text = " ".join((tables.DOCS / "questions.md").read_text(encoding="utf-8").split())
+    rules = found["rules"]
+    assert f"all {found['partitions']} ways" in text
+    assert (
+        f"merges keep {found['least']} to {found['most']} % of what the adapters gain, {found['mean']} on the" in text
+    )
+    for name, words in (
+        ("cosine", "mean cosine keep {}, those with the most {}"),
+        ("rows", "inputs {}, with the most {}"),
+    ):
+        assert words.format(rules[f"least {name}"]["score"], rules[f"most {name}"]["score"]) in text
+    assert max(abs(rule["spearman"]) for rule in rules.values()) <= 0.3

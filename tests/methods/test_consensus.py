@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import write_adapter
 
+import samerge
 from methods.dense import close, held
 from methods.streams import dense, flat, layers, run, top
 from samerge.methods import rows
@@ -68,3 +70,24 @@ def test_localize_and_stitch(density, monkeypatch):
             if own:
                 expected.view(-1)[place] = sum(own) / len(own)
         close(merged, expected)
+
+
+@pytest.mark.parametrize("method", ["consensus", "pico"])
+def test_an_adapter_whose_update_is_zero_in_a_layer_does_not_change_it(method, tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    one = {m: (torch.randn(2, 8, generator=draw), torch.randn(8, 2, generator=draw)) for m in ("m.q_proj", "m.k_proj")}
+    other = {"m.q_proj": (torch.randn(2, 8, generator=draw), torch.randn(8, 2, generator=draw))}
+    untrained = {**other, "m.k_proj": (torch.randn(2, 8, generator=draw), torch.zeros(8, 2))}
+    folders = {n: write_adapter(tmp_path / n, f) for n, f in (("a", one), ("b", other), ("c", untrained))}
+    without, beside = (
+        samerge.merge(None, {"a": folders["a"], "b": folders[name]}, method=method, progress=False) for name in "bc"
+    )
+    for module in one:
+        expected = without.delta(module)
+        assert expected.norm() > 0
+        torch.testing.assert_close(beside.delta(module), expected, rtol=1e-5, atol=1e-6)
+    nothing = {m: (A, torch.zeros_like(B)) for m, (A, B) in one.items()}
+    zeros = {n: write_adapter(tmp_path / n, nothing) for n in ("x", "y")}
+    with pytest.warns(UserWarning, match="the merged update is zero in every layer"):
+        merged = samerge.merge(None, zeros, method=method, progress=False)
+    assert not any(merged.delta(module).any() for module in one)

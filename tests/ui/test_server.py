@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hub_server import HubServer, Repo
+from tiny import write_adapter
 
 from samerge.ui.server import LOOPBACK, Guard
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def answer(hosts: tuple[str, ...] | None, host: str, path: str = "/") -> tuple[int, dict[bytes, bytes]]:
+def answer(
+    hosts: tuple[str, ...] | None, host: str, path: str = "/", origin: str = "", alone: bool = True
+) -> tuple[int, dict[bytes, bytes]]:
     """The status and the headers that a request gets, where the app itself always answers 200."""
     sent: list[Any] = []
 
@@ -27,8 +32,9 @@ def answer(hosts: tuple[str, ...] | None, host: str, path: str = "/") -> tuple[i
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "path": path, "headers": [(b"Host", host.encode())]}
-    asyncio.run(Guard(app, hosts)(scope, None, send))
+    headers = [(b"Host", host.encode()), *([(b"Origin", origin.encode())] if origin else [])]
+    scope = {"type": "http", "path": path, "headers": headers}
+    asyncio.run(Guard(app, hosts, alone)(scope, None, send))
     return sent[0]["status"], dict(sent[0]["headers"])
 
 
@@ -39,10 +45,21 @@ def test_the_names_of_this_machine(host: str) -> None:
     assert b"frame-ancestors 'self'" in headers[b"content-security-policy"]
 
 
-@pytest.mark.parametrize("host", ["evil.example:7860", "127.0.0.1.evil.example", "", "10.0.0.1"])
+@pytest.mark.parametrize("host", ["evil.example:7860", "127.0.0.1.evil.example", "", "10.0.0.1", "["])
 def test_no_other_name(host: str) -> None:
     assert answer(LOOPBACK, host)[0] == 403
     assert answer(None, host) == (200, {})  # behind another address, and in the frame of a Space
+
+
+@pytest.mark.parametrize("hosts", [LOOPBACK, None])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "http://127.0.0.1:8000", "http://127.0.0.1", "null", "http://["]
+)
+def test_no_other_page_asks_through_its_readers(hosts: Any, origin: str) -> None:
+    assert answer(hosts, "127.0.0.1:7860", origin=origin)[0] == 403
+    assert answer(hosts, "127.0.0.1:7860", origin="http://127.0.0.1:7860")[0] == 200
+    assert answer(None, "x.hf.space", origin="https://x.hf.space")[0] == 200
+    assert answer(None, "127.0.0.1:7860", origin=origin, alone=False)[0] == 200  # a Space
 
 
 @pytest.mark.parametrize(
@@ -70,7 +87,7 @@ def test_a_lifespan_passes() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(app, LOOPBACK)({"type": "lifespan"}, None, send))
+    asyncio.run(Guard(app, LOOPBACK, True)({"type": "lifespan"}, None, send))
     assert sent == ["started"]
 
 
@@ -127,3 +144,34 @@ def test_the_header_of_the_space() -> None:
     assert len(header["short_description"]) <= 60  # the Hub's limit
     bound = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition('"gradio>=')[2].partition('"')[0]
     assert header["sdk_version"].startswith(bound)
+
+
+STRANGER = """
+from samerge.ui.server import check_gradio
+check_gradio(own_login=False)
+from samerge.parallel.progress import Progress
+from samerge.ui import work
+from samerge.ui.places import Places
+found = work.look(Places((), False), None, ["ada/secret"], Progress(enabled=False)).reports[0]
+print(bool(found.problems), found.contents())
+"""
+
+
+def test_a_stranger_does_not_read_what_the_owner_has_downloaded(tmp_path: Path) -> None:
+    """The Hub's library hands out of its cache what the Hub refuses."""
+    pytest.importorskip("gradio")
+    folder = write_adapter(tmp_path / "secret", {"m.q_proj": (torch.randn(2, 8), torch.randn(8, 2))})
+    hub = HubServer()
+    try:
+        hub.repos["ada/secret"] = Repo(private=True)
+        hub.repos["ada/secret"].commit({path.name: path.read_bytes() for path in Path(folder).iterdir()})
+        places = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+        places |= {"HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+        read = "from samerge.weights.hub import resolve_adapter\nprint(resolve_adapter('ada/secret'))"
+        owner = python(read, **{**places, "HF_TOKEN": "hf_ada"})
+        assert "snapshots" in owner.stdout, owner.stderr
+        assert "snapshots" in python(read, **places).stdout  # without a token, out of the cache
+        done = python(STRANGER, **places)
+        assert done.stdout.strip() == "True []", done.stderr
+    finally:
+        hub.close()

@@ -65,7 +65,7 @@ def times(X: Tensor, Y: Tensor) -> Tensor:
     return (
         torch.cat([rows.double() @ Y.double() for rows in torch.split(X, ROWS)])
         if len(X)
-        else Y.new_zeros(0, Y.shape[1])
+        else Y.new_zeros(0, Y.shape[1], dtype=torch.float64)
     )
 
 

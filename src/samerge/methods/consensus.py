@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from samerge.linalg.factors import norm
 from samerge.methods.method import Method
 from samerge.methods.rows import Combine, Layer, by_rows
 from samerge.options.kinds import real, whole
@@ -37,10 +38,13 @@ class ConsensusOptions(Options):
 def prepare(layers: Sequence[Layer], options: ConsensusOptions) -> Combine:
     """`consensus` as `by_rows` runs it."""
 
+    # An adapter whose update is zero there does not change a layer, and cannot use an element of it.
+    changing = {one.module: sum(bool(norm(part)) for part in one.parts.values()) for one in layers}
+
     def combine(layer: Layer, start: int, tiles: Tensor) -> tuple[Tensor, Tensor]:
         total = tiles.sum(dim=0)
         users = (tiles.abs() > options.threshold * (total - tiles).abs()).sum(dim=0)
-        stays = users >= min(options.used_by, len(tiles))
+        stays = users >= min(options.used_by, changing[layer.module])
         return tiles * stays, total * stays
 
     return combine

@@ -33,17 +33,18 @@ def begin(problem: Problem, options: Options) -> Begun:
     check_memory(problem)
 
     def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
+        nothing = {n: Share(part.rank) for n, part in parts.items() if not part.norm}
+        parts = {n: part for n, part in parts.items() if part.norm}  # the others do not change the layer
         if not parts:
-            return MergedLayer(zero(site.shape), {})
+            return MergedLayer(zero(site.shape), nothing)
         own = problem.weights_at(site)
         weights = [own[n] for n in parts]
         factors = [part.factors for part in parts.values()]
         calmed = [LoraFactors(one.A, B) for one, B in zip(factors, damped([one.B for one in factors]), strict=True)]
         merged = concatenate(calmed, weights)
         sizes = {n: float(norm(one)) for n, one in zip(parts, calmed, strict=True)}
-        shares = {
-            n: Share(part.rank, energy=min(1.0, (sizes[n] / part.norm) ** 2) if part.norm else 1.0)
-            for n, part in parts.items()
+        shares = nothing | {
+            n: Share(part.rank, energy=min(1.0, (sizes[n] / part.norm) ** 2)) for n, part in parts.items()
         }
         loudness = [abs(w) * part.norm for w, part in zip(weights, parts.values(), strict=True)]
         restored = norm_rule(float(norm(merged)), loudness, 1.0)

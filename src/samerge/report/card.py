@@ -55,9 +55,13 @@ def _metadata(record: Record) -> str:
 
 
 def _terms(record: Record) -> dict[str, str]:
-    """The licence and the use that every input's card names, and names alike; what one leaves open is left open."""
+    """The licence and the use that every input's card names, and names alike; what one leaves open is left open.
+
+    A whole model holds the base's weights, whose card nobody read: its licence is left open.
+    """
     cards = [one.card or Card() for one in record.inputs]
-    fields: tuple[tuple[str, ...], ...] = (("license", "license_name", "license_link"), ("pipeline_tag",))
+    licence = () if _is_model(record) else (("license", "license_name", "license_link"),)
+    fields: tuple[tuple[str, ...], ...] = (*licence, ("pipeline_tag",))
     found: dict[str, str] = {}
     for together in fields:
         said = {tuple(getattr(card, name) for name in together) for card in cards}
@@ -112,7 +116,8 @@ def _inputs(record: Record) -> str:
             [code(one.name), origin_of(one), f"{one.weight:g}", *rank, code(digest[:12]) if digest else "", *said]
         )
     head = ["name", "source", "weight", *([] if whole else ["rank"]), "sha256", *(["licence"] if any(terms) else [])]
-    differ = "\n\nThe licences differ; see what they allow together." if any(terms) and len(set(terms)) > 1 else ""
+    known = set(terms) - {()}
+    differ = "\n\nThe licences differ; see what they allow together." if len(known) > 1 else ""
     return f"## {'Checkpoints' if whole else 'Adapters'}\n\n{table(head, rows)}{differ}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from samerge.ui.bar import ToldProgress
 from samerge.ui.chosen import density_of, named
 from samerge.ui.fields import Fields, laid_out
 from samerge.ui.places import Places
+
+logger = logging.getLogger(__name__)
 
 #: Seconds after which files for download, and what strangers had, go; and how many visitors may wait.
 _KEPT, _WAITING = 3600, 32
@@ -176,11 +179,14 @@ def _described(method: str) -> tuple[str, Any]:
 
 
 def _guarded(do: Callable[[], Update], notice: Any) -> Update:
-    """What was done; where it was refused, why. What nobody foresaw goes on to the log of the server."""
+    """What was done; where it was refused, why. What nobody foresaw is told by its kind; the log has the rest."""
     try:
         return do()
     except (SamergeError, OSError) as error:
         return {notice: told.notice(str(error), wrong=True)}
+    except Exception as error:
+        logger.exception("the page")
+        return {notice: told.notice(f"an error of samerge's own ({type(error).__name__}); the log has it", wrong=True)}
 
 
 def _teller(progress: Any) -> Callable[[str, int, int], None]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -45,13 +48,18 @@ App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], A
 class Guard:
     """Refuses, before gradio sees them, requests that the page never makes.
 
+    A request that another website's page makes says where that page is from (`Origin`), and is refused: whoever reaches
+    the address may use it, but not a website that such a person looks at.
+
     Args:
         app: what is guarded.
         hosts: the names that this server answers to, so that no other page's name can be pointed at it; None for any.
+        alone: whether only its own page may ask. Not on a Space, where what stands before it may change the names, and
+            there is nothing of anyone's to reach.
     """
 
-    def __init__(self, app: App, hosts: tuple[str, ...] | None) -> None:
-        self.app, self.hosts = app, hosts
+    def __init__(self, app: App, hosts: tuple[str, ...] | None, alone: bool) -> None:
+        self.app, self.hosts, self.alone = app, hosts, alone
 
     async def __call__(self, scope: Message, receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -59,8 +67,10 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        host = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").hostname
-        if (self.hosts is not None and host not in self.hosts) or any(part in scope["path"] for part in _CLOSED):
+        host, origin = (_authority(headers.get(name)) for name in (b"host", b"origin"))
+        known = self.hosts is None or host[0] in self.hosts
+        own = not self.alone or b"origin" not in headers or origin == host
+        if not known or not own or any(part in scope["path"] for part in _CLOSED):
             await _refuse(send)
             return
 
@@ -72,6 +82,16 @@ class Guard:
         await self.app(scope, receive, answered)
 
 
+def _authority(header: bytes | None) -> tuple[str | None, int | None]:
+    """Name and port of a `Host` or an `Origin`; the port is None where it is that of the scheme, or there is none."""
+    text = (header or b"").decode("latin-1")
+    try:
+        found = urlsplit(text if "://" in text else f"//{text}")
+        return found.hostname, None if found.port in (80, 443) else found.port
+    except ValueError:
+        return None, None
+
+
 async def _refuse(send: Any) -> None:
     await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
     await send({"type": "http.response.body", "body": b"Not for this page.\n"})
@@ -81,7 +101,8 @@ def check_gradio(own_login: bool) -> None:
     """See that gradio is there, and make it and the Hub's library silent, before either is imported.
 
     Args:
-        own_login: whether this machine's login of the Hub may be used.
+        own_login: whether this machine's login of the Hub may be used. If not, its cache is not used either: there
+            are private repositories in it, which the Hub's library hands out where the Hub refuses them.
 
     Raises:
         OptionError: gradio is not installed, or the Hub's library was imported before and would use the login.
@@ -91,17 +112,26 @@ def check_gradio(own_login: bool) -> None:
         os.environ.pop(name, None)
     if not own_login:
         os.environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+        os.environ["HF_HUB_CACHE"] = _strangers_cache()
     try:
         import gradio  # noqa: F401
     except ImportError as error:
         raise OptionError("the page needs gradio: pip install 'samerge[ui]'") from error
     from huggingface_hub import constants
 
-    if not own_login and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+    if not own_login and not (constants.HF_HUB_DISABLE_IMPLICIT_TOKEN and _strangers_cache() == constants.HF_HUB_CACHE):
         raise OptionError(
-            "huggingface_hub was imported before the page and would use this machine's login for every visitor; set "
-            "HF_HUB_DISABLE_IMPLICIT_TOKEN=1, or import samerge.ui first"
+            "huggingface_hub was imported before the page, and would use this machine's login and cache for every "
+            "visitor; import samerge.ui and make the page first"
         )
+
+
+@cache
+def _strangers_cache() -> str:
+    """A folder for what strangers have downloaded, of this process, and gone with it."""
+    folder = tempfile.mkdtemp(prefix="samerge-hub-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def launch(page: gr.Blocks, host: str | None, port: int | None, wait: bool) -> str:
@@ -145,7 +175,7 @@ def launch(page: gr.Blocks, host: str | None, port: int | None, wait: bool) -> s
                 button_primary_background_fill="*primary_600",
                 button_primary_background_fill_hover="*primary_700",
             ),
-            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)]},
+            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts, alone=host is not None)]},
         )
     except OSError as error:
         raise OptionError(f"--port {port or '7860'}: {error}; choose another") from error

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from samerge.errors import AdapterError, SamergeError
 from samerge.weights.untrusted import Origin, read_bytes
@@ -21,6 +20,14 @@ _MOST_BYTES = 1 << 20
 _HEADER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _WORD = re.compile(r"[A-Za-z0-9][\w.+-]{0,95}")
 _LINK = re.compile(r"[!-~]{1,300}")
+#: A field at the left edge, its value in double or single quotes or bare, and perhaps a comment.
+_FIELD = re.compile(
+    r"""^(license|license_name|license_link|pipeline_tag):[ \t]+(?:"([^"\n]*)"|'([^'\n]*)'|([^\s"'#][^\s]*))"""
+    r"[ \t]*(?:[ \t]#[^\n]*)?\r?$",
+    re.MULTILINE,
+)
+#: Values that say no word, in YAML or in plain words.
+_NOTHING = ("null", "none", "true", "false", "yes", "no", "unknown")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -110,27 +117,29 @@ def _card_of(file: Path, what: str) -> tuple[Card | None, tuple[str, ...]]:
         return None, ()
     try:
         text = read_bytes(file, Origin(f"reading the card of {what}", AdapterError), _MOST_BYTES).decode("utf-8")
-        header = _HEADER.match(text)
-        said = _parsed(header[1]) if header else {}
     except (SamergeError, ValueError) as error:
         return None, (f"the card of {what} ({CARD_NAME}) cannot be read, so its licence is not known: {error}",)
-    good = {one.name: _value(one.name, said.get(one.name)) for one in fields(Card)}
+    header = _HEADER.match(text)
+    said = _said(header[1]) if header else {}
+    good = {one.name: said.get(one.name) for one in fields(Card)}
     if not good["license"]:
         good["license_name"] = good["license_link"] = None
     card = Card(**good)
     return (card if card != Card() else None), ()
 
 
-def _parsed(header: str) -> Mapping[Any, Any]:
-    import yaml
+def _said(header: str) -> dict[str, str]:
+    """The fields that stand on a line of their own with a plain or quoted word, once.
 
-    try:
-        said = yaml.safe_load(header)
-    except yaml.YAMLError as error:
-        raise ValueError(f"its header is not YAML ({str(error).splitlines()[0]})") from error
-    return said if isinstance(said, Mapping) else {}
+    A whole parser of YAML would build whatever a stranger's text asks for; these fields need none. A list of licences,
+    and whatever else is no word, cannot be handed on anyway.
 
-
-def _value(name: str, value: Any) -> str | None:
-    """A field of a card, or None: several licences, and whatever else is no word, cannot be handed on."""
-    return value if isinstance(value, str) and _FORM[name](value) else None
+    Example:
+        >>> _said("license: mit  # ours\\ntags:\\n  license: x\\npipeline_tag: 'fill-mask'\\n")
+        {'license': 'mit', 'pipeline_tag': 'fill-mask'}
+    """
+    found: dict[str, list[str]] = {}
+    for name, double, single, bare in _FIELD.findall(header):
+        found.setdefault(name, []).append(double or single or bare)
+    once = {name: own[0] for name, own in found.items() if len(own) == 1}
+    return {name: value for name, value in once.items() if value.lower() not in _NOTHING and _FORM[name](value)}
