@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, Literal
+from weakref import finalize
 
 from torch import nn
 from typing_extensions import Unpack
@@ -189,9 +190,13 @@ def _open(package: Any, storage: str | Path | None, direction: str, identity: Ma
             # A link cannot be made everywhere on Windows; an exclusively opened file can.
             lock = JournalFileOpenLock(path) if os.name == "nt" else None
             kept = JournalStorage(JournalFileBackend(path, lock_obj=lock))
+        elif storage is not None and not str(storage).startswith("redis"):
+            kept = package.storages.RDBStorage(str(storage))
         study = package.create_study(storage=kept, study_name="samerge", direction=direction, load_if_exists=True)
     except Exception as error:  # a file's, SQLAlchemy's or optuna's own, by storage
         raise OptionError(f"the study {storage} cannot be opened ({error}); choose another file") from error
+    if hasattr(kept, "engine"):  # a database: optuna leaves its connections open
+        finalize(study, kept.engine.dispose)
     now = json.loads(json.dumps({**identity, "direction": direction}))
     if not study.trials:
         study.set_user_attr("samerge", now)
