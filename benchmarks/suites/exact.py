@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from suites.base import Answered, LiveWeights, Suite, Update, computing_dtype, mixed, precision_of
+from suites.base import Answered, Suite, Update, mixed
 from suites.exact_tasks import EXACT_TASKS, Exchange
-from suites.smollm2 import NAME, TARGETS, base_folder, padded
+from suites.smollm2 import NAME, TARGETS, base_folder, loaded, padded
 from suites.training import shuffled, train_lora
 
 STEPS, BATCH, RATE = 100, 8, 1e-3
@@ -51,15 +51,12 @@ class ExactEvaluator:
     """The base in memory, rows tokenised once."""
 
     def __init__(self, base: Path, cache: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self._cache = cache
         self._tokenizer = AutoTokenizer.from_pretrained(base)
-        dtype = computing_dtype()
-        self._model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
-        self._live = LiveWeights(self._model)  # stored as bfloat16, so the model's own weights are the exact ones
+        self._model, self._live, self.precision = loaded(base)
         self._rows: dict[str, list[Tokens]] = {}
-        self.precision = precision_of(dtype)
 
     @torch.inference_mode()
     def answers(self, update: Update | None, task: str, count: int) -> Answered:

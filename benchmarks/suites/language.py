@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from suites.base import Answered, LiveWeights, Part, Suite, Update, computing_dtype, precision_of
+from suites.base import Answered, Part, Suite, Update
 from suites.domains import DOMAINS, MOST_OF_ONE, windows
-from suites.smollm2 import NAME, TARGETS, base_folder
+from suites.smollm2 import NAME, TARGETS, base_folder, loaded
 from suites.training import shuffled, train_lora
 
 TOKENS = 256
@@ -72,15 +72,10 @@ class LanguageEvaluator:
     """The base in memory, documents tokenised once."""
 
     def __init__(self, base: Path, cache: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
         self._cache = cache
         self._tokenize = tokenizer(base)
-        dtype = computing_dtype()
-        self._model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
-        self._live = LiveWeights(self._model)  # stored as bfloat16, so the model's own weights are the exact ones
+        self._model, self._live, self.precision = loaded(base)
         self._rows: dict[str, tuple[Tensor, Tensor]] = {}
-        self.precision = precision_of(dtype)
 
     def answers(self, update: Update | None, task: str, count: int) -> Answered:
         self._live.put(update)

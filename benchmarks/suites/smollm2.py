@@ -173,16 +173,13 @@ class SmolLM2Evaluator:
     """The base in memory, prompts tokenised once and sorted by length."""
 
     def __init__(self, base: Path, cache: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         self._cache = cache
         self._tokenizer = AutoTokenizer.from_pretrained(base)
-        dtype = computing_dtype()
-        self._model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
-        self._live = LiveWeights(self._model)  # stored as bfloat16, so the model's own weights are the exact ones
+        self._model, self._live, self.precision = loaded(base)
         self._words = {task: first_tokens(self._tokenizer, PROMPTS[task], list(TASKS[task].labels)) for task in PROMPTS}
         self._rows: dict[tuple[str, int], tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]] = {}
-        self.precision = precision_of(dtype)
 
     @torch.inference_mode()
     def answers(self, update: Update | None, task: str, count: int) -> Answered:
@@ -202,6 +199,16 @@ class SmolLM2Evaluator:
             batches = [(torch.tensor(group), *padded([tokens[i] for i in group])) for group in groups]
             self._rows[task, count] = (batches, torch.tensor([number for _, number in rows]))
         return self._rows[task, count]
+
+
+def loaded(base: Path) -> tuple[Any, LiveWeights, str]:
+    """The base in memory, its weights that updates are put on, and how numbers are computed."""
+    from transformers import AutoModelForCausalLM
+
+    dtype = computing_dtype()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
+    # Stored as bfloat16, so the model's own weights are the exact ones.
+    return model, LiveWeights(model), precision_of(dtype)
 
 
 def base_folder(cache: Path) -> Path:

@@ -2,7 +2,7 @@
 
 arXiv 2408.13656. With v_i = w_i tau_i:
 
-    m_i = 1 where |tau_i| is among its top `density` over the whole flattened adapter, 0 elsewhere
+    m_i = 1 where |v_i| is among its top `density` over the whole flattened adapter, 0 elsewhere
     M   = sum_i m_i v_i / sum_i m_i,  0 where no adapter keeps the element
 
 It is `ties` without the election of signs. The form with data learns m_i instead. Published without data: density 0.05
