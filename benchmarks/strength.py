@@ -1,11 +1,12 @@
-"""How strong a merge should be, by the number of its adapters: `even` without a limit, at multiples of its strength.
+"""How strong a merge should be, by the number of its adapters and the output rank: `even` at given sizes.
 
     python benchmarks/strength.py --suite language
     python benchmarks/strength.py --suite minilm --adapters ADAPTERS   # ready-made adapters, one folder a task
 
-Groups of tasks are merged, and asked their own tasks only. 1 is the root mean square of the singular values of what is
-kept; scores are those of `quality.py`, mean over the groups. Results go to benchmarks/results/strength.json, and from
-there to docs/method.md; a record with the same settings replaces the older one.
+Groups of tasks are merged, and asked their own tasks only. A size of 1 makes the kept components of a layer, all
+together and before weights, as large as one adapter (the root mean square of theirs); scores are those of `quality.py`,
+mean over the groups. Results go to benchmarks/results/strength.json, and from there to docs/method.md; a record with
+the same settings replaces the older one.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ import argparse
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from unittest import mock
 
 import tables
 from evidence.runs import machine
 from evidence.table import FULL
 from suites import suite
 from suites.base import Evaluator, Suite, Update, default_cache, single
+from torch import Tensor
 
 import samerge
 from samerge.methods import chain
@@ -31,24 +34,36 @@ from samerge.report.origin import versions
 
 RESULTS = tables.RESULTS / "strength.json"
 DOC = tables.DOCS / "method.md"
-MULTIPLES = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2)
+SIZES = (1.0, 1.4, 1.7, 2.0, 2.4, 2.8)
 SETTINGS = ("suite", "adapters", "rank", "rows")
+
+LANGUAGE = ("c", "french", "german", "speeches", "perl", "spanish", "polish", "sql")
+CLASSES = ("election", "movies", "newsgroups", "reuters", "tweets")
+ANSWERS = ("dates", "json", "languages", "order", "roman", "sums")
 
 #: By suite: rows a task, and (groups of tasks, output ranks; None for as it comes).
 MEASURED: dict[str, tuple[int, tuple[tuple[tuple[tuple[str, ...], ...], tuple[int | None, ...]], ...]]] = {
     "language": (
-        6,
+        4,
         (
-            ((("c", "french"), ("german", "speeches"), ("perl", "spanish"), ("polish", "sql")), (16,)),
-            ((("c", "french", "german", "speeches"), ("perl", "spanish", "polish", "sql")), (16,)),
+            (tuple(zip(LANGUAGE[::2], LANGUAGE[1::2], strict=True)), (16, None)),
+            ((LANGUAGE[:4], LANGUAGE[4:]), (16, 32, None)),
+            ((LANGUAGE,), (16, 32, None)),
         ),
     ),
     "minilm": (
         150,
         (
-            ((("election", "movies"), ("newsgroups", "reuters"), ("tweets", "election")), (16,)),
-            ((("election", "movies", "newsgroups"), ("reuters", "tweets", "movies")), (16,)),
-            ((("election", "movies", "newsgroups", "reuters", "tweets"),), (16, 32, None)),
+            ((CLASSES[:2], CLASSES[2:4], (CLASSES[4], CLASSES[0])), (4, 16, None)),
+            ((CLASSES[:3], (*CLASSES[3:], CLASSES[1])), (16, None)),
+            ((CLASSES,), (4, 16, 32, None)),
+        ),
+    ),
+    "exact": (
+        40,
+        (
+            (tuple(zip(ANSWERS[::2], ANSWERS[1::2], strict=True)), (16, None)),
+            ((ANSWERS,), (16, 32, None)),
         ),
     ),
 }
@@ -61,7 +76,6 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument("--adapters", type=Path)
     given = parser.parse_args()
-    chain.LOUDEST = math.inf
     one = suite(given.suite, given.cache, given.adapters)
     evaluator = one.evaluator()
     rows, measured = MEASURED[given.suite]
@@ -69,6 +83,15 @@ def main() -> None:
         for rank in ranks:
             keep(measure(one, evaluator, groups, rank, rows))
     tables.write(DOC, "strength.py", table(json.loads(RESULTS.read_text(encoding="utf-8"))))
+
+
+def sized(size: float) -> Callable[[Tensor, Tensor, int, float], float]:
+    """A stand-in for `chain.strength` that makes every merge of a size."""
+
+    def strength(sigma: Tensor, kept: Tensor, adapters: int, heard: float) -> float:
+        return size * math.sqrt(float(sigma.square().sum()) / adapters / len(kept))
+
+    return strength
 
 
 def measure(
@@ -82,24 +105,23 @@ def measure(
 
     tasks = {task for group in groups for task in group}
     ends = {task: (loss(None, task), loss(single(folders[task]), task)) for task in sorted(tasks)}
-    scores: dict[float, list[float]] = {multiple: [] for multiple in MULTIPLES}
+    scores: dict[float, list[float]] = {size: [] for size in SIZES}
     for group in groups:
-        for multiple in MULTIPLES:
-            with warnings.catch_warnings():
+        for size in SIZES:
+            with mock.patch.object(chain, "strength", sized(size)), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 merged = samerge.merge(
                     None,
                     {task: folders[task] for task in group},
                     method="even",
                     rank=rank or FULL,
-                    scaling=multiple,
                     dtype="float32",
                     progress=False,
                 )
             update = Update(merged.factors, merged.layouts)
             shares = [(base - loss(update, task)) / (base - own) for task, (base, own) in ends.items() if task in group]
-            scores[multiple].append(100 * fmean(shares))
-    told = {str(multiple): round(fmean(found), 1) for multiple, found in scores.items()}
+            scores[size].append(100 * fmean(shares))
+    told = {str(size): round(fmean(found), 1) for size, found in scores.items()}
     where = {"precision": evaluator.precision, "machine": machine(), "versions": versions()}
     return {
         "suite": one.name,
@@ -130,7 +152,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
         ]
         for r in records
     ]
-    return tables.rows(["suite", "adapters", "output rank", *map(str, MULTIPLES)], cells)
+    return tables.rows(["suite", "adapters", "output rank", *map(str, SIZES)], cells)
 
 
 if __name__ == "__main__":

@@ -368,7 +368,7 @@ def test_the_exact_sum(method, options, widths, ranks, seed):
 @settings(max_examples=8)
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=4), SEEDS)
 def test_orthogonal_adapters_whole(method, ranks, seed):
-    """Row and column spaces orthogonal, room for all: level * sum_n w_n U_n V_n^T, level by the balanced norms."""
+    """Row and column spaces orthogonal, room for all: level * sum_n w_n U_n V_n^T, with its level."""
     total = sum(ranks)
     case = Case([total + 3, total + 1], ranks, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -384,8 +384,11 @@ def test_orthogonal_adapters_whole(method, ranks, seed):
         spectra.append(values)
     mean = sum(float(values.norm()) for values in spectra) / len(spectra)
     factors = [min(10.0, mean / float(values.norm())) for values in spectra]
-    balanced = torch.cat([f * values for f, values in zip(factors, spectra, strict=True)])
-    level = float(balanced.square().mean().sqrt())
+    squares = [float((f * values).square().sum()) for f, values in zip(factors, spectra, strict=True)]
+    loud = [w * w * square for w, square in zip(weights, squares, strict=True)]
+    share = min(1.0, sum(loud) ** 2 / sum(x * x for x in loud) - 1)
+    several = 1.7**2 * sum(squares) / len(ranks) / (total * total / len(ranks)) ** 0.5
+    level = ((1 - share) * sum(squares) / total + share * several) ** 0.5
     for own in ({"rank": total}, {"rank": total + 5}, {"density": 1.0}):
         merged = case.merge(method, weights=weights, **own)
         expected = level * sum(w * U @ V.T for w, U, V in zip(weights, lefts, rights, strict=True))

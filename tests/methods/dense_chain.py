@@ -21,8 +21,8 @@ NEAR = 1e-4
 HARDLY = 0.003
 #: A component of which more than this is held by those before it comes after all others.
 HELD = 0.9
-#: As many kept components as an adapter has are at most this many times as large as it.
-LOUDEST = 1.7
+#: As many kept components as an adapter has are this many times as large as it, where two voices are heard or more.
+LOUDNESS = 1.7
 
 
 @dataclass
@@ -105,6 +105,12 @@ def settle(P: Tensor, S: Tensor, Q: Tensor, T: Tensor) -> tuple[Tensor, Tensor, 
             P[:, block], Q[:, block] = P[:, block] @ turn, Q[:, block] @ turn
             S[block] = S[block].square().mean().sqrt()
     return P, S, Q
+
+
+def voices(updates: Sequence[Tensor]) -> float:
+    """How many of them are different."""
+    K = torch.tensor([[float((one * other).sum()) for other in updates] for one in updates], dtype=torch.float64)
+    return float(K.trace() ** 2 / (K @ K).trace())
 
 
 def truncated(matrix: Tensor, rank: int) -> Tensor:
@@ -240,8 +246,9 @@ def dense_chain(
             squares = [float(own[name][n].S[k]) ** 2 for n, k in places]
             sizes = [one.S.square().sum() for one in own[name].values()]
             components = sum(len(one.S) for one in own[name].values()) / len(sizes)
-            largest = LOUDEST * float(sum(sizes) / len(sizes)) ** 0.5 * max(1.0, len(places) / components) ** 0.25
-            level = min(sum(squares) / len(squares), largest**2 / len(places)) ** 0.5
+            largest = LOUDNESS * float(sum(sizes) / len(sizes)) ** 0.5 * (len(places) / components) ** 0.25
+            share = min(1.0, voices([weights[n] * taus[n][name] for n in there]) - 1)
+            level = ((1 - share) * sum(squares) / len(squares) + share * largest**2 / len(places)) ** 0.5
             signs = torch.tensor([weights[n] for n, _ in places], dtype=torch.float64)
             kept = {n: one.left for n, one in own[name].items()}
             merged[name] = DenseLayer(level * (U * signs) @ V.T, kept, gaps[name], level)

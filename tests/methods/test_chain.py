@@ -12,7 +12,7 @@ from oracles import Expert, Network, bert_network, chain_network, llama_network,
 from tiny import Beast, chain, chain_factors, write_adapter, write_base
 
 import samerge
-from methods.dense_chain import DenseLayer, dense_chain
+from methods.dense_chain import DenseLayer, dense_chain, voices
 from samerge.graph import FlowGraph, Weight
 
 METHODS = ["saliency", "even"]
@@ -127,6 +127,22 @@ def test_adapters_with_a_common_start(tmp_path, method, rank):
     base, tables = unequal(widths=(24, 26, 22), ranks=(4, 4, 4))
     tables = [{m: (tables[0][m][0], B) for m, (_, B) in table.items()} for table in tables]
     ChainCase(tmp_path, base, tables).check(method, (1.0, 0.5, -0.3), rank=rank)
+
+
+@pytest.mark.parametrize("rank", [2, 4, 9])
+@pytest.mark.parametrize(("alike", "weights"), [(0.0, (1.0, 0.4)), (0.7, (1.0, 1.0)), (0.7, (-1.0, 0.5))])
+@pytest.mark.parametrize("method", METHODS)
+def test_between_one_voice_and_two(tmp_path, method, alike, weights, rank):
+    """The second has something of the first, or weighs less: louder than one adapter, but not as two are."""
+    base = chain([40, 44, 36])
+    one, other = chain_factors(base, 4, 1), chain_factors(base, 4, 2)
+    mixed = {m: tuple(alike * x + (1 - alike) * y for x, y in zip(one[m], other[m], strict=True)) for m in one}
+    case = ChainCase(tmp_path, base, [one, mixed])
+    expected = case.check(method, weights, rank=rank)
+    for module in expected:
+        taus = [case.experts[n][module][1].double() @ case.experts[n][module][0].double() for n in (0, 1)]
+        heard = voices([w * tau / tau.norm() for w, tau in zip(weights, taus, strict=True)])
+        assert 1.05 < heard < 1.95, "not the case that this is about"
 
 
 def flat(base, rank: int, seed: int) -> dict:

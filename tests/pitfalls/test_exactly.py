@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -204,8 +203,8 @@ def test_the_default_merge_in_every_layout(bench, kind: str) -> None:
         assert norms == pytest.approx([sum(norms) / len(norms)] * len(norms), rel=1e-4)
         if len(norms) == 1:
             assert layer.norm == pytest.approx(norms[0], rel=1e-4)
-        else:  # orthogonal to each other, and cut to half their rank or less: some of their norm together, no more
-            assert 0.5 * norms[0] < layer.norm < 1.001 * math.hypot(*norms)
+        else:  # 1.7 times one of them at its rank, 1.7 * 2 ** (1 / 4) times where all of both is kept; less where alike
+            assert 0.5 * norms[0] < layer.norm < 2.03 * norms[0]
         assert float(live.delta(module).norm()) == pytest.approx(layer.norm, rel=1e-3)
 
 

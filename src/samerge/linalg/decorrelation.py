@@ -11,7 +11,7 @@ each makes room for the others. The kept ones get norm 1 again, and once more th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,11 +32,13 @@ class Decorrelated:
     Args:
         columns: (d, r), float64.
         orthonormal: whether they are orthonormal (to 1e-6): else some of them share directions.
-        root: (R, k) in float64 with X^T X = root root^T, of the whole stack; None where R > d.
+        gram: X^T X of the whole stack, (R, R) in float64; None where R > d.
+        root: (R, R) in float64 with X^T X = root root^T; None where R > d.
     """
 
     columns: Tensor
     orthonormal: bool
+    gram: Tensor | None = None
     root: Tensor | None = None
 
 
@@ -63,16 +65,17 @@ def decorrelated(stack: Tensor, kept: Tensor) -> Decorrelated:
         return first
     columns = first.columns / torch.linalg.vector_norm(first.columns, dim=0)
     again = _whitened(columns, torch.arange(len(kept), device=kept.device))
-    return Decorrelated(again.columns, again.orthonormal, first.root)
+    return replace(again, gram=first.gram, root=first.root)
 
 
 def _whitened(X: Tensor, kept: Tensor) -> Decorrelated:
     """X E f(l) E^T, its columns `kept`."""
     d, total = X.shape
     wide = total > d
-    values, E = torch.linalg.eigh(gram(X.T if wide else X))
+    products = gram(X.T if wide else X)
+    values, E = torch.linalg.eigh(products)
     values = values.clamp_min(0)
     F = E * (values**3.5 / (values**4 + NEAR**4))
     if wide:  # the same by X X^T
         return Decorrelated(F @ times(X[:, kept].T, E).T, False)
-    return Decorrelated(times(X, F @ E[kept].T), bool(values[0] > CLEAR), E * values.sqrt())
+    return Decorrelated(times(X, F @ E[kept].T), bool(values[0] > CLEAR), products, E * values.sqrt())

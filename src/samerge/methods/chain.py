@@ -7,9 +7,9 @@ At each layer that more than one adapter has, with tau_n = sum_k sigma_k p_k q_k
 2. the r triplets that rank first stay, all adapters together: by |w_n gamma_k eta_k| in `saliency`, by |w_n| sigma_k in
    `even`. One of which nine tenths are held by those before it is passed over (`samerge.linalg.independent`), so that
    two copies of an adapter do not take two places for each component;
-3. all of them get one strength, the root mean square of the kept sigma_k, so that the norm before weights stays, but
-   no more than makes r components of adapters of rank r 1.7 times as large as one of them, and k components
-   1.7 (k / r)^(1/4) times;
+3. all of them get one strength, which makes k components of adapters of rank r 1.7 (k / r)^(1/4) times as large as one
+   adapter; where one voice is alone (copies, or weights next to nothing) the root mean square of the kept sigma_k, so
+   that the norm before weights stays; in between, what lies between;
 4. M = level * sum_k w_owner(k) u_k v_k^T.
 
 A layer that one adapter alone has knows no conflict: its own update times its weight, truncated only where its rank is
@@ -32,13 +32,14 @@ from samerge.linalg.stack import apart
 from samerge.linalg.stack import stacked as side_by_side
 from samerge.linalg.sums import Summed
 from samerge.linalg.triplets import Triplets, zero
+from samerge.linalg.voices import voices
 from samerge.methods.method import MergedLayer, Share
 from samerge.methods.problem import Part, Problem, Site, taken_apart
 from samerge.options.kinds import share
 from samerge.options.option import Options, option
 
-#: How many times as large as an adapter as many kept components as it has may be. Measured: see docs/method.md.
-LOUDEST = 1.7
+#: How many times as large as an adapter as many kept components as it has are. Measured: see docs/method.md.
+LOUDNESS = 1.7
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def chain_layer(
         stack = (canonical_stack if settle else stacked)(present, problem.weights_at(site))
         kept = ranked(site, stack)
         left, right = (decorrelated(X, kept) for X in (stack.triplets.U, stack.triplets.V))
-        level = strength(stack.sigma, kept, len(present))
+        heard = voices(stack.triplets, stack.weights * stack.sigma, left.gram, right.gram)
+        level = strength(stack.sigma, kept, len(present), heard)
         strengths = level * stack.weights[kept]
         orthonormal = left.orthonormal and right.orthonormal
         update = Triplets(left.columns.float(), strengths, right.columns.float(), orthonormal, stack.owners[kept])
@@ -146,29 +148,33 @@ def chain_layer(
     return layer
 
 
-def strength(sigma: Tensor, kept: Tensor, adapters: int) -> float:
+def strength(sigma: Tensor, kept: Tensor, adapters: int, heard: float) -> float:
     """The one strength of what is kept.
 
-    The root mean square of the kept sigma_k, but no more than gives k components together `LOUDEST` (k / r)^(1/4) times
-    the norm of an adapter of r components (`LOUDEST` times where k < r): the best of many adapters together are louder
-    than any of them was in training. More components may be louder, but not in proportion: with the fourth root the
-    merges of language models and of classifiers at twice the adapters' rank are both near their best.
+    With m the root mean square of the adapters' norms, r components an adapter and k kept ones,
+
+        level^2 = (2 - v) rms(kept sigma)^2 + (v - 1) (LOUDNESS m)^2 / sqrt(k r)
+
+    between one and two voices v (`samerge.linalg.voices`), and the second term from two on: together they are then
+    LOUDNESS (k / r)^(1/4) m. Equal strengths in place of an adapter's own steep ones weaken what matters most to it, so
+    LOUDNESS is above 1; but many adapters side by side would be far louder than any of them was in training. What one
+    voice says alone keeps its size.
 
     Args:
         sigma: (R,) of all components of all adapters.
-        kept: (r,) long, those that stay.
+        kept: (k,) long, those that stay.
         adapters: how many there are.
+        heard: v.
 
     Example:
-        >>> eight = torch.tensor([2.0, 1.0]).double().repeat(8)  # eight adapters of rank 2, of norm 5 ** 0.5
-        >>> round(strength(eight, torch.tensor([0, 2]), 8), 3), round(1.7 * (5 / 2) ** 0.5, 3)
-        (2.0, 2.688)
+        >>> pair = torch.tensor([4.0, 3.0, 4.0, 3.0]).double()  # two adapters of rank 2, of norm 5
+        >>> [round(strength(pair, torch.tensor([0, 1]), 2, v) * 2**0.5 / 5, 3) for v in (1.0, 1.5, 2.0)]
+        [1.0, 1.395, 1.7]
     """
-    own = float(sigma[kept].square().mean())
-    adapter = float(sigma.square().sum()) / adapters
-    count = len(kept)
-    most = LOUDEST**2 * adapter / math.sqrt(count * min(count, len(sigma) / adapters))
-    return math.sqrt(min(own, most))
+    alone = float(sigma[kept].square().mean())
+    loud = LOUDNESS**2 * float(sigma.square().sum()) / adapters / math.sqrt(len(kept) * len(sigma) / adapters)
+    share = min(1.0, heard - 1)
+    return math.sqrt((1 - share) * alone + share * loud)
 
 
 def _left_of(stack: Stack, kept: Tensor, parts: Mapping[int, Part], rows: Tensor) -> tuple[dict[int, Share], Conflict]:
@@ -192,11 +198,11 @@ def _left_of(stack: Stack, kept: Tensor, parts: Mapping[int, Part], rows: Tensor
 
 def _summed(stack: Stack, parts: Mapping[int, Part], left: Decorrelated, right: Decorrelated) -> Summed | None:
     """The adapters' updates for the singular values of their sums, from the Gram matrices of the decorrelation."""
-    if left.root is None or right.root is None:
+    if left.root is None or right.gram is None:
         return None
     places = {n: place for place, n in enumerate(parts)}
     owners = torch.tensor([places[n] for n in stack.owners.tolist()])
-    return Summed(left.root, right.root @ right.root.T, stack.sigma, owners)
+    return Summed(left.root, right.gram, stack.sigma, owners)
 
 
 def alone(
