@@ -34,7 +34,7 @@ def voices(stack: Triplets, loads: Tensor, left: Tensor | None = None, right: Te
         (2.0, 1.22)
     """
     assert stack.owners is not None
-    owned = (stack.owners[:, None] == stack.owners.unique()).double()  # (R, N)
+    owned = (stack.owners[:, None] == torch.unique_consecutive(stack.owners)).double()  # (R, N)
     K = torch.zeros(owned.shape[1], owned.shape[1], dtype=torch.float64, device=loads.device)
     for start in range(0, stack.rank, TILE):
         rows = slice(start, min(start + TILE, stack.rank))
