@@ -6,7 +6,7 @@ import pytest
 import torch
 from linalg.stacks import KINDS, size, stack
 
-from samerge.linalg.decorrelation import NEAR, decorrelated
+from samerge.linalg.decorrelation import CLEAR, NEAR, decorrelated
 
 
 def dense(X: torch.Tensor) -> torch.Tensor:
@@ -28,6 +28,22 @@ def test_against_the_dense_one(kind, index):
         assert (off < 1e-5) == found.orthonormal
         if found.root is not None:
             torch.testing.assert_close(found.root @ found.root.T, X.T @ X, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [600, 45, 40])
+def test_float32(width):
+    """Well conditioned, hardly so, and not at all: as exact as the vectors are."""
+    generator = torch.Generator().manual_seed(1)
+    X = torch.randn(width, 30, generator=generator, dtype=torch.float64)
+    X[:, 20] += (3 if width == 40 else 0) * X[:, 3]
+    X = (X / X.norm(dim=0)).float()
+    kept = torch.tensor([4, 3, 20, 11])
+    found = decorrelated(X, kept)
+    once = dense(X)[:, kept]
+    twice = dense(once / once.norm(dim=0))
+    clear = bool(torch.linalg.svdvals(X.double())[-1].square() > CLEAR)
+    assert (found.columns.dtype == torch.float32) == clear == (width == 600)
+    assert size(found.columns - twice) < 1e-5 * size(twice)
 
 
 def test_orthogonal_adapters_are_left_as_they_are():

@@ -15,6 +15,7 @@ from torch import Tensor
 import samerge
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.sign_conflicts import sample_rows, sign_counts
+from samerge.linalg.triplets import singular
 from samerge.report.overlap import MOST_COMPONENTS, effective_rank, overlaps, summed
 
 FIGURES = ("cosine", "interference")
@@ -37,6 +38,21 @@ def test_figures_are_those_of_dense_matrices(d_out, d_in, ranks):
     for part, found in zip(parts, overlaps(merged, parts), strict=True):
         for name, value in dense_figures(merged.delta(), part.delta()).items():
             assert getattr(found, name) == pytest.approx(value, rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.parametrize("far", [1.0, 0.2, 0.05, 1e-2, 1e-4])
+def test_figures_by_triplets_in_float32(far):
+    """Also where the merge hardly differs from an adapter: no difference of large numbers tells the small error."""
+    parts = updates(40, 60, (4, 6, 3))
+    noise = updates(40, 60, (2,), seed=9)[0]
+    near = far * float(parts[1].delta().norm() / noise.delta().norm())
+    both = [parts[1].folded(), noise.folded()]
+    merged = LoraFactors(torch.cat([f.A for f in both]), torch.cat([both[0].B, both[1].B * near], dim=1))
+    single = merged.to(dtype=torch.float32)
+    known = [singular(part.to(dtype=torch.float32)) for part in parts]
+    for part, found in zip(parts, overlaps(single, known), strict=True):
+        for name, value in dense_figures(single.delta().double(), part.delta()).items():
+            assert getattr(found, name) == pytest.approx(value, rel=2e-4, abs=1e-6), name
 
 
 @pytest.mark.parametrize(("d_out", "d_in", "ranks"), SHAPES)

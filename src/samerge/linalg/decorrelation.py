@@ -30,9 +30,10 @@ class Decorrelated:
     """The kept vectors, decorrelated.
 
     Args:
-        columns: (d, r), float64.
+        columns: (d, r).
         orthonormal: whether they are orthonormal (to 1e-6): else some of them share directions.
-        gram: X^T X of the whole stack, (R, R) in float64; None where R > d.
+        gram: X^T X of the whole stack, (R, R) in float64 (of float32 products where it is well conditioned); None where
+            R > d.
         root: (R, R) in float64 with X^T X = root root^T; None where R > d.
     """
 
@@ -45,7 +46,8 @@ class Decorrelated:
 def decorrelated(stack: Tensor, kept: Tensor) -> Decorrelated:
     """The kept vectors of a stack, made orthogonal to one another and to all others.
 
-    Cost: with n = min(d, R), 2 d R n operations in float64, an n x n eigenproblem, and d n r for the r vectors.
+    Cost: with n = min(d, R), 2 d R n operations, an n x n eigenproblem, and d n r for the r vectors; in float64 but for
+    well-conditioned stacks of float32.
 
     Args:
         stack: (d, R), columns of norm 1.
@@ -72,10 +74,21 @@ def _whitened(X: Tensor, kept: Tensor) -> Decorrelated:
     """X E f(l) E^T, its columns `kept`."""
     d, total = X.shape
     wide = total > d
-    products = gram(X.T if wide else X)
+    exact = wide or X.dtype == torch.float64
+    products = gram(X.T if wide else X) if exact else (X.T @ X).double()
+    if not exact and not _clear(products):
+        exact, products = True, gram(X)
     values, E = torch.linalg.eigh(products)
     values = values.clamp_min(0)
     F = E * (values**3.5 / (values**4 + NEAR**4))
     if wide:  # the same by X X^T
         return Decorrelated(F @ times(X[:, kept].T, E).T, False)
-    return Decorrelated(times(X, F @ E[kept].T), bool(values[0] > CLEAR), products, E * values.sqrt())
+    turn = F @ E[kept].T
+    columns = times(X, turn) if exact else X @ turn.float()
+    return Decorrelated(columns, bool(values[0] > CLEAR), products, E * values.sqrt())
+
+
+def _clear(products: Tensor) -> bool:
+    """Whether all eigenvalues are above `CLEAR`: then the rounding of float32 in the products stays what it is."""
+    shifted = products - CLEAR * torch.eye(len(products), dtype=products.dtype, device=products.device)
+    return int(torch.linalg.cholesky_ex(shifted).info) == 0

@@ -6,9 +6,9 @@ the span of V. What the merge makes of these inputs is M V = B_M (A_M V), a thin
     <M, tau>              = <M V, C>
     ||(M - tau) V V^T||_F = ||M V - C||_F
 
-are exact, without a dense update and without the cancellation that norms by Gram matrices have. The span is the same
-for all factors (B Q, Q^-1 A) of one update and another basis of it changes no norm, so the figures are the same, too.
-Cost O((d_in + d_out) r (r + r_M)).
+are exact, without a dense update and without the cancellation that norms by Gram matrices have; where little cancels,
+those are used (`_overlaps`). The span is the same for all factors (B Q, Q^-1 A) of one update and another basis of it
+changes no norm, so the figures are the same, too. Cost O((d_in + d_out) r (r + r_M)).
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from samerge.linalg.triplets import Triplets
 
 #: Singular values below this share of the largest cannot be told from zero by their squares in float64.
 _SQUARED = 1e-7
+
+#: An error below this share of what it is the difference of is not told by small matrices in float32.
+_CANCELLED = 1e-2
 
 #: Up to so many components of all adapters together `summed` is cheap: two eigenproblems of this size a layer.
 MOST_COMPONENTS = 256
@@ -107,20 +110,23 @@ def summed(adapters: Sequence[LoraFactors]) -> Summed | None:
 
 
 def _overlaps(merged: LoraFactors, size: float, adapters: Sequence[Triplets]) -> list[Overlap]:
-    """By triplets: one product for all."""
-    V = torch.cat([one.V for one in adapters], dim=1)  # (d_in, R)
-    C = torch.cat([one.U * one.S.to(one.U.dtype) for one in adapters], dim=1)
-    whole = merged.to(V.device, V.dtype)
-    image = whole.B @ (whole.A @ V)  # (d_out, R)
-    sums = torch.stack(
-        [
-            torch.cat([one.S for one in adapters]).square(),
-            torch.linalg.vecdot(image.double(), C.double(), dim=0),
-            torch.linalg.vector_norm(image - C, dim=0, dtype=torch.float64).square(),
-        ]
-    )
+    """By triplets, and small matrices: ||M V - C||^2 = ||M V||^2 - 2 <M, tau> + ||tau||^2 where it is not small."""
+    first = adapters[0]
+    whole = merged.to(first.V.device, first.V.dtype)
+    rows = torch.cat([whole.A @ one.V for one in adapters], dim=1).double()  # A_M V, (r_M, R)
+    sides = torch.cat([whole.B.T @ one.U for one in adapters], dim=1).double()  # B_M^T U
+    sigma = torch.cat([one.S for one in adapters])
+    inner = (rows * sides).sum(dim=0) * sigma
+    image = (rows * (whole.B.T.double() @ whole.B.double() @ rows)).sum(dim=0)  # ||M v_k||^2
+    sums = torch.stack([sigma.square(), inner, image])
     each = torch.stack([part.sum(dim=1) for part in torch.split(sums, [one.rank for one in adapters], dim=1)]).tolist()
-    return [Overlap(own=own, merged=size, inner=inner, error=error) for own, inner, error in each]
+    found = []
+    for one, (own, common, seen) in zip(adapters, each, strict=True):
+        error = seen - 2 * common + own
+        # the rest of a cancellation is rounding: such a one is looked at whole
+        clear = error > _CANCELLED * (seen + own)
+        found.append(Overlap(own, size, common, error) if clear else _overlap(merged, size, one))
+    return found
 
 
 def _overlap(merged: LoraFactors, size: float, adapter: LoraFactors | Triplets) -> Overlap:
