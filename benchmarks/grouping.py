@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -23,11 +22,11 @@ from typing import Any
 
 import tables
 from evidence.runs import machine
-from evidence.scores import LEAST, spearman
+from evidence.scores import spearman
 from suites import suite
-from suites.base import Evaluator, Suite, Update, default_cache, single
+from suites.base import Suite, default_cache
+from suites.kept import Kept
 
-import samerge
 from samerge.adapters.files import read_adapter
 from samerge.merging.between_adapters import Conflicts, conflicts
 from samerge.report.origin import versions
@@ -62,38 +61,22 @@ def main() -> None:
 def measure(one: Suite) -> list[dict[str, Any]]:
     """What each size of group gives."""
     rows, sizes, scored = MEASURED[one.name]
-    evaluator = one.evaluator()
-    folders = one.adapters()
-
-    def loss(update: Update | None, task: str) -> float:
-        return float(evaluator.answers(update, task, rows).losses.mean())
-
-    ends = {task: (loss(None, task), loss(single(folders[task]), task)) for task in scored or one.tasks}
-    # as in quality.py: a task whose own adapter gains next to nothing has nothing to keep, but takes part
-    ends = {task: (base, own) for task, (base, own) in ends.items() if base - own >= LEAST * base}
-    figures = of_pairs(conflicts([read_adapter(folders[task], task) for task in one.tasks]))
-    where = {"scored": list(ends), "precision": evaluator.precision, "machine": machine(), "versions": versions()}
+    kept = Kept(one, rows, scored or one.tasks)
+    figures = of_pairs(conflicts([read_adapter(kept.folders[task], task) for task in one.tasks]))
+    where = {
+        "scored": list(kept.ends),
+        "precision": kept.evaluator.precision,
+        "machine": machine(),
+        "versions": versions(),
+    }
     found = []
     for size in sizes:
         groups = itertools.combinations(one.tasks, size)
-        shares = {group: kept(evaluator, rows, folders, group, ends) for group in groups}
+        shares = {group: kept.shares(group, method="even") for group in groups}
         told = {"suite": one.name, "rows": rows, "groups of": size, **judged(one.tasks, size, shares, figures), **where}
         print(told, flush=True)
         found.append(told)
     return found
-
-
-def kept(
-    evaluator: Evaluator, rows: int, folders: Mapping[str, Path], group: Group, ends: Mapping[str, tuple[float, float]]
-) -> dict[str, float]:
-    """By task of a group that is scored, what its merge keeps, in per cent."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        chosen = {task: folders[task] for task in group}
-        merged = samerge.merge(None, chosen, method="even", dtype="float32", progress=False)
-    update = Update(merged.factors, merged.layouts)
-    losses = {task: float(evaluator.answers(update, task, rows).losses.mean()) for task in group if task in ends}
-    return {task: 100 * (ends[task][0] - loss) / (ends[task][0] - ends[task][1]) for task, loss in losses.items()}
 
 
 def of_pairs(found: Conflicts) -> dict[str, dict[frozenset[str], float]]:

@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 from unittest import mock
 
@@ -25,10 +23,10 @@ import tables
 from evidence.runs import machine
 from evidence.table import FULL
 from suites import suite
-from suites.base import Evaluator, Suite, Update, default_cache, single
+from suites.base import default_cache
+from suites.kept import Kept
 from torch import Tensor
 
-import samerge
 from samerge.methods import chain
 from samerge.report.origin import versions
 
@@ -77,11 +75,11 @@ def main() -> None:
     parser.add_argument("--adapters", type=Path)
     given = parser.parse_args()
     one = suite(given.suite, given.cache, given.adapters)
-    evaluator = one.evaluator()
     rows, measured = MEASURED[given.suite]
+    kept = Kept(one, rows, sorted({task for groups, _ in measured for group in groups for task in group}))
     for groups, ranks in measured:
         for rank in ranks:
-            keep(measure(one, evaluator, groups, rank, rows))
+            keep(measure(one.name, kept, groups, rank))
     tables.write(DOC, "strength.py", table(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
@@ -94,43 +92,23 @@ def sized(size: float) -> Callable[[Tensor, Tensor, int, float], float]:
     return strength
 
 
-def measure(
-    one: Suite, evaluator: Evaluator, groups: Sequence[tuple[str, ...]], rank: int | None, rows: int
-) -> dict[str, Any]:
-    """Mean scores of merges of the groups, by strength."""
-    folders = one.adapters()
-
-    def loss(update: Update | None, task: str) -> float:
-        return float(evaluator.answers(update, task, rows).losses.mean())
-
-    tasks = {task for group in groups for task in group}
-    ends = {task: (loss(None, task), loss(single(folders[task]), task)) for task in sorted(tasks)}
-    scores: dict[float, list[float]] = {size: [] for size in SIZES}
-    for group in groups:
-        for size in SIZES:
-            with mock.patch.object(chain, "strength", sized(size)), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                merged = samerge.merge(
-                    None,
-                    {task: folders[task] for task in group},
-                    method="even",
-                    rank=rank or FULL,
-                    dtype="float32",
-                    progress=False,
-                )
-            update = Update(merged.factors, merged.layouts)
-            shares = [(base - loss(update, task)) / (base - own) for task, (base, own) in ends.items() if task in group]
-            scores[size].append(100 * fmean(shares))
-    told = {str(size): round(fmean(found), 1) for size, found in scores.items()}
-    where = {"precision": evaluator.precision, "machine": machine(), "versions": versions()}
+def measure(name: str, kept: Kept, groups: Sequence[tuple[str, ...]], rank: int | None) -> dict[str, Any]:
+    """Mean scores of merges of the groups, by size."""
+    scores = {}
+    for size in SIZES:
+        with mock.patch.object(chain, "strength", sized(size)):
+            scores[str(size)] = round(kept.mean(groups, method="even", rank=rank or FULL), 1)
     return {
-        "suite": one.name,
+        "suite": name,
         "adapters": len(groups[0]),
         "rank": rank,
-        "rows": rows,
+        "rows": kept.rows,
         "groups": groups,
-        "scores": told,
-    } | where
+        "scores": scores,
+        "precision": kept.evaluator.precision,
+        "machine": machine(),
+        "versions": versions(),
+    }
 
 
 def keep(record: dict[str, Any]) -> None:

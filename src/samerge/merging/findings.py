@@ -17,6 +17,10 @@ from samerge.report.record import LayerRecord
 NOTABLE_LOSS = 0.2
 
 
+#: How many times as large as the adapters' weighted norms together a merged layer may be: no sum of them reaches 1.
+LOUD = 2.0
+
+
 @dataclass(frozen=True)
 class Findings:
     """What the user should look at.
@@ -57,6 +61,7 @@ def warnings_of(problem: Problem, experts: Sequence[Adapter], layers: Mapping[st
             f"truncation to the rank lost over {NOTABLE_LOSS:.0%} of the energy in {len(heavy)} of {len(layers)} "
             f"layers (most in {worst}: {heavy[worst]:.0%}); a larger rank keeps more"
         )
+    found += _loud(problem, layers)
     capped = sorted(
         {n for layer in layers.values() for n, one in layer.adapters.items() if one.balance == MOST_BALANCE}
     )
@@ -86,18 +91,43 @@ def notes_of(problem: Problem, planned: Plan, begun: Begun) -> tuple[str, ...]:
     return (*([planned.note] if planned.note else []), *begun.notes, *([strengths] if averaged else []))
 
 
+def _sizes(problem: Problem, layer: LayerRecord) -> list[float]:
+    """The norms of the adapters' weighted updates in a layer."""
+    weights = dict(zip(problem.names, problem.weights, strict=True))
+    own = {n: weights[n] if one.weight is None else one.weight for n, one in layer.adapters.items()}
+    return [abs(own[n]) * one.norm for n, one in layer.adapters.items()]
+
+
+def _loud(problem: Problem, layers: Mapping[str, LayerRecord]) -> list[str]:
+    """What to say of layers that are larger than all that went in, after the balance, and were not scaled to be."""
+    times = {}
+    for module, layer in layers.items():
+        balanced = [
+            size * one.balance for size, one in zip(_sizes(problem, layer), layer.adapters.values(), strict=True)
+        ]
+        largest = max(1.0, abs(layer.scale)) * sum(balanced)
+        if layer.norm > LOUD * largest > 0:
+            times[module] = layer.norm / largest
+    if not times:
+        return []
+    worst = max(times, key=lambda module: times[module])
+    return [
+        f"{len(times)} of {len(layers)} merged layers are larger than all adapters' updates there together (most in "
+        f"{worst}: {times[worst]:.3g} times): the method is unstable on these adapters; try another one, or a smaller "
+        f"scaling"
+    ]
+
+
 def _nothing(problem: Problem, layers: Mapping[str, LayerRecord]) -> str | None:
     """What to say when the merged update is zero in every layer, and why it is, as far as can be told."""
-    weights = dict(zip(problem.names, problem.weights, strict=True))
 
     def most(layer: LayerRecord) -> float:
-        """The largest norm that an expert's part of the sum has."""
-        own = {n: weights[n] if one.weight is None else one.weight for n, one in layer.adapters.items()}
-        return max((abs(own[n] * layer.scale) * one.norm for n, one in layer.adapters.items()), default=0.0)
+        """The largest norm that an adapter's part of the sum has."""
+        return max((abs(layer.scale) * size for size in _sizes(problem, layer)), default=0.0)
 
     if any(layer.norm > ROUNDING * most(layer) for layer in layers.values()):
         return None
-    if not any(weights.values()):
+    if not any(problem.weights):
         why = "all weights are 0; give one adapter another"
     elif not any(one.norm for layer in layers.values() for one in layer.adapters.values()):
         why = "every update that went in is zero already (B is 0 in LoRA that was never trained, or lora_alpha is 0)"
