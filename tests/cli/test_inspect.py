@@ -7,7 +7,7 @@ from report.test_page import Page
 
 from samerge.report.by_layer import layer_types, worst_layers
 from samerge.report.facts import number
-from samerge.report.record import AdapterInLayer, LayerRecord
+from samerge.report.stored import AdapterInLayer, LayerRecord
 
 from .conftest import shell
 

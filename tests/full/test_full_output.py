@@ -18,8 +18,9 @@ import samerge
 from samerge.errors import OptionError, OutputExistsError
 from samerge.full.shards import plan, shard_bytes
 from samerge.report.card import model_card
-from samerge.report.record import Base, Input, Output, Record
+from samerge.report.record import Record
 from samerge.report.report import read_report
+from samerge.report.stored import Base, Input, Output
 
 
 def merge(herd, **options):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from samerge.report.record import AdapterInLayer, Base, Input, LayerRecord, Output, Record
+from samerge.report.record import Record
+from samerge.report.stored import AdapterInLayer, Base, Input, LayerRecord, Output
 
 LAYERS = {
     "model.layers.0.q": LayerRecord(

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from samerge.report.card import model_card
-from samerge.report.record import Base, Input
+from samerge.report.stored import Base, Input
 
 from .records import LAYERS, RECORD
 

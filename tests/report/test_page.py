@@ -18,8 +18,9 @@ from samerge.report.heat import heats, kept_by_place
 from samerge.report.page.figures import kept
 from samerge.report.page.page import fragment, page
 from samerge.report.picture import STEPS, Heat
-from samerge.report.record import AdapterInLayer, Base, Input, LayerRecord, Output, Record
+from samerge.report.record import Record
 from samerge.report.report import Report
+from samerge.report.stored import AdapterInLayer, Base, Input, LayerRecord, Output
 
 from .records import RECORD
 

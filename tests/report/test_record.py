@@ -15,8 +15,9 @@ from rich.console import Console
 from samerge.errors import AdapterError
 from samerge.report.card import model_card
 from samerge.report.reading import RECORD_NAME, read_record
-from samerge.report.record import AdapterInLayer, LayerRecord, Record, weighted_mean
+from samerge.report.record import Record, weighted_mean
 from samerge.report.report import read_report
+from samerge.report.stored import AdapterInLayer, LayerRecord
 
 from .records import LAYERS, RECORD
 

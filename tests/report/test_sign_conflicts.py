@@ -14,8 +14,9 @@ from samerge.linalg.sign_conflicts import Conflict, conflict_among, sample_rows
 from samerge.merging.inputs import open_adapters
 from samerge.report.by_layer import by_block
 from samerge.report.card import model_card
-from samerge.report.record import LayerRecord, signs
+from samerge.report.record import signs
 from samerge.report.report import Report
+from samerge.report.stored import LayerRecord
 from samerge.saliency.element_masks import Masks
 
 LOOKED = 150

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from samerge.report.card import model_card
-from samerge.report.record import AdapterInLayer, Base, Input, LayerRecord
 from samerge.report.sinks import console, markdown, visible, visible_json
+from samerge.report.stored import AdapterInLayer, Base, Input, LayerRecord
 
 from .records import RECORD
 

@@ -14,8 +14,8 @@ from rich.console import Console
 
 import samerge
 from samerge.report.heat import heats, kept_by_place
-from samerge.report.record import AdapterInLayer, LayerRecord
 from samerge.report.report import read_report
+from samerge.report.stored import AdapterInLayer, LayerRecord
 
 from .dense import best_mean_cosine, cosine, flat, interference, updates
 from .records import RECORD

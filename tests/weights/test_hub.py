@@ -22,7 +22,8 @@ from samerge.adapters.writer import write_adapter
 from samerge.errors import AdapterError, BaseModelError, HubError, OptionError
 from samerge.report.card import model_card
 from samerge.report.reading import read_record
-from samerge.report.record import Base, Input, Output, Record
+from samerge.report.record import Record
+from samerge.report.stored import Base, Input, Output
 from samerge.weights.hub import files_beside, resolve_adapter, resolve_base, resolve_record
 from samerge.weights.published import Card
 from samerge.weights.pushing import push_folder

@@ -17,8 +17,9 @@ from samerge.merging.merged_adapter import MergedAdapter
 from samerge.options.kinds import check_share, check_whole
 from samerge.report.origin import name_of
 from samerge.report.overlap import effective_rank
-from samerge.report.record import LayerRecord, Output, Record
+from samerge.report.record import Record
 from samerge.report.report import Report
+from samerge.report.stored import LayerRecord, Output
 from samerge.saliency.task_vectors import shape_of
 
 #: The largest rank where only an energy is asked for.

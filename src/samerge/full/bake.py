@@ -29,8 +29,9 @@ from samerge.options.common import CommonOptions
 from samerge.options.option import filled
 from samerge.parallel.progress import Progress
 from samerge.report.origin import base_of, input_of, name_of, origin, seconds_of
-from samerge.report.record import AdapterInLayer, LayerRecord, Output, Record
+from samerge.report.record import Record
 from samerge.report.report import Report
+from samerge.report.stored import AdapterInLayer, LayerRecord, Output
 from samerge.weights import FolderSource, WeightSource
 from samerge.weights.quantised import quantization
 from samerge.weights.stored import InFile

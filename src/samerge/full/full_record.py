@@ -15,7 +15,8 @@ from samerge.merging.alignment.checkpoints import Mismatch
 from samerge.merging.inputs import dtype_of
 from samerge.parallel.progress import Progress
 from samerge.report.origin import base_of, name_of, origin, seconds_of
-from samerge.report.record import AdapterInLayer, Input, LayerRecord, Output, Record
+from samerge.report.record import Record
+from samerge.report.stored import AdapterInLayer, Input, LayerRecord, Output
 from samerge.saliency.elements import Pruner
 
 

@@ -11,7 +11,7 @@ from samerge.merging.plan import Plan
 from samerge.methods.method import Begun
 from samerge.methods.problem import MOST_BALANCE, Problem
 from samerge.methods.scaling import ROUNDING
-from samerge.report.record import LayerRecord
+from samerge.report.stored import LayerRecord
 
 #: Share of a layer's energy that a truncation may lose before the report says so in words.
 NOTABLE_LOSS = 0.2

@@ -34,8 +34,9 @@ from samerge.parallel.shared_work import collected, everywhere
 from samerge.report.merged_layer import compared, layer_record
 from samerge.report.origin import base_of, input_of, name_of, origin, seconds_of
 from samerge.report.overlap import summed
-from samerge.report.record import LayerRecord, Output, Record
+from samerge.report.record import Record
 from samerge.report.report import Report
+from samerge.report.stored import LayerRecord, Output
 
 
 class Finisher:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from samerge.options.module_names import first_layer, module_type
-from samerge.report.record import AdapterInLayer, LayerRecord, elements, energy_kept, lost, signs, weighted_mean
+from samerge.report.record import elements, energy_kept, lost, signs, weighted_mean
+from samerge.report.stored import AdapterInLayer, LayerRecord
 
 
 @dataclass(frozen=True)

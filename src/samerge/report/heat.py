@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from samerge.report.by_layer import by_block
 from samerge.report.facts import percent
 from samerge.report.picture import Heat
-from samerge.report.record import AdapterInLayer, LayerRecord, Record, adapter_record, elements
+from samerge.report.record import Record, adapter_record, elements
+from samerge.report.stored import AdapterInLayer, LayerRecord
 
 _BLOCKS = "A row is an adapter, a column a block of the model, from the input on the left to the output on the right."
 

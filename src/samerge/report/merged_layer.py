@@ -13,7 +13,7 @@ from samerge.linalg.triplets import Triplets
 from samerge.methods.method import Share
 from samerge.methods.problem import Part
 from samerge.report.overlap import effective_rank, overlaps
-from samerge.report.record import AdapterInLayer, LayerRecord
+from samerge.report.stored import AdapterInLayer, LayerRecord
 
 
 def layer_record(

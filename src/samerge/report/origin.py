@@ -12,7 +12,7 @@ import torch
 
 from samerge.adapters import Adapter
 from samerge.parallel.progress import Progress
-from samerge.report.record import Base, Input
+from samerge.report.stored import Base, Input
 from samerge.version import __version__
 from samerge.weights import WeightSource
 

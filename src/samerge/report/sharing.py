@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from samerge.report.reading import read_record
-from samerge.report.record import Input, Record
+from samerge.report.record import Record
+from samerge.report.stored import Input
 from samerge.weights.hub import CONFIG_NAME, RECORD_NAME
 from samerge.weights.untrusted import Origin, sha256
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from samerge.methods.registry import summaries
 from samerge.report.markdown import code, one_line
-from samerge.report.record import Input, Record
+from samerge.report.record import Record
 from samerge.report.sharing import last_part, on_hub, repository
+from samerge.report.stored import Input
 
 _PAPER = "[Saliency-Aware Model Merging](https://arxiv.org/abs/2606.00511) (SA-Merging)"
 _TSV = "([TSV-Merge](https://arxiv.org/abs/2412.00081))"

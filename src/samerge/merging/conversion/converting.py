@@ -25,8 +25,9 @@ from samerge.merging.trained_parts import check_extras
 from samerge.methods.problem import Problem
 from samerge.parallel.progress import Progress
 from samerge.report.origin import base_of, input_of, name_of, origin
-from samerge.report.record import AdapterInLayer, LayerRecord, Output, Record
+from samerge.report.record import Record
 from samerge.report.report import Report
+from samerge.report.stored import AdapterInLayer, LayerRecord, Output
 
 
 def convert_adapter(

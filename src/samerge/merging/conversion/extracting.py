@@ -30,8 +30,8 @@ from samerge.methods.method import Begun, MergedLayer, Share
 from samerge.methods.problem import Problem, Site
 from samerge.options.module_names import module_type
 from samerge.parallel.progress import Progress
-from samerge.report.record import LayerRecord
 from samerge.report.report import Report
+from samerge.report.stored import LayerRecord
 from samerge.weights import FolderSource, WeightSource, matrix_shape
 
 #: The rank that is looked for first where only the energy is given; doubled until the energy is there.

@@ -9,7 +9,8 @@ from typing import Any
 
 from samerge.report.by_layer import Block, blocks
 from samerge.report.facts import Column, Facts, number, percent
-from samerge.report.record import AdapterInLayer, LayerRecord, Record
+from samerge.report.record import Record
+from samerge.report.stored import AdapterInLayer, LayerRecord
 
 #: With more cells than this, every layer by itself is not shown.
 _MOST_CELLS = 4000
