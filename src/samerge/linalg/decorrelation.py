@@ -32,6 +32,7 @@ class Decorrelated:
     Args:
         columns: (d, r).
         orthonormal: whether they are orthonormal (to 1e-6): else some of them share directions.
+        largest: the largest eigenvalue of X^T X of the whole stack.
         gram: X^T X of the whole stack, (R, R) in float64 (of float32 products where it is well conditioned); None where
             R > d.
         root: (R, R) in float64 with X^T X = root root^T; None where R > d.
@@ -39,6 +40,7 @@ class Decorrelated:
 
     columns: Tensor
     orthonormal: bool
+    largest: float
     gram: Tensor | None = None
     root: Tensor | None = None
 
@@ -67,7 +69,7 @@ def decorrelated(stack: Tensor, kept: Tensor) -> Decorrelated:
         return first
     columns = first.columns / torch.linalg.vector_norm(first.columns, dim=0)
     again = _whitened(columns, torch.arange(len(kept), device=kept.device))
-    return replace(again, gram=first.gram, root=first.root)
+    return replace(again, largest=first.largest, gram=first.gram, root=first.root)
 
 
 def _whitened(X: Tensor, kept: Tensor) -> Decorrelated:
@@ -81,11 +83,12 @@ def _whitened(X: Tensor, kept: Tensor) -> Decorrelated:
     values, E = torch.linalg.eigh(products)
     values = values.clamp_min(0)
     F = E * (values**3.5 / (values**4 + NEAR**4))
+    largest = float(values[-1])
     if wide:  # the same by X X^T
-        return Decorrelated(F @ times(X[:, kept].T, E).T, False)
+        return Decorrelated(F @ times(X[:, kept].T, E).T, False, largest)
     turn = F @ E[kept].T
     columns = times(X, turn) if exact else X @ turn.float()
-    return Decorrelated(columns, bool(values[0] > CLEAR), products, E * values.sqrt())
+    return Decorrelated(columns, bool(values[0] > CLEAR), largest, products, E * values.sqrt())
 
 
 def _clear(products: Tensor) -> bool:

@@ -4,6 +4,10 @@
 
 N updates that are orthogonal and of one norm are N voices, N copies of one are one, and so is a single one among others
 next to nothing; two at a cosine of c are 2 / (1 + c^2). The sign of an update does not matter.
+
+With tau_n = U_n diag(l_n) V_n^T side by side, ||sum_n c_n tau_n|| <= ||U||_2 ||V||_2 ||c o l||, so that the largest
+eigenvalue of K is at most ||U||_2^2 ||V||_2^2 max_n ||l_n||^2. As tr K^2 is no more than that times tr K, where it is
+small enough there are two voices or more, and no inner product is needed (`several`).
 """
 
 from __future__ import annotations
@@ -42,6 +46,21 @@ def voices(stack: Triplets, loads: Tensor, left: Tensor | None = None, right: Te
         K += owned[rows].T @ (loads[rows, None] * products * loads) @ owned
     square = K.square().sum()
     return float(K.trace().square() / square) if square > 0 else 1.0
+
+
+def several(stack: Triplets, loads: Tensor, squares: float) -> bool:
+    """Whether two voices are certain from bounds alone; False says nothing.
+
+    Args:
+        stack: the components of all updates side by side, U_n and V_n orthonormal, with their owners.
+        loads: (R,) in float64.
+        squares: ||U||_2^2 ||V||_2^2.
+    """
+    assert stack.owners is not None
+    numbers, places = torch.unique_consecutive(stack.owners, return_inverse=True)
+    own = torch.zeros(len(numbers), dtype=torch.float64, device=loads.device)
+    own = own.index_add(0, places, loads.square())  # ||tau_n||^2
+    return bool(2 * squares * own.amax() <= own.sum())
 
 
 def _inner(X: Tensor, gram: Tensor | None, rows: slice) -> Tensor:

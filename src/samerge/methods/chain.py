@@ -32,7 +32,7 @@ from samerge.linalg.stack import apart
 from samerge.linalg.stack import stacked as side_by_side
 from samerge.linalg.sums import Summed
 from samerge.linalg.triplets import Triplets, zero
-from samerge.linalg.voices import voices
+from samerge.linalg.voices import several, voices
 from samerge.methods.method import MergedLayer, Share
 from samerge.methods.problem import Part, Problem, Site, taken_apart
 from samerge.options.kinds import share
@@ -135,8 +135,7 @@ def chain_layer(
         stack = (canonical_stack if settle else stacked)(present, problem.weights_at(site))
         kept = ranked(site, stack)
         left, right = (decorrelated(X, kept) for X in (stack.triplets.U, stack.triplets.V))
-        heard = voices(stack.triplets, stack.weights * stack.sigma, left.gram, right.gram)
-        level = strength(stack.sigma, kept, len(present), heard)
+        level = strength(stack.sigma, kept, len(present), _heard(stack, left, right))
         strengths = level * stack.weights[kept]
         orthonormal = left.orthonormal and right.orthonormal
         update = Triplets(left.columns.float(), strengths, right.columns.float(), orthonormal, stack.owners[kept])
@@ -175,6 +174,14 @@ def strength(sigma: Tensor, kept: Tensor, adapters: int, heard: float) -> float:
     loud = LOUDNESS**2 * float(sigma.square().sum()) / adapters / math.sqrt(len(kept) * len(sigma) / adapters)
     share = min(1.0, heard - 1)
     return math.sqrt((1 - share) * alone + share * loud)
+
+
+def _heard(stack: Stack, left: Decorrelated, right: Decorrelated) -> float:
+    """How many voices there are, up to two."""
+    loads = stack.weights * stack.sigma
+    if several(stack.triplets, loads, left.largest * right.largest):
+        return 2.0
+    return voices(stack.triplets, loads, left.gram, right.gram)
 
 
 def _left_of(stack: Stack, kept: Tensor, parts: Mapping[int, Part], rows: Tensor) -> tuple[dict[int, Share], Conflict]:
