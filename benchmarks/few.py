@@ -5,15 +5,14 @@
 
 The suites of `quality.py` merge six to eight at once. Here groups of two and three are merged, and asked their own
 tasks only; scores are those of `quality.py`, mean over the groups, with every method at what it comes with
-(`evidence/table.py`). Results go to benchmarks/results/few.json, and from there to docs/questions.md; a record with the
-same settings replaces the older one.
+(`evidence/table.py`). Results go to benchmarks/results/few.json, and from there to docs/evidence.md, by `quality.py
+--render`; a record with the same settings replaces the older one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from suites.kept import Kept
 from samerge.report.origin import versions
 
 RESULTS = tables.RESULTS / "few.json"
-DOC = tables.DOCS / "questions.md"
 SETTINGS = ("suite", "adapters", "rank", "merge")
 RANK = 16
 
@@ -91,7 +89,6 @@ def main() -> None:
                 for budget in ("r", "free"):
                     if budget in family.budgets:
                         keep(measure(name, kept, groups, family, budget))
-    tables.write(DOC, "few.py", table(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
 def measure(name: str, kept: Kept, groups: Groups, family: Family, budget: Any) -> dict[str, Any]:
@@ -117,22 +114,6 @@ def keep(record: dict[str, Any]) -> None:
     found = [row for row in known if any(row[key] != record[key] for key in SETTINGS)]
     RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in [*found, record]) + "\n]\n", encoding="utf-8")
     print(*(record[key] for key in (*SETTINGS, "score")), flush=True)
-
-
-def table(records: Sequence[dict[str, Any]]) -> str:
-    """As docs/questions.md has it: a row for each merge and output rank, a column for each suite and number."""
-    columns = sorted({(r["adapters"], r["suite"]) for r in records})
-    scores = {(r["merge"], r["rank"], r["adapters"], r["suite"]): r["score"] for r in records}
-    rows = []
-    for rank in (RANK, None):
-        names = [
-            family.name for family in FAMILIES if any((family.name, rank, *column) in scores for column in columns)
-        ]
-        for name in names:
-            found = [scores.get((name, rank, *column)) for column in columns]
-            told = ["" if score is None else str(score) for score in found]
-            rows.append([name, "as it comes" if rank is None else str(rank), *told])
-    return tables.rows(["merge", "output rank", *(f"{suite}, {count}" for count, suite in columns)], rows)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""docs/evidence.md from results/quality.json, and from nothing else: what was measured, in five minutes."""
+"""docs/evidence.md from results/quality.json and few.json, and nothing else: what was measured, in five minutes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 from tables import rows as table
 
+from evidence.few_adapters import few_adapters
 from evidence.papers_figures import papers_figures
 from evidence.scores import spearman
 from evidence.store import Results, best, merges, select, untuned
@@ -21,6 +23,7 @@ REPEAT = """## To repeat it
 ```sh
 pip install -e '.[benchmarks]'
 python benchmarks/quality.py --suite exact language language-mixed minilm minilm-same-init smollm2  # resumable
+python benchmarks/few.py --suite exact language minilm smollm2
 python benchmarks/quality.py --collect --render
 ```
 
@@ -45,11 +48,17 @@ NOT_RUN = (
 )
 
 
-def page(results: Results) -> str:
-    """The page."""
+def page(results: Results, few: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The page.
+
+    Args:
+        results: of `quality.py`.
+        few: of `few.py`.
+    """
     sections = [
         "# Which merge is best: the evidence",
-        "Made by `benchmarks/quality.py --render` from benchmarks/results/quality.json; no figure is by hand. "
+        "Made by `benchmarks/quality.py --render` from benchmarks/results/quality.json and few.json; no figure is by "
+        "hand. "
         "[All tables](evidence-tables.md).",
         measured(results),
         "![Untuned scores by merge and suite](pictures/quality-methods.png)\n\nHow to read it: each dot is a merge of "
@@ -57,7 +66,9 @@ def page(results: Results) -> str:
         "task's own adapter, the dotted line at 0 is the base model. The bars are 95 % intervals; samerge's own merges "
         "are orange. What lies beyond the left edge is in the table alone.",
         untuned_scores(results),
-        *(question(results) for question in (at_best, ranks, ranking, papers_figures, right_answers, foretold)),
+        at_best(results),
+        few_adapters(few),
+        *(question(results) for question in (ranks, ranking, papers_figures, right_answers, foretold)),
         uncertainty(results),
         REPEAT,
     ]
@@ -85,10 +96,10 @@ def measured(results: Results) -> str:
             "loss (nats; of the right class, or of every next token), so that every row counts and small differences "
             "show.",
             table(["suite", "what", "tasks", "rows a task", "role"], rows),
-            "Defaults were chosen by the *design* suites; the others *judge* them. The limits on the default's "
-            "strength (1.7 times an adapter's size, and how that grows with the rank) were chosen with the design "
-            "suites in sight; `language-mixed` was meant to judge, and became one of them when it showed the default "
-            "to be too loud.",
+            "Defaults were chosen by the *design* suites; the others *judge* them. The default's strength (1.7 times "
+            "an adapter's size, and how that grows with the rank) was chosen with the design suites in sight, and with "
+            "pairs of `exact`'s adapters ([method](method.md)); `language-mixed` was meant to judge, and became one of "
+            "them when it showed the default to be too loud.",
             NOT_RUN,
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import types
@@ -12,6 +13,7 @@ import pytest
 import torch
 from evidence import collect as collecting
 from evidence.collect import collect
+from evidence.few_adapters import few_adapters
 from evidence.long_tables import long_tables
 from evidence.page import at_best, orders, page
 from evidence.runs import Runs, config_rank, settings
@@ -20,6 +22,7 @@ from evidence.store import dump, load, select
 from evidence.table import DEFAULT, FAMILIES, Family
 from peft import PeftModel
 from suites.base import LiveWeights, Part, Update, judged, mixed, single
+from suites.kept import Kept
 
 import samerge
 from samerge.merging.plan import plan
@@ -28,6 +31,7 @@ from samerge.options.option import table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks/results/quality.json"
+FEW = RESULTS.with_name("few.json")
 # PEFT asks a transformers model for a property that newer releases of transformers call by another name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -240,10 +244,41 @@ def test_live_weights_are_what_peft_makes_and_come_back(llama):
     assert torch.equal(model(tokens).logits, before)
 
 
-@pytest.mark.parametrize(("name", "made"), [("evidence", page), ("evidence-tables", long_tables)])
-def test_a_page_is_what_the_results_render_to(name, made):
-    results = load(RESULTS.read_text(encoding="utf-8"))
-    assert (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") == made(results)
+def test_pages_are_what_the_results_render_to():
+    results, few = load(RESULTS.read_text(encoding="utf-8")), json.loads(FEW.read_text(encoding="utf-8"))
+    for name, made in (("evidence", page(results, few)), ("evidence-tables", long_tables(results))):
+        assert (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") == made
+
+
+def test_merges_of_few_adapters_in_words():
+    """Means, order, and where a rival is ahead."""
+    scores = {("saliency", 16): (90, 80), ("even", 16): (91, 81), ("tsv", 16): (85, 82), ("saliency", None): (90, 90)}
+    scores |= {("tsv", None): (80, 80)}
+    records = [
+        {"merge": merge, "rank": rank, "adapters": count, "suite": "toy", "score": one}
+        for (merge, rank), own in scores.items()
+        for count, one in zip((2, 3), own, strict=True)
+    ]
+    text = few_adapters(records)
+    assert "A rival is ahead of the default on: toy, 3 (`tsv`, -2.0)." in text
+    assert "No rival is ahead of the default." in text
+    assert "| even | 91.0 | 81.0 | 86.0 |\n| **saliency** | 90.0 | 80.0 | 85.0 |\n| tsv | 85.0 | 82.0 | 83.5 |" in text
+    assert few_adapters([]) == ""
+
+
+def test_what_a_merge_of_a_group_keeps(llama):
+    """By hand: the losses of the toy's evaluator on base, adapter and merge."""
+    toy = Toy(llama)
+    first, second = list(toy.adapters())[:2]
+    kept = Kept(toy, ROWS, [first])
+    shares = kept.shares([first, second], method="linear")
+    merged = samerge.merge(None, {n: toy.adapters()[n] for n in (first, second)}, method="linear", progress=False)
+    losses = [
+        float(toy.answers(update, first, ROWS).losses.mean())
+        for update in (None, single(toy.adapters()[first]), Update(merged.factors, merged.layouts))
+    ]
+    assert shares == {first: pytest.approx(100 * (losses[0] - losses[2]) / (losses[0] - losses[1]), rel=1e-4)}
+    assert kept.mean([(first, second)], method="linear") == pytest.approx(shares[first])
 
 
 def test_the_file_of_results_has_merges_that_the_table_knows():

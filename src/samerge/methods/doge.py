@@ -1,6 +1,6 @@
 """`doge`: one change to all adapters that lets their sum do what each does, found by descent (DOGE; Wei et al. 2025).
 
-arXiv 2501.01230, task arithmetic without data, as fusion-bench has it (by two of the paper's authors). In a layer, with
+arXiv 2501.01230, task arithmetic without data, as fusion-bench has it. In a layer, with
 rows p, l_i = eta w_i / ||tau_i||_F, and D = 0 to begin with:
 
     L(D) = sum_j sum_p <tau_j[p], tau_j[p] - sum_i l_i (tau_i + D)[p]>^2
