@@ -113,6 +113,17 @@ def voices(updates: Sequence[Tensor]) -> float:
     return float(K.trace() ** 2 / (K @ K).trace())
 
 
+def heard(own: Mapping[int, _Own], weights: Sequence[float]) -> dict[tuple[int, int], float]:
+    """The weight of every component: its adapter's, less what others take back of its direction."""
+    F = sum(weights[n] * one.P @ one.Q.T for n, one in own.items())
+    found = {}
+    for n, one in own.items():
+        for k in range(len(one.S)):
+            phi, most = float(one.P[:, k] @ F @ one.Q[:, k]), abs(weights[n])
+            found[n, k] = max(-most, min(most, 2 * phi))
+    return found
+
+
 def truncated(matrix: Tensor, rank: int) -> Tensor:
     """The best approximation of a rank."""
     P, S, Q = triplets(matrix)
@@ -198,14 +209,14 @@ def dense_chain(
         for name, there in own.items():
             total = sum(len(one.S) for one in there.values())
             T = sum(weights[n] * one.update() for n, one in there.items())
-            scores, agreements = {}, {}
+            scores, agreements, loud = {}, {}, heard(there, weights)
             for n, one in there.items():
                 for k in one.left:
                     p, sigma, q = one.P[:, k], one.S[k], one.Q[:, k]
                     eta = sigma * (p @ T @ q)
                     if network is None:
-                        scores[n, k] = float(abs(weights[n]) * sigma)
-                        agreements[n, k] = float(abs(weights[n] * eta))
+                        scores[n, k] = float(abs(loud[n, k]) * sigma)
+                        agreements[n, k] = float(abs(loud[n, k] * eta))
                         continue
                     gamma = sigma * (p @ gradients[n][name] @ q) if name not in outside else 1.0
                     scores[n, k] = float(abs(weights[n] * gamma * eta))
@@ -243,13 +254,16 @@ def dense_chain(
             kept_U, kept_V = (torch.stack([decorrelated[name][p][side] for p in places], dim=1) for side in (0, 1))
             U = decorrelate(kept_U / kept_U.norm(dim=0))
             V = decorrelate(kept_V / kept_V.norm(dim=0))
-            squares = [float(own[name][n].S[k]) ** 2 for n, k in places]
+            sigma = torch.stack([own[name][n].S[k] for n, k in places])
+            flat, sized = U @ V.T, (U * sigma) @ V.T
+            count, alone = float(flat.square().sum()), float(sized.square().sum() / flat.square().sum())
             sizes = [one.S.square().sum() for one in own[name].values()]
             components = sum(len(one.S) for one in own[name].values()) / len(sizes)
-            largest = LOUDNESS * float(sum(sizes) / len(sizes)) ** 0.5 * (len(places) / components) ** 0.25
+            largest = LOUDNESS * float(sum(sizes) / len(sizes)) ** 0.5 * (count / components) ** 0.25
             share = min(1.0, voices([weights[n] * taus[n][name] for n in there]) - 1)
-            level = ((1 - share) * sum(squares) / len(squares) + share * largest**2 / len(places)) ** 0.5
-            signs = torch.tensor([weights[n] for n, _ in places], dtype=torch.float64)
+            level = ((1 - share) * alone + share * largest**2 / count) ** 0.5
+            loud = heard(own[name], weights)
+            signs = torch.tensor([loud[place] for place in places], dtype=torch.float64)
             kept = {n: one.left for n, one in own[name].items()}
             merged[name] = DenseLayer(level * (U * signs) @ V.T, kept, gaps[name], level)
     return merged

@@ -129,6 +129,65 @@ def test_adapters_with_a_common_start(tmp_path, method, rank):
     ChainCase(tmp_path, base, tables).check(method, (1.0, 0.5, -0.3), rank=rank)
 
 
+@pytest.mark.parametrize("weights", [(1.0, -1.0, 1.0), (-1.0, 1.0, 0.5), (0.9, -1.0, 0.9), (1.0, 1.0, -0.7)])
+@pytest.mark.parametrize("rank", [3, 4, 9])
+@pytest.mark.parametrize("method", METHODS)
+def test_copies_at_opposite_weights(tmp_path, method, rank, weights):
+    """The first two are one adapter, or all three: what one says the other takes back."""
+    base, tables = unequal(widths=(24, 26, 22), ranks=(4, 4, 4), sizes=(1.0, 1.0, 1.0))
+    for count, third in ((2, tables[2]), (3, tables[0])):
+        same = {m: factors for m, factors in tables[0].items() if m in tables[1]}
+        case = ChainCase(tmp_path / f"{count}", base, [same, same, {m: third[m] for m in same}])
+        given = {"connectivity": chain_graph(base)} if method == "saliency" else {}
+        merged = samerge.merge(
+            case.folder, case.adapters, method=method, weights=list(weights), rank=rank, progress=False, **given
+        )
+        network = chain_network(sorted(base)) if method == "saliency" else None
+        expected = dense_chain(network, base, case.experts, weights, rank=rank)
+        for module in same:  # which of two copies is kept is no matter
+            delta = expected[f"{module}.weight"].delta
+            assert float((merged.delta(module).double() - delta).norm()) <= 1e-3 * float(delta.norm()), module
+        if count == 2 and weights == (1.0, -1.0, 1.0):  # nothing of the first two is left
+            one = {m: B.double() @ A.double() for m, (A, B) in same.items()}
+            for name, tau in one.items():
+                delta = expected[f"{name}.weight"].delta
+                assert abs(float((delta * tau).sum())) < 0.2 * float(delta.norm() * tau.norm())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_an_adapter_less_its_copy_is_nothing(tmp_path, method, noise):
+    base = chain([40, 44, 36])
+    one, other = chain_factors(base, 6, 1), chain_factors(base, 6, 2)
+    near = {m: tuple(x + noise * y for x, y in zip(one[m], other[m], strict=True)) for m in one}
+    case = ChainCase(tmp_path, base, [one, near])
+    given = {"connectivity": chain_graph(base)} if method == "saliency" else {}
+    options = {"method": method, "weights": [1.0, -1.0], "progress": False, **given}
+    with pytest.warns(UserWarning, match="zero in every layer"):
+        merged = samerge.merge(case.folder, case.adapters, **options)
+    for module, (A, B) in one.items():
+        assert float(merged.delta(module).norm()) < 1e-4 * float((B @ A).norm())
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("rank", [4, 6, 9, 40])
+@pytest.mark.parametrize("method", METHODS)
+def test_copies_keep_the_size_of_one(tmp_path, method, rank, count):
+    """At any rank, also in a layer that is narrower than the adapter's: with fewer places the best components' size."""
+    base = chain([40, 44, 5, 36])
+    one = chain_factors(base, 6, 1)
+    case = ChainCase(tmp_path, base, [one] * count)
+    given = {"connectivity": chain_graph(base)} if method == "saliency" else {}
+    merged = samerge.merge(case.folder, case.adapters, method=method, rank=rank, progress=False, **given)
+    for module, (A, B) in one.items():
+        S = torch.linalg.svdvals(B.double() @ A.double())[:6]
+        found = float(merged.delta(module).norm())
+        if rank >= 6:
+            assert found == pytest.approx(float(S.norm()), rel=1e-3)
+        else:
+            assert float(S[-rank:].norm()) * 0.999 <= found <= float(S.norm())
+
+
 @pytest.mark.parametrize("rank", [2, 4, 9])
 @pytest.mark.parametrize(("alike", "weights"), [(0.0, (1.0, 0.4)), (0.7, (1.0, 1.0)), (0.7, (-1.0, 0.5))])
 @pytest.mark.parametrize("method", METHODS)

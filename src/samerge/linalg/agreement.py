@@ -9,7 +9,9 @@ from samerge.linalg.stack import TILE, images
 from samerge.linalg.triplets import Triplets
 
 
-def agreement(stack: Triplets, weights: Tensor, wanted: Tensor | None = None) -> Tensor:
+def agreement(
+    stack: Triplets, weights: Tensor, wanted: Tensor | None = None, products: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """eta of components against the weighted sum of all of them, (R,) in float64.
 
     By tiles: 4 R d min(R, d) operations for R components of a d x d layer, and beside the stack the memory of a tile,
@@ -19,6 +21,7 @@ def agreement(stack: Triplets, weights: Tensor, wanted: Tensor | None = None) ->
         stack: components of all adapters, U (d_out, R), S (R,), V (d_in, R).
         weights: (R,), of the adapter that each component comes from.
         wanted: (c,) long, the components whose eta is asked for; all of them by default.
+        products: U^T U and V^T V, (R, R) each, where they are known.
 
     Example:
         >>> one = torch.eye(2, dtype=torch.float64)
@@ -26,6 +29,8 @@ def agreement(stack: Triplets, weights: Tensor, wanted: Tensor | None = None) ->
         tensor([ 4., -9.], dtype=torch.float64)
     """
     columns = torch.arange(stack.rank, device=stack.S.device) if wanted is None else wanted
+    if products is not None:
+        return ((weights * stack.S) @ (products[0][:, columns] * products[1][:, columns])) * stack.S[columns]
     if stack.rank * sum(stack.shape) <= 2 * stack.shape[0] * stack.shape[1]:
         both = (stack.U.T @ stack.U[:, columns]).double() * (stack.V.T @ stack.V[:, columns]).double()  # (R, c)
         return ((weights * stack.S) @ both) * stack.S[columns]

@@ -45,7 +45,7 @@ class Decorrelated:
     root: Tensor | None = None
 
 
-def decorrelated(stack: Tensor, kept: Tensor) -> Decorrelated:
+def decorrelated(stack: Tensor, kept: Tensor, products: Tensor | None = None) -> Decorrelated:
     """The kept vectors of a stack, made orthogonal to one another and to all others.
 
     Cost: with n = min(d, R), 2 d R n operations, an n x n eigenproblem, and d n r for the r vectors; in float64 but for
@@ -54,6 +54,7 @@ def decorrelated(stack: Tensor, kept: Tensor) -> Decorrelated:
     Args:
         stack: (d, R), columns of norm 1.
         kept: (r,) long, the columns that are kept.
+        products: X^T X in the precision of the stack, as float64, where it is known and R <= d.
 
     Example:
         >>> import torch
@@ -64,7 +65,7 @@ def decorrelated(stack: Tensor, kept: Tensor) -> Decorrelated:
         >>> decorrelated(torch.ones(1, 2), torch.tensor([0, 1])).columns.round(decimals=4)  # copies share a direction
         tensor([[0.7071, 0.7071]], dtype=torch.float64)
     """
-    first = _whitened(stack, kept)
+    first = _whitened(stack, kept, products)
     if first.orthonormal:
         return first
     columns = first.columns / torch.linalg.vector_norm(first.columns, dim=0)
@@ -72,12 +73,17 @@ def decorrelated(stack: Tensor, kept: Tensor) -> Decorrelated:
     return replace(again, largest=first.largest, gram=first.gram, root=first.root)
 
 
-def _whitened(X: Tensor, kept: Tensor) -> Decorrelated:
+def _whitened(X: Tensor, kept: Tensor, known: Tensor | None = None) -> Decorrelated:
     """X E f(l) E^T, its columns `kept`."""
     d, total = X.shape
     wide = total > d
     exact = wide or X.dtype == torch.float64
-    products = gram(X.T if wide else X) if exact else (X.T @ X).double()
+    if wide:
+        products = gram(X.T)
+    elif known is not None:
+        products = known
+    else:
+        products = gram(X) if exact else (X.T @ X).double()
     if not exact and not _clear(products):
         exact, products = True, gram(X)
     values, E = torch.linalg.eigh(products)

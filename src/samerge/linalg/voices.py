@@ -39,6 +39,7 @@ def voices(stack: Triplets, loads: Tensor, left: Tensor | None = None, right: Te
     """
     assert stack.owners is not None
     owned = (stack.owners[:, None] == torch.unique_consecutive(stack.owners)).double()  # (R, N)
+    loads = loads / loads.abs().amax().clamp_min(torch.finfo(torch.float64).tiny)  # their fourth powers are taken
     K = torch.zeros(owned.shape[1], owned.shape[1], dtype=torch.float64, device=loads.device)
     for start in range(0, stack.rank, TILE):
         rows = slice(start, min(start + TILE, stack.rank))

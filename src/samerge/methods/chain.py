@@ -10,7 +10,8 @@ At each layer that more than one adapter has, with tau_n = sum_k sigma_k p_k q_k
 3. all of them get one strength, which makes k components of adapters of rank r 1.7 (k / r)^(1/4) times as large as one
    adapter; where one voice is alone (copies, or weights next to nothing) the root mean square of the kept sigma_k, so
    that the norm before weights stays; in between, what lies between;
-4. M = level * sum_k w_owner(k) u_k v_k^T.
+4. M = level * sum_k w_k u_k v_k^T, w_k the owner's weight, less what the others take back of this direction: of an
+   adapter and its copy at the opposite weight nothing is left.
 
 A layer that one adapter alone has knows no conflict: its own update times its weight, truncated only where its rank is
 above that of the result.
@@ -21,10 +22,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from samerge.linalg.agreement import agreement
 from samerge.linalg.canonical import canonical
 from samerge.linalg.decorrelation import Decorrelated, decorrelated
 from samerge.linalg.sign_conflicts import Conflict, conflict_among, sample_rows
@@ -68,6 +71,28 @@ class Stack:
     triplets: Triplets
     places: Tensor
     weights: Tensor
+
+    @cached_property
+    def products(self) -> tuple[Tensor, Tensor] | None:
+        """P^T P and Q^T Q of all components, (R, R) in float64 by products in their precision; None where R > width."""
+        t = self.triplets
+        return ((t.U.T @ t.U).double(), (t.V.T @ t.V).double()) if t.rank <= min(t.shape) else None
+
+    def heard(self, wanted: Tensor | None = None) -> Tensor:
+        """The weight of each component, less what other adapters take back of its direction.
+
+            phi_k = sum_i w_i p_k^T P_i Q_i^T q_k,   clamp(2 phi_k, -|w_n|, |w_n|)
+
+        phi_k is w_n where the others say nothing of p_k q_k^T, and that is so nearly for all adapters that were trained
+        on different tasks. An adapter and its copy at the opposite weight have phi = 0: nothing of them is left.
+
+        Args:
+            wanted: (c,) long; all by default.
+        """
+        flat = replace(self.triplets, S=torch.ones_like(self.sigma))
+        twice = 2 * agreement(flat, self.weights, wanted, self.products)
+        most = (self.weights if wanted is None else self.weights[wanted]).abs()
+        return twice.clamp(-most, most)
 
     @property
     def sigma(self) -> Tensor:
@@ -134,11 +159,16 @@ def chain_layer(
             return alone(site, parts, own, problem.weights_at(site))
         stack = (canonical_stack if settle else stacked)(present, problem.weights_at(site))
         kept = ranked(site, stack)
-        left, right = (decorrelated(X, kept) for X in (stack.triplets.U, stack.triplets.V))
-        level = strength(stack.sigma, kept, len(present), _heard(stack, left, right))
-        strengths = level * stack.weights[kept]
+        products = stack.products or (None, None)
+        left = decorrelated(stack.triplets.U, kept, products[0])
+        right = decorrelated(stack.triplets.V, kept, products[1])
         orthonormal = left.orthonormal and right.orthonormal
-        update = Triplets(left.columns.float(), strengths, right.columns.float(), orthonormal, stack.owners[kept])
+        chosen = Triplets(
+            left.columns.float(), stack.sigma[kept], right.columns.float(), orthonormal, stack.owners[kept]
+        )
+        adapter = float(stack.sigma.square().sum()) / len(present)
+        level = strength(chosen, adapter, len(stack.sigma) / len(present), _voices(stack, left, right))
+        update = replace(chosen, S=level * stack.heard(kept))
         # Those of the largest weight first; among equal ones the ranking stays.
         update = update.select(update.S.abs().argsort(descending=True, stable=True))
         shares, conflict = _left_of(stack, kept, parts, sample_rows(site.shape))
@@ -147,36 +177,41 @@ def chain_layer(
     return layer
 
 
-def strength(sigma: Tensor, kept: Tensor, adapters: int, heard: float) -> float:
+def strength(kept: Triplets, adapter: float, rank: float, heard: float) -> float:
     """The one strength of what is kept.
 
-    With m the root mean square of the adapters' norms, r components an adapter and k kept ones,
+    With D = sum_k u_k v_k^T and S = sum_k sigma_k u_k v_k^T of the kept components, k = ||D||^2 (their number, where
+    they are orthonormal; copies count once), m the root mean square of the adapters' norms and r components an adapter,
 
-        level^2 = (2 - v) rms(kept sigma)^2 + (v - 1) (LOUDNESS m)^2 / sqrt(k r)
+        level^2 = (2 - v) ||S||^2 / ||D||^2 + (v - 1) (LOUDNESS m)^2 / sqrt(k r)
 
-    between one and two voices v (`samerge.linalg.voices`), and the second term from two on: together they are then
+    between one and two voices v (`samerge.linalg.voices`), and the second term from two on: level D has then the norm
     LOUDNESS (k / r)^(1/4) m. Equal strengths in place of an adapter's own steep ones weaken what matters most to it, so
     LOUDNESS is above 1; but many adapters side by side would be far louder than any of them was in training. What one
     voice says alone keeps its size.
 
     Args:
-        sigma: (R,) of all components of all adapters.
-        kept: (k,) long, those that stay.
-        adapters: how many there are.
+        kept: u_k, sigma_k and v_k, decorrelated.
+        adapter: m^2.
+        rank: r, a mean.
         heard: v.
 
     Example:
-        >>> pair = torch.tensor([4.0, 3.0, 4.0, 3.0]).double()  # two adapters of rank 2, of norm 5
-        >>> [round(strength(pair, torch.tensor([0, 1]), 2, v) * 2**0.5 / 5, 3) for v in (1.0, 1.5, 2.0)]
+        >>> eye = torch.eye(2)
+        >>> pair = Triplets(eye, torch.tensor([4.0, 3.0]).double(), eye, True)  # of two adapters of rank 2 and norm 5
+        >>> [round(strength(pair, 25.0, 2, v) * 2**0.5 / 5, 3) for v in (1.0, 1.5, 2.0)]
         [1.0, 1.395, 1.7]
     """
-    alone = float(sigma[kept].square().mean())
-    loud = LOUDNESS**2 * float(sigma.square().sum()) / adapters / math.sqrt(len(kept) * len(sigma) / adapters)
+    count, own = float(kept.rank), float(kept.S.square().sum())
+    if not kept.orthonormal:
+        ones = torch.ones_like(kept.S)
+        count, own = (float(agreement(one, ones).sum()) for one in (replace(kept, S=ones), kept))
     share = min(1.0, heard - 1)
-    return math.sqrt((1 - share) * alone + share * loud)
+    loud = LOUDNESS**2 * adapter / math.sqrt(count * rank)
+    return math.sqrt((1 - share) * own / count + share * loud)
 
 
-def _heard(stack: Stack, left: Decorrelated, right: Decorrelated) -> float:
+def _voices(stack: Stack, left: Decorrelated, right: Decorrelated) -> float:
     """How many voices there are, up to two."""
     loads = stack.weights * stack.sigma
     if several(stack.triplets, loads, left.largest * right.largest):

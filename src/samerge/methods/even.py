@@ -2,9 +2,9 @@
 
 The adapters are brought to one norm in each layer, their singular vectors decorrelated, the r largest components of all
 adapters together kept, all with one strength, and each times its adapter's weight (`samerge.methods.chain`). `saliency`
-ranks them by what they do for the model and for the merge; here the rank of a component is |w_n| sigma_k. Of those that
-are near-equal, as the components of merged adapters are, the ones that agree more with the merge, by |w_n eta_k|, come
-first.
+ranks them by what they do for the model and for the merge; here the rank of a component is |w_k| sigma_k, w_k its
+adapter's weight less what others take back. Of those that are near-equal, as the components of merged adapters are, the
+ones that agree more with the merge, by |w_k eta_k|, come first.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ def begin(problem: Problem, options: ChainOptions) -> Begun:
 
 
 def by_size(stack: Stack) -> Tensor:
-    """The numbers of all components, the largest |w_n| sigma_k first; of near-equal ones the largest |w_n eta_k|."""
-    sizes, order = (stack.weights.abs() * stack.sigma).sort(descending=True, stable=True)
+    """The numbers of all components, the largest |w_k| sigma_k first; of near-equal ones the largest |w_k eta_k|."""
+    weights = stack.heard()
+    sizes, order = (weights.abs() * stack.sigma).sort(descending=True, stable=True)
     tied = blocks(replace(stack.triplets, S=sizes, owners=None))
     if tied:
         wanted = [order[block] for block in tied]
-        eta = agreement(stack.triplets, stack.weights, torch.cat(wanted))
+        eta = agreement(stack.triplets, stack.weights, torch.cat(wanted), stack.products)
         for block, own, agreed in zip(tied, wanted, torch.split(eta, [len(own) for own in wanted]), strict=True):
-            order[block] = own[(stack.weights[own] * agreed).abs().argsort(descending=True, stable=True)]
+            order[block] = own[(weights[own] * agreed).abs().argsort(descending=True, stable=True)]
     return order
 
 
