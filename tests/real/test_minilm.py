@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -149,3 +150,20 @@ def test_all_components_equal_all_adapters_active_together(base, adapters, tmp_p
 
 def _layers(merged):
     return merged.report.record.layers.values()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "notebooks/quickstart.ipynb"])
+def test_the_table_that_is_shown_is_that_of_the_merge(page, base, adapters):
+    """To the last digit, but for rounding and a component or two that another processor may keep."""
+    shown = re.findall(
+        r"^\W*(\w+) +1 +([\d.]+) +([\d.]+) +(\d+)/576 +([\d.]+)% +([\d.]+) +([\d.]+)",
+        (ADAPTERS.parents[2] / page).read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    found = samerge.merge(base, adapters, progress=False).report.record.adapters
+    assert {name for name, *_ in shown} == set(found)
+    for name, *cells in shown:
+        one = found[name]
+        told = (one.norm, one.balance, one.kept, 100 * one.energy_kept, one.cosine, one.interference)
+        for cell, value, slack in zip(map(float, cells), told, (0.006, 0.006, 2, 0.3, 0.006, 0.006), strict=True):
+            assert abs(cell - value) <= slack, (name, cell, value)
