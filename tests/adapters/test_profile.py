@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import Beast, chain, chain_factors, write_adapter
 
 import samerge
-from samerge.adapters.servable import siblings, target_modules
+from samerge.adapters.servable import check_finite, siblings, target_modules
 from samerge.options.module_names import module_type
 
 
@@ -75,8 +75,15 @@ def large(tmp_path) -> list[str]:
 
 TOO_LARGE = (
     r"^making the adapter: layers\.0\.lora_A \(6, 9\) holds values that are not finite in torch\.float16; use "
-    r"dtype='float32' or 'bfloat16', or a smaller scaling"
+    r"dtype='float32' or 'bfloat16', or choose smaller weights or a smaller scaling"
 )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_wide_dtype_is_not_answered_with_another_one(dtype):
+    with pytest.raises(samerge.AdapterError) as told:
+        check_finite("layers.0.lora_A", torch.tensor([1.0, float("inf")], dtype=dtype))
+    assert f"not finite in {dtype}; choose smaller weights or a smaller scaling" in str(told.value)
 
 
 def test_what_float16_cannot_hold_is_refused_before_anyone_has_it(large):

@@ -38,6 +38,12 @@ def made(tmp_path):
         (["one", "negative"], {"scaling": "auto"}, "the weighted updates cancel"),
         (["one", "one again"], {"method": "ties", "weights": [1, -1]}, "the weighted updates cancel"),
         (["one", "other"], {"method": "dare", "density": 1e-6}, "pruning kept nothing"),
+        (["one", "other"], {"weights": [1e-30, 1e-30], "scaling": 1e-30}, "weights and scaling make .* than float32 "),
+        (
+            ["one", "other"],
+            {"weights": [1e-20, 1e-20], "dtype": "float16"},
+            "weights and scaling make .* than float16 ",
+        ),
     ],
 )
 def test_an_adapter_that_does_nothing_says_so_and_why(made, names, options, why):
@@ -61,3 +67,21 @@ def test_an_adapter_that_does_nothing_says_so_and_why(made, names, options, why)
 def test_a_small_update_is_one(made, options):
     merged = samerge.merge(None, [made["one"], made["other"]], method="linear", **options)
     assert not any("zero" in text for text in merged.report.warnings)
+
+
+@pytest.mark.parametrize("weight", [1e300, -1e300, 1e-300, 1e16])
+@pytest.mark.parametrize("method", ["linear", "svd", "ties"])
+def test_a_weight_that_float32_cannot_hold_is_told_as_what_it_is(made, method, weight):
+    """Whatever way it is given, and whatever would have broken in the method."""
+    told = "is too (large|small): merges are computed in float32"
+    given = {name: made[name] for name in ("one", "other")}
+    for options in (
+        {"weights": [weight, 1.0]},
+        {"weights": {"one": 1.0, "other": weight}},
+        {"scaling": weight},
+        {"scaling": str(weight)},
+        {"modules": {"*": weight}},
+        {"modules": {"*": {"one": weight}}},
+    ):
+        with pytest.raises(samerge.OptionError, match=told):
+            samerge.merge(None, given, method=method, **options)

@@ -71,9 +71,11 @@ def check_finite(name: str, tensor: Tensor) -> None:
         AdapterError: it does; says the way out.
     """
     if tensor.is_floating_point() and tensor.element_size() > 1 and not bool(torch.isfinite(tensor).all()):
+        ends = torch.finfo(tensor.dtype).max < torch.finfo(torch.bfloat16).max  # all wider ones end where float32 does
+        wider = "use dtype='float32' or 'bfloat16', or " if ends else ""
         raise AdapterError(
             f"making the adapter: {name} {tuple(tensor.shape)} holds values that are not finite in {tensor.dtype}; "
-            f"use dtype='float32' or 'bfloat16', or a smaller scaling, and check the inputs"
+            f"{wider}choose smaller weights or a smaller scaling, and check the inputs"
         )
 
 

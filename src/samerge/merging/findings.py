@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from samerge.adapters import Adapter
 from samerge.merging.configuration import strangers_of
 from samerge.merging.plan import Plan
@@ -17,8 +19,9 @@ from samerge.report.stored import LayerRecord
 NOTABLE_LOSS = 0.2
 
 
-#: How many times as large as the adapters' weighted norms together a merged layer may be: no sum of them reaches 1.
-LOUD = 2.0
+#: How many times as large as the adapters' weighted norms together a merged layer may be. No sum of them reaches 1, but
+#: methods that make up for what they drop do: `dare` reaches 1 / sqrt(density), 10 where it keeps one element in 100.
+LOUD = 20.0
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,18 @@ class Findings:
     others: tuple[str, ...]
 
 
-def warnings_of(problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, LayerRecord]) -> Findings:
+def warnings_of(
+    problem: Problem, experts: Sequence[Adapter], layers: Mapping[str, LayerRecord], dtype: torch.dtype
+) -> Findings:
     """What the user should look at.
 
     Args:
         problem: the adapters as they were brought together.
         experts: the adapters.
         layers: what became of them.
+        dtype: of the output.
     """
-    alarms = [text for text in (strangers_of(problem.source, experts), _nothing(problem, layers)) if text]
+    alarms = [text for text in (strangers_of(problem.source, experts), _nothing(problem, layers, dtype)) if text]
     found = [note for expert in experts for note in expert.notes]
     ignored = [name for name, weight in zip(problem.names, problem.weights, strict=True) if weight == 0]
     if ignored and len(ignored) < len(problem.names):
@@ -61,6 +67,7 @@ def warnings_of(problem: Problem, experts: Sequence[Adapter], layers: Mapping[st
             f"truncation to the rank lost over {NOTABLE_LOSS:.0%} of the energy in {len(heavy)} of {len(layers)} "
             f"layers (most in {worst}: {heavy[worst]:.0%}); a larger rank keeps more"
         )
+    found += _untrained(layers)
     found += _loud(problem, layers)
     capped = sorted(
         {n for layer in layers.values() for n, one in layer.adapters.items() if one.balance == MOST_BALANCE}
@@ -98,6 +105,21 @@ def _sizes(problem: Problem, layer: LayerRecord) -> list[float]:
     return [abs(own[n]) * one.norm for n, one in layer.adapters.items()]
 
 
+def _untrained(layers: Mapping[str, LayerRecord]) -> list[str]:
+    """What to say of adapters that are zero in every layer, among others that are not."""
+    largest: dict[str, float] = {}
+    for layer in layers.values():
+        for name, one in layer.adapters.items():
+            largest[name] = max(largest.get(name, 0.0), one.norm)
+    if not any(largest.values()):
+        return []  # so is the merge, and that is said
+    return [
+        f"the adapter {name} adds nothing: its update is zero in every layer; was it trained?"
+        for name, size in largest.items()
+        if not size
+    ]
+
+
 def _loud(problem: Problem, layers: Mapping[str, LayerRecord]) -> list[str]:
     """What to say of layers that are larger than all that went in, after the balance, and were not scaled to be."""
     times = {}
@@ -112,20 +134,21 @@ def _loud(problem: Problem, layers: Mapping[str, LayerRecord]) -> list[str]:
         return []
     worst = max(times, key=lambda module: times[module])
     return [
-        f"{len(times)} of {len(layers)} merged layers are larger than all adapters' updates there together (most in "
-        f"{worst}: {times[worst]:.3g} times): the method is unstable on these adapters; try another one, or a smaller "
-        f"scaling"
+        f"{len(times)} of {len(layers)} merged layers are over {LOUD:g} times as large as all adapters' updates there "
+        f"together (most in {worst}: {times[worst]:.3g} times); if that is not meant, choose another method, "
+        f"balance='norm', or a smaller scaling"
     ]
 
 
-def _nothing(problem: Problem, layers: Mapping[str, LayerRecord]) -> str | None:
+def _nothing(problem: Problem, layers: Mapping[str, LayerRecord], dtype: torch.dtype) -> str | None:
     """What to say when the merged update is zero in every layer, and why it is, as far as can be told."""
 
     def most(layer: LayerRecord) -> float:
         """The largest norm that an adapter's part of the sum has."""
         return max((abs(layer.scale) * size for size in _sizes(problem, layer)), default=0.0)
 
-    if any(layer.norm > ROUNDING * most(layer) for layer in layers.values()):
+    least = torch.finfo(torch.float32).tiny  # of what a model in float32 has of it
+    if any(layer.norm > max(least, ROUNDING * most(layer)) for layer in layers.values()):
         return None
     if not any(problem.weights):
         why = "all weights are 0; give one adapter another"
@@ -135,6 +158,11 @@ def _nothing(problem: Problem, layers: Mapping[str, LayerRecord]) -> str | None:
         why = "pruning kept nothing; choose a larger density, or a rank"
     elif not any(layer.scale for layer in layers.values()):
         why = "the scaling is 0; choose another"
+    elif max(map(most, layers.values())) < max(least, torch.finfo(dtype).tiny ** 2):  # each factor has half of the size
+        why = (
+            f"weights and scaling make the updates smaller than {str(dtype).removeprefix('torch.')} can hold; choose "
+            f"larger ones"
+        )
     else:
         why = (
             "the weighted updates cancel each other, but for rounding; check the adapters (is one given twice, with "

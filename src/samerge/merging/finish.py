@@ -144,7 +144,7 @@ class Finisher:
             **beside.settings,
         }
         companions, told_of = chosen_companions(self._active(), planned.common.companions)
-        findings = warnings_of(problem, self._active(), layers)
+        findings = warnings_of(problem, self._active(), layers, self.dtype)
         for text in findings.alarms:
             python_warnings.warn(text, stacklevel=4)
         record = Record(

@@ -18,7 +18,7 @@ from samerge.adapters.live_pipeline import adapters_on, pipeline_adapter
 from samerge.errors import OptionError
 from samerge.merging.in_memory import as_adapter
 from samerge.merging.merged_adapter import MergedAdapter
-from samerge.options.kinds import check_number
+from samerge.options.kinds import check_strength
 from samerge.weights import FolderSource, ModelSource, WeightSource
 from samerge.weights.hub import ADAPTER_ENDINGS, files_beside, resolve_adapter, resolve_base
 from samerge.weights.pipeline import Pipeline, PipelineSource, models_of
@@ -179,12 +179,12 @@ def weights_of(
                 f"{f'no {what} is called {unknown}' if unknown else f'none given for {lacking}'}; "
                 f"{what}s: {list(names)}"
             )
-        return tuple(check_number(f"weights[{name!r}]", weights[name]) for name in names)
+        return tuple(check_strength(f"weights[{name!r}]", weights[name]) for name in names)
     if not isinstance(weights, Sequence):
         raise OptionError(f"weights={weights!r} is a single one; give a list, or a mapping of name to weight")
     if len(weights) != len(names):
         raise OptionError(f"{len(weights)} weights for {len(names)} {what}s {list(names)}; give one for each")
-    return tuple(check_number(f"weights[{i}]", weight) for i, weight in enumerate(weights))
+    return tuple(check_strength(f"weights[{i}]", weight) for i, weight in enumerate(weights))
 
 
 def dtype_of(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -63,8 +63,8 @@ def merge(
             adapter out. Or "nan": in proportion to the adapters' inverse norms, 1.0 on the mean.
         progress: show progress bars when on a terminal.
         **options: those that every method has, and the method's own; `samerge methods NAME` tells what each means.
-            rank: rank of the result; the largest of any adapter by default, of exact methods the sum of the ranks.
-                `svd_rank` is the same.
+            rank: rank of the result; by default the largest of any adapter, or what comes out of a method that is not
+                truncated, up to the sum of the ranks (`samerge methods NAME` says which). `svd_rank` is the same.
             scaling: one more factor: a number; "auto" or "auto:<c>", c times the mean of |w_n| ||tau_n|| in each layer;
                 "lines:<alpha>:<beta>", alpha + beta l / (L - 1) in layer l of L.
             balance: "norm" brings the adapters to their mean norm in each layer first, so that each has one voice and

@@ -36,13 +36,17 @@ class CommonOptions(Options):
     """Options of any merge. None where the method says what it is."""
 
     rank: int | None = option(
-        whole(), None, "Rank of the result.", told="the largest rank of any adapter; of exact methods the sum"
+        whole(),
+        None,
+        "Rank of the result.",
+        told="the largest rank of any adapter; of methods that are not truncated their own, up to the sum",
     )
     scaling: float | str | None = option(
         scaling(),
         None,
         "The strength of the merged update, one more factor beside the weights: a number; auto, 1.3 (or C) times the "
-        "adapters' mean norm in each layer; or lines:A:B, from A in the first layer to A + B in the last.",
+        "adapters' mean norm in each layer; or lines:ALPHA:BETA, from ALPHA in the first layer to ALPHA + BETA in the "
+        "last.",
         told="the method's own, mostly 1.0",
     )
     balance: str | None = option(

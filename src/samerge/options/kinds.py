@@ -18,6 +18,10 @@ ADAPTIVE_MEAN = 0.1
 POSITIVE = r"(0*[1-9][0-9]*(\.[0-9]*)?|0*\.0*[1-9][0-9]*|0+\.0*[1-9][0-9]*)([eE][-+]?[0-9]+)?"
 NUMBER = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
 
+#: The size of a weight or a scaling, where it is not 0. float32 ends at 1e-38 and 3e38, a weight and a scaling come
+#: together, and an update has a size of its own.
+WEAKEST, STRONGEST = 1e-30, 1e15
+
 _SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 
 
@@ -137,6 +141,26 @@ def check_number(name: str, value: Any) -> float:
     found = _numeric(value)
     if found is None or not math.isfinite(found):
         raise OptionError(f"{name}={_shown(value)} must be a finite number")
+    return found
+
+
+def check_strength(name: str, value: Any) -> float:
+    """A number that multiplies updates: finite, and 0 or of a size that leaves room in float32.
+
+    Raises:
+        OptionError: it is not.
+
+    Example:
+        >>> check_strength("weight", "0.5"), check_strength("weight", -1e15)
+        (0.5, -1000000000000000.0)
+    """
+    found = check_number(name, value)
+    if found and not WEAKEST <= abs(found) <= STRONGEST:
+        far = "large" if abs(found) > 1 else "small"
+        raise OptionError(
+            f"{name}={_shown(value)} is too {far}: merges are computed in float32, so its size must be 0 or between "
+            f"{WEAKEST:g} and {STRONGEST:g}"
+        )
     return found
 
 

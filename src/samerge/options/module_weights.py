@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from samerge.errors import OptionError
-from samerge.options.kinds import Kind, check_number
+from samerge.options.kinds import Kind, check_strength
 from samerge.options.module_names import expert_of, module_type
 
 _HELP = "a mapping of patterns to a number, or to a mapping of adapters to numbers"
@@ -168,11 +168,11 @@ def _rules(name: str, pattern: Any, given: Any) -> list[Rule]:
     if not isinstance(pattern, str) or not pattern:
         raise OptionError(f"{name} has the pattern {pattern!r}; a pattern is text, such as '*.mlp.*'")
     if not isinstance(given, Mapping):
-        return [Rule(pattern, None, check_number(f"{name}[{pattern!r}]", given))]
+        return [Rule(pattern, None, check_strength(f"{name}[{pattern!r}]", given))]
     if not given:
         raise OptionError(f"{name}[{pattern!r}] is empty; give a number, or one for each adapter by name")
     return [
-        Rule(pattern, str(adapter), check_number(f"{name}[{pattern!r}][{adapter!r}]", weight))
+        Rule(pattern, str(adapter), check_strength(f"{name}[{pattern!r}][{adapter!r}]", weight))
         for adapter, weight in given.items()
     ]
 
@@ -182,7 +182,7 @@ def _rule(name: str, text: str) -> Rule:
     adapter, colon, weight = value.rpartition(":")
     if not pattern or (colon and not adapter):
         raise OptionError(f"{name}={text!r} must be GLOB=WEIGHT or GLOB=ADAPTER:WEIGHT, such as '*.mlp.*=0.5'")
-    return Rule(pattern, adapter or None, check_number(f"{name}[{pattern!r}]", weight))
+    return Rule(pattern, adapter or None, check_strength(f"{name}[{pattern!r}]", weight))
 
 
 def _no_mixture(name: str, rules: list[Rule]) -> None:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from samerge.errors import OptionError
-from samerge.options.kinds import NUMBER, POSITIVE, Kind, check_number
+from samerge.options.kinds import NUMBER, POSITIVE, Kind, check_number, check_strength
 from samerge.options.lines import alpha_beta, is_lines
 
 
@@ -15,28 +15,29 @@ def scaling() -> Kind:
 
     def read(name: str, value: Any) -> float | str:
         if not isinstance(value, str):
-            return check_number(name, value)
+            return check_strength(name, value)
         if is_lines(value):
             alpha_beta(value)
             return value
         if auto_factor(value) is not None:
             return value
         try:
-            return check_number(name, value)
+            number = check_number(name, value)
         except OptionError:
             known = "a number, 'auto', 'auto:<c>', 'lines:<alpha>:<beta>'"
             raise OptionError(f"{name}={value!r} is not known; give {known}") from None
+        return check_strength(name, number)
 
     pattern = f"^(auto(:{POSITIVE})?|lines:{NUMBER}:{NUMBER})$"
     schema = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": pattern}]}
-    return Kind(read, "float | str", "FLOAT|auto[:C]|lines:A:B", schema=schema)
+    return Kind(read, "float | str", "FLOAT|auto[:C]|lines:ALPHA:BETA", schema=schema)
 
 
 def auto_only() -> Kind:
     """A number, or "auto"."""
 
     def read(name: str, value: Any) -> float | str:
-        return "auto" if value == "auto" else check_number(name, value)
+        return "auto" if value == "auto" else check_strength(name, value)
 
     schema = {"anyOf": [{"type": "number"}, {"const": "auto"}]}
     return Kind(read, "float | Literal['auto']", "FLOAT|auto", schema=schema)
