@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 from report.test_page import Page
@@ -141,6 +143,54 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_merge(invoke, tin
         assert said in result.stderr
     assert not (tmp_path / "merged").exists()
     assert "ends in .html" in invoke("inspect", loras / "math", loras / "code", "--report", "r.txt").stderr
+
+
+@pytest.fixture
+def closed(tmp_path, monkeypatch):
+    """A folder in which nothing can be made; root may write anywhere, so that permissions would not do."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    make = Path.mkdir
+
+    def refuse(self, *args, **kwargs):
+        if self.parent == folder:
+            raise FileNotFoundError(2, "No such file or directory", str(self))
+        make(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "merge -a {math} -a {code} -m linear -o out --report {closed}/r.html",
+        "merge -a {math} -a {code} -m linear -o out --report {closed}/more/r.html",
+        "merge -a {math} -a {code} -m linear -o {closed}/out",
+        "merge -a {math} -a {code} -m linear --format kohya -o {closed}/out.safetensors",
+        "compare {math} {code} -m linear --save-all -o {closed}/out",
+        "compare {math} {code} -m linear --save-all -o out --picture {closed}/p.png",
+        "compress {math} --rank 2 -o out --report {closed}/r.html",
+        "convert {math} --format mlx -o out --report {closed}/r.html",
+        "convert {math} --format mlx -o {closed}/out",
+        "bake -b {base} {math} -o out --report {closed}/r.html",
+        "full -b {base} --model {base} --model again={base} -o out --report {closed}/r.html",
+        "extract -b {base} --model {base} -o out --report {closed}/r.html",
+        "tune -a {math} -a {code} -m linear -o out -c 'true {{adapter}}' --report {closed}/r.html",
+        "tune -a {math} -a {code} -m linear -o out -c 'true {{adapter}}' --picture {closed}/p.png",
+        "inspect {math} {code} --report {closed}/r.html",
+        "inspect {math} {code} --picture {closed}/p.png",
+        "inspect {merged} --report {closed}/r.html",
+        "inspect {merged} --picture {closed}/p.png",
+    ],
+)
+def test_what_cannot_be_written_is_told_before_the_work(invoke, tiny_base, loras, merged, closed, tmp_path, words):
+    places = {"math": loras / "math", "code": loras / "code", "base": tiny_base, "merged": merged, "closed": closed}
+    result = invoke(*(word.format(**places) for word in shlex.split(words)))
+    assert result.exit_code == 2, result.output
+    assert f"nothing can be written in {closed} (No such file or directory)" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert not [*closed.iterdir()]
 
 
 def test_a_report_of_several_adapters(invoke, loras, tmp_path) -> None:

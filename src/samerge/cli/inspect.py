@@ -65,10 +65,16 @@ def merged(folder: str, worst: int, picture: str | None, page: str | None, as_js
     from dataclasses import asdict
 
     from samerge.report.by_layer import layer_types, worst_layers
+    from samerge.report.page.file import check_page
+    from samerge.report.picture import check_picture
     from samerge.report.report import read_report
     from samerge.report.tables import inputs_table, worst_table
     from samerge.weights.hub import resolve_record
 
+    if picture:
+        check_picture(picture)
+    if page:
+        check_page(page)
     report = read_report(resolve_record(folder))
     if picture:
         stderr().print(f"drawn in {report.picture(picture)}", markup=False)

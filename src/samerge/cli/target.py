@@ -14,7 +14,7 @@ import typer
 from samerge.cli.console import stderr
 from samerge.cli.shared_options import ReportPage
 from samerge.cli.spread import completion
-from samerge.errors import HubError, OptionError, OutputExistsError, SamergeError
+from samerge.errors import HubError, OptionError, SamergeError
 
 if TYPE_CHECKING:
     from samerge.full.streamed_model import StreamedModel
@@ -83,7 +83,7 @@ class Target:
         if self.report:
             from samerge.report.page.file import check_page
 
-            _check_parent(self.report, check_page(self.report))
+            check_page(self.report)
         hub = ("private", "revision", "commit_message", "create_pr")
         given = [f"--{name.replace('_', '-')}" for name in hub if getattr(self, name)]
         if given and not self.push_to_hub:
@@ -166,6 +166,7 @@ class AdapterTarget(Target):
         """
         from samerge.adapters.atomic import check_free_file, refuse_sources
         from samerge.adapters.formats.table import named
+        from samerge.adapters.writable import check_parent
 
         known = self.format or (came_as(sources) if self.out and sources else "peft")
         if known is None:  # the merge itself says why
@@ -180,7 +181,7 @@ class AdapterTarget(Target):
             return
         self._check_rest()
         check_free_file(target, self.overwrite)
-        _check_parent(self.out, target)
+        check_parent(target)
 
     def place(self, result: MergedAdapter) -> tuple[str, str] | None:
         """Where the adapter was written, and how to use it; None where it was not."""
@@ -221,18 +222,12 @@ def check_folder(out: str, overwrite: bool, marker: str | None = None) -> None:
         OutputExistsError: it is taken, or cannot be made.
     """
     from samerge.adapters.atomic import check_free
+    from samerge.adapters.writable import check_parent
     from samerge.weights.hub import CONFIG_NAME
 
     target = Path(os.path.abspath(Path(out).expanduser()))
     check_free(target, overwrite, marker or CONFIG_NAME)
-    _check_parent(out, target)
-
-
-def _check_parent(out: str, target: Path) -> None:
-    parent = next(folder for folder in target.parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        why = "cannot be written to" if parent.is_dir() else "is a file"
-        raise OutputExistsError(f"writing {out}: {parent} {why}; choose another folder")
+    check_parent(target)
 
 
 def _check_repository(repository: str) -> None:

@@ -198,8 +198,15 @@ def check_picture(path: str | Path) -> None:
 
     Raises:
         OptionError: matplotlib is not installed, or the file's ending is none that it knows.
+        OutputExistsError: there is something else than a file, or its folder cannot be written to.
     """
+    from samerge.adapters.atomic import check_free_file
+    from samerge.adapters.writable import check_parent
+
     new_figure(1.0, 1.0, path)
+    target = Path(os.path.abspath(path))
+    check_free_file(target, overwrite=True)
+    check_parent(target)
 
 
 def new_figure(width: float, height: float, path: str | Path) -> Any:

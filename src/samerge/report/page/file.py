@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from samerge.adapters.atomic import atomic_file, check_free_file
+from samerge.adapters.writable import check_parent
 from samerge.errors import OptionError
 
 ENDINGS = (".html", ".htm")
@@ -16,12 +17,13 @@ def check_page(path: str | Path) -> Path:
 
     Raises:
         OptionError: its ending is not that of a page.
-        OutputExistsError: there is something else than a file.
+        OutputExistsError: there is something else than a file, or its folder cannot be written to.
     """
     target = Path(os.path.abspath(Path(path).expanduser()))
     if target.suffix.lower() not in ENDINGS:
         raise OptionError(f"writing the report {path}: it is a page of HTML; give a file that ends in .html")
     check_free_file(target, overwrite=True)
+    check_parent(target)
     return target
 
 
@@ -30,7 +32,7 @@ def write_page(path: str | Path, text: str) -> Path:
 
     Raises:
         OptionError: the ending is not that of a page.
-        OutputExistsError: there is something else than a file.
+        OutputExistsError: there is something else than a file, or its folder cannot be written to.
     """
     target = check_page(path)
     with atomic_file(target, overwrite=True) as file:
