@@ -300,3 +300,15 @@ def test_weights_by_module(invoke, tiny_base, loras, tmp_path) -> None:
     refused = invoke("merge", "-b", tiny_base, *given, "-o", "other", "--module-weight", "0.5")
     assert refused.exit_code == 2
     assert "--module-weight 0.5 must be GLOB=WEIGHT" in refused.stderr
+
+
+def test_the_method_that_stands_in_for_lack_of_a_base_is_told(invoke, loras) -> None:
+    """In the table, on stderr beside JSON, and not where silence was asked for."""
+    words = ("merge", "-a", loras / "math", "-a", loras / "code")
+    note = "base was given, so the components were ranked by their size alone"
+    assert note in " ".join(invoke(*words, "-o", "shown").stdout.split())
+    beside = invoke(*words, "-o", "json", "--json")
+    assert next(line for line in beside.stderr.splitlines() if note in line).startswith("note: ")
+    assert json.loads(beside.stdout)["method"] == "even"
+    assert note not in invoke(*words, "-o", "quiet", "--quiet").output
+    assert note not in invoke(*words, "-o", "both", "--quiet", "--json").stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shlex
@@ -61,7 +62,7 @@ def test_best_adapter_of_a_command(invoke, words) -> None:
 
 
 def test_table_and_quiet(invoke, words) -> None:
-    table = invoke(*words, "--trials", 2, "-o", "one")
+    table = invoke(*words, "--trials", 2, "-o", "new/folder/one")  # where nothing is yet
     assert table.exit_code == 0, table.output
     assert "score -0.5 (untuned: -0.5) after 2 trials" in table.stdout or "(untuned: -0.5)" in table.stdout
     quiet = invoke(*words, "--trials", 2, "-o", "two", "--quiet")
@@ -111,6 +112,54 @@ def test_python_function(invoke, words, tmp_path: Path, monkeypatch) -> None:
         refused = invoke(*start, "--score-callable", wrong, "-o", "x")
         assert refused.exit_code == 2
         assert message in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("raise ValueError('boom')", "raised ValueError: boom (bad_module.py, line 1)"),
+        ("open('/no/such/file')", "raised FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file'"),
+        ("def f(:", "raised SyntaxError: invalid syntax (bad_module.py, line 1)"),
+        ("import sys; sys.exit('usage: none')", "raised SystemExit: usage: none (bad_module.py, line 1)"),
+        ("import nothing_like_it", "No module named 'nothing_like_it'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_its_own_fault(
+    invoke, words, tmp_path: Path, monkeypatch, text, said
+) -> None:
+    (tmp_path / "bad_module.py").write_text(text)
+    start = [word for word in words if "eval.py" not in str(word) and word != "--command"]
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "bad_module", raising=False)
+    importlib.invalidate_caches()
+    result = invoke(*start, "--score-callable", "bad_module:f", "-o", "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --score-callable 'bad_module:f': ")
+    assert said in result.stderr
+    assert "bug in samerge" not in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("line", ["raise KeyError('label')", "import sys; sys.exit(3)"])
+def test_a_function_that_raises_is_told_as_the_one_that_did(invoke, words, tmp_path: Path, monkeypatch, line) -> None:
+    (tmp_path / "bad_function.py").write_text(f"def f(merged):\n    {line}\n")
+    start = [word for word in words if "eval.py" not in str(word) and word != "--command"]
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "bad_function", raising=False)
+    importlib.invalidate_caches()
+    result = invoke(*start, "--score-callable", "bad_function:f", "-o", "out", "--trials", 2)
+    assert result.exit_code == 2
+    assert "trial 0 failed: the score function raised " in result.stderr
+    assert "(bad_function.py, line 2)" in result.stderr
+    assert "all 2 trials failed" in result.stderr
+
+
+def test_the_method_that_stands_in_for_lack_of_a_base_is_told(invoke, words) -> None:
+    start = [word for word in words if word not in ("--method", "linear")]
+    shown = invoke("tune", *start[3:], "--trials", 1, "-o", "out", "--json")
+    assert shown.exit_code == 0, shown.output
+    assert "note: no base was given" in shown.stderr
+    json.loads(shown.stdout)
 
 
 def test_study_goes_on_and_is_refused_to_others(invoke, words) -> None:

@@ -236,7 +236,7 @@ def test_failing_trials_are_told_and_the_search_goes_on(llama: Beast) -> None:
     assert seen == list(result.trials)
     errors = [trial.error for trial in result.trials]
     assert errors[1] == "the score is nan, which is not finite"
-    assert errors[2].startswith("ValueError: no luck (test_tuning.py, line ")
+    assert errors[2].startswith("the score function raised ValueError: no luck (test_tuning.py, line ")
     assert errors[3] == "the score returned None, which is no number"
     assert (result.score, result.default_score) == (3.0, 1.0)
 
@@ -261,7 +261,9 @@ def test_all_trials_failed_and_are_tried_anew(llama: Beast, tmp_path) -> None:
         raise RuntimeError("broken")
 
     same = {"search": {"scaling": (0.1, 2.0)}, "storage": tmp_path / "study.jsonl", "trials": 3}
-    with pytest.raises(TuningError, match=r"all 3 trials failed, 3 times: RuntimeError: broken \(test_tuning"):
+    with pytest.raises(
+        TuningError, match=r"all 3 trials failed, 3 times: the score function raised RuntimeError: broken \(test_tuning"
+    ):
         tune(llama, broken, **same)
     mended = tune(llama, size, **same)
     assert sum(trial.state == "complete" for trial in mended.trials) == 3

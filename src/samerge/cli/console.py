@@ -55,6 +55,12 @@ def show_warnings(warnings: Iterable[str]) -> None:
         console.print(Text.assemble(("warning: ", "bold yellow"), in_shell_words(warning, option_names())))
 
 
+def show_notes(notes: Iterable[str]) -> None:
+    """Print what is worth knowing of a merge on stderr, where no table shows it."""
+    for note in notes:
+        stderr().print(f"note: {in_shell_words(note, option_names())}", markup=False)
+
+
 def show_ways(load: str | None, url: str | None, look: str | None = None) -> None:
     """Print how to load what was written, how to look into it, and where it was pushed to; nothing of what is None."""
     for title, told in (("Load it:", load), ("Look in:", look), ("Pushed to:", url)):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from samerge.cli.console import show_json, show_warnings, show_ways, stdout
+from samerge.cli.console import show_json, show_notes, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import AdapterSpec, unique
 from samerge.cli.shared_options import Manner
 from samerge.cli.target import AdapterTarget
@@ -75,6 +75,7 @@ def carry_out(request: Request, manner: Manner) -> None:
         show_warnings([*request.notes, *merged.report.warnings])
         url = request.target.deliver(merged, manner.quiet)
         if manner.as_json:
+            show_notes([] if manner.quiet else merged.report.notes)
             show_json(_summary(merged, request, url))
         elif not manner.quiet:
             _show(merged, request, url, time.perf_counter() - start)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from samerge.cli.console import show_json, show_warnings, show_ways, stderr, stdout
+from samerge.cli.console import show_json, show_notes, show_warnings, show_ways, stderr, stdout
 from samerge.cli.exit_codes import INTERRUPTED
 from samerge.cli.named_adapter import given_adapters, given_weights
 from samerge.cli.own_options import own_options
@@ -105,6 +105,8 @@ def tune(
         check_picture(picture)
     score = _score(command, score_callable)
     kept = study or f"{os.path.abspath(Path(target.out).expanduser())}.study.jsonl"
+    if study is None:
+        Path(kept).parent.mkdir(parents=True, exist_ok=True)  # as saving does at the end; optuna makes no folder
     from samerge.merging.tuning import tune as tune_
 
     try:
@@ -179,12 +181,17 @@ def _score(command: str | None, function: str | None) -> Callable[[MergedAdapter
     module, colon, name = str(function).partition(":")
     if not module or not colon or not name:
         raise OptionError(f"--score-callable {function!r}: it must be MODULE:FUNCTION, as in evaluation:accuracy")
+    from samerge.merging.tuning.scoring import raised
+
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found: Any = importlib.import_module(module)
     except ImportError as error:
         raise OptionError(f"--score-callable {function!r}: {error} (searched from {Path.cwd()}, too)") from error
+    except (Exception, SystemExit) as error:  # whatever the user's own module raises while it is imported
+        told = raised(error)
+        raise OptionError(f"--score-callable {function!r}: importing the module {module} raised {told}") from error
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
@@ -202,6 +209,7 @@ def _say(trial: TuneTrial) -> None:
 
 def _tell(result: TuneResult, target: AdapterTarget, url: str | None, study: str | None, manner: Manner) -> None:
     show_warnings(result.merged.report.warnings)
+    show_notes([] if manner.quiet else result.merged.report.notes)
     failed = sum(trial.state == "failed" for trial in result.trials)
     if manner.as_json:
         figures = {name: getattr(result, name) for name in ("score", "default_score", "direction")}

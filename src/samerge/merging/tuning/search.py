@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import traceback
 import warnings as python_warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Literal
 from weakref import finalize
 
 from torch import nn
 from typing_extensions import Unpack
 
-from samerge.errors import OptionError, SamergeError, TuningError
+from samerge.errors import OptionError, SamergeError
 from samerge.merging.inputs import AdapterLike, open_base
-from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.plan import Weights
 from samerge.merging.same_inputs import SameInputs
 from samerge.merging.tuning.on_model import check_model, on_model
 from samerge.merging.tuning.result import TuneResult, TuneTrial, finished, result_of
+from samerge.merging.tuning.scoring import raised, scored
 from samerge.merging.tuning.space import Space, planned, space_of
 from samerge.methods.keywords import MergeKeywords
 from samerge.options.kinds import check_number, check_whole
@@ -117,7 +115,7 @@ def tune(
     def run(values: Callable[[Any], Mapping[str, Any]], count: int) -> None:
         def objective(trial: Any) -> float:
             try:
-                return _score(inputs, space.options(values(trial)), score)
+                return scored(inputs.merged(planned(space.options(values(trial))), Progress(False)), score)
             except Exception as error:
                 trial.set_user_attr("error", _told(error))
                 raise
@@ -210,21 +208,6 @@ def _open(package: Any, storage: str | Path | None, direction: str, identity: Ma
     return study
 
 
-def _score(inputs: SameInputs, options: Mapping[str, Any], score: Callable[[MergedAdapter], Any]) -> float:
-    found = score(inputs.merged(planned(options), Progress(False)))
-    try:
-        value = float(found)
-    except (TypeError, ValueError) as error:
-        raise TuningError(f"the score returned {found!r}, which is no number") from error
-    if not math.isfinite(value):
-        raise TuningError(f"the score is {value}, which is not finite")
-    return value
-
-
 def _told(error: Exception) -> str:
     """An exception in one line, with its place unless it is one of samerge's own."""
-    text = " ".join(str(error).split())
-    if isinstance(error, SamergeError):
-        return text
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {text} ({PurePath(last.filename).name}, line {last.lineno})"
+    return " ".join(str(error).split()) if isinstance(error, SamergeError) else raised(error)
