@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from rich.emoji import Emoji
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -25,7 +26,7 @@ from samerge.methods.registry import find
 from samerge.options.common import CommonOptions
 from samerge.options.option import table
 
-from .conftest import shell
+from .conftest import shell, write_adapter
 
 HEAVY = ("torch", "transformers", "peft", "numpy", "huggingface_hub", "gradio")
 
@@ -173,6 +174,34 @@ def test_another_name_of_a_method(invoke) -> None:
     told = json.loads(invoke("methods", "ties_svd", "--json").stdout)
     assert (told["name"], {row["name"]: row["default"] for row in told["options"]}["trim"]) == ("ties", "layer")
     assert "did you mean 'dare_ties'" in invoke("methods", "dare_tie").stderr
+
+
+def test_the_rank_that_is_told_of_a_method_is_that_of_its_merges(invoke, tiny_base, tmp_path) -> None:
+    """Of adapters of rank 4 and 3 by every method, and by the default choice of options."""
+    given = [write_adapter(tmp_path / f"r{rank}", rank, rank) for rank in (4, 3)]
+    for name in samerge.available_methods():
+        shown = invoke("methods", name).stdout
+        made = samerge.merge(tiny_base, given, method=name, progress=False).report.record.output.rank
+        if "Rank: the largest of any adapter, unless --rank" in shown:
+            assert made == 4, name
+        else:
+            assert "Rank: as it comes out, at most the sum of the adapters' ranks, unless --rank says less." in shown
+            assert 1 <= made <= 7, name
+    told = {name: invoke("methods", name).stdout for name in ("even", "saliency", "svd", "linear")}
+    assert "unless --rank or --density says otherwise." in told["even"]
+    assert "unless --rank or --density says otherwise." in told["saliency"]
+    assert "unless --rank says otherwise." in told["svd"]
+    assert samerge.merge(tiny_base, given, method="linear", progress=False).report.record.output.rank == 7
+
+
+def test_no_letters_of_a_help_become_a_picture(invoke) -> None:
+    """typer has rich replace `:a:` in what it takes for Markdown, whatever the console is told."""
+    commands = typer.main.get_command(samerge.cli.app).commands
+    for name, command in commands.items():
+        texts = [command.help or "", *(getattr(one, "help", None) or "" for one in command.params)]
+        texts += [str(one.metavar or "") for one in command.params]
+        assert [text for text in texts if Emoji.replace(text) != text] == [], name
+    assert "lines:ALPHA:BETA" in " ".join(invoke("merge", "--help").stdout.split())
 
 
 def shell_options(command: str) -> dict[str, str | None]:

@@ -46,6 +46,19 @@ def test_a_console_obeys_itself_alone() -> None:
     assert said.count("\\x1b[2J") == 3
 
 
+@pytest.mark.parametrize("name", ["lines:a:b", "out:x:", "C:smile:"])
+def test_a_name_is_no_picture(name: str) -> None:
+    stream = io.StringIO()
+    out = console(file=stream, width=200)
+    table = Table()
+    table.add_column("name")
+    table.add_row(name)
+    out.print(table)
+    out.print(name, markup=False)
+    out.print(name)
+    assert stream.getvalue().count(name) == 3
+
+
 @given(st.text(st.characters(exclude_categories=[])))
 def test_json_says_the_same(text: str) -> None:
     shown = visible_json(json.dumps({text: text}, ensure_ascii=False))

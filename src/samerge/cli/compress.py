@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from samerge.cli.named_adapter import given_adapters
-from samerge.cli.shared_options import Adapters, Base, Manner, Positional
+from samerge.cli.shared_options import Base, Manner, OneAdapter, OnePositional
 from samerge.cli.shrunk import Energy, Rank, deliver, size
 from samerge.cli.spread import FromTable
 from samerge.cli.target import AdapterTarget
@@ -17,8 +17,8 @@ _DEFAULTS = (("dtype", "the adapter's own"), ("modules_to_save", "kept as they a
 
 def compress(
     *,
-    one: Positional = None,
-    adapter: Adapters = None,
+    one: OnePositional = None,
+    adapter: OneAdapter = None,
     base: Base = None,
     rank: Rank = None,
     energy: Energy = None,

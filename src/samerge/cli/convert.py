@@ -1,4 +1,4 @@
-"""`samerge convert`: an adapter in another format."""
+"""`samerge convert`: an adapter in another format, or dtype."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Annotated, Any
 
 from samerge.cli.console import show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import given_adapters
-from samerge.cli.shared_options import Adapters, Base, Manner, Positional
+from samerge.cli.shared_options import Base, Manner, OneAdapter, OnePositional
 from samerge.cli.spread import FromTable
-from samerge.cli.target import AdapterTarget
+from samerge.cli.target import AdapterTarget, came_as
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
 
 
 def convert(
     *,
-    one: Positional = None,
-    adapter: Adapters = None,
+    one: OnePositional = None,
+    adapter: OneAdapter = None,
     base: Base = None,
     options: Annotated[dict[str, Any], FromTable(CommonOptions, ("dtype",), (("dtype", "the adapter's own"),))],
     target: AdapterTarget,
     manner: Manner,
 ) -> None:
-    """Bring an adapter to another format, exactly: its factors as they are, its scale as alpha.
+    """Bring an adapter to another format or dtype, exactly: its factors as they are, its scale as alpha.
 
         samerge convert style.safetensors --format diffusers --out style-diffusers.safetensors
 
@@ -33,12 +33,16 @@ def convert(
     specs = given_adapters(one, adapter)
     if len(specs) > 1 or specs[0].weight != 1:
         raise OptionError("convert takes one adapter, without a weight; samerge merge takes several")
-    if target.format is None:
-        raise OptionError("converting needs a format; give --format peft, kohya, diffusers, mlx or gguf")
+    if target.format is None and not options:
+        raise OptionError(
+            "there is nothing to convert to; give --format peft, kohya, diffusers, mlx or gguf, or --dtype, or both"
+        )
     target.check("converted adapter", sources=[specs[0].source])
     from samerge.merging.conversion.converting import convert_adapter
 
-    made = convert_adapter({specs[0].name: specs[0].source}, target.format, base, progress=not manner.quiet, **options)
+    adapter_of = {specs[0].name: specs[0].source}
+    format = target.format or came_as([specs[0].source]) or "peft"  # that of what cannot be read is refused by it
+    made = convert_adapter(adapter_of, format, base, progress=not manner.quiet, **options)
     url = target.deliver(made, manner.quiet or manner.as_json)
     placed = target.place(made)
     notes = made.report.notes

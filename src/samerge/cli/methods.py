@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from samerge.cli.console import show_json, stdout
 from samerge.cli.shared_options import Json
 from samerge.cli.spread import default_of, methods_offered
+
+if TYPE_CHECKING:
+    from samerge.methods.method import Method
 
 
 def methods(
@@ -59,8 +62,7 @@ def _one(name: str, as_json: bool) -> None:
     console.print(cleandoc(_docstring(method.name) or method.summary), markup=False, soft_wrap=True)
     reads = {"needed": "read", "wanted": "read where there is one", "unused": "not read"}[method.base]
     console.print(
-        f"\nBase: {reads}. Scaling: {method.scaling}. Balance: {method.balance}. Rank: "
-        f"{'exact unless --rank says less' if method.exact else 'the largest of any adapter'}.",
+        f"\nBase: {reads}. Scaling: {method.scaling}. Balance: {method.balance}. Rank: {_rank(method)}.",
         markup=False,
         soft_wrap=True,
     )
@@ -73,6 +75,16 @@ def _one(name: str, as_json: bool) -> None:
         console.print(Facts("Options of its own", (*columns, Column("what it is", name=True)), cells))
     else:
         console.print("It has no options of its own.", markup=False)
+
+
+def _rank(method: Method) -> str:
+    """What is to be said of the rank of its merges."""
+    from samerge.merging.plan import chooses_by_rank
+
+    if method.exact and not chooses_by_rank(method):
+        return "as it comes out, at most the sum of the adapters' ranks, unless --rank says less"
+    other = "--rank or --density says" if chooses_by_rank(method) else "--rank says"
+    return f"the largest of any adapter, unless {other} otherwise"
 
 
 def _docstring(name: str) -> str | None:

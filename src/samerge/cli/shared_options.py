@@ -57,6 +57,18 @@ Adapters = Annotated[
 Positional = Annotated[
     list[str] | None, typer.Argument(metavar="[ADAPTER]...", help="The same as --adapter.", show_default=False)
 ]
+OneAdapter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        "-a",
+        metavar="[NAME=]SOURCE",
+        help="The adapter: a folder, a file, or USER/NAME[/FOLDER@REVISION] on the Hub.",
+    ),
+]
+OnePositional = Annotated[
+    list[str] | None, typer.Argument(metavar="[ADAPTER]", help="The same as --adapter.", show_default=False)
+]
 Weights = Annotated[
     str | None,
     typer.Option(

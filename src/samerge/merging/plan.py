@@ -97,7 +97,12 @@ def plan(method: str | None, options: Mapping[str, Any], weights: Weights = None
     if common.balance is None:
         common = replace(common, balance=chosen.balance)
     own = filled(chosen.options, {name: value for name, value in given.items() if name in own_names})
-    if common.rank is not None and getattr(own, "density", None) is not None and _counts(chosen) and "density" in given:
+    if (
+        common.rank is not None
+        and getattr(own, "density", None) is not None
+        and chooses_by_rank(chosen)
+        and "density" in given
+    ):
         raise OptionError(
             f"rank={common.rank} and density={given['density']!r} together: with method {chosen.name!r} both say how "
             f"many components are kept; give one"
@@ -105,8 +110,8 @@ def plan(method: str | None, options: Mapping[str, Any], weights: Weights = None
     return Plan(chosen, common, own, weights, method is not None)
 
 
-def _counts(method: Method) -> bool:
-    """Whether the method's density says how many of all components are kept, in place of `rank`."""
+def chooses_by_rank(method: Method) -> bool:
+    """Whether it keeps `rank` of all components, or as many as its density says in place of it."""
     return any(row.name == "density" and row.default is None for row in table(method.options))
 
 

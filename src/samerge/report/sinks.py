@@ -50,7 +50,7 @@ def _code(found: re.Match[str]) -> str:
 
 
 def console(**options: Any) -> Console:
-    """A rich console that shows the control characters of what is printed and obeys its own alone."""
+    """A rich console that shows what is printed as it is: control characters escaped, `:x:` no emoji, by default."""
     from rich.console import Console, ConsoleOptions
     from rich.segment import Segment
 
@@ -59,4 +59,4 @@ def console(**options: Any) -> Console:
             for segment in super().render(renderable, options):
                 yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
-    return Sink(**options)
+    return Sink(**{"emoji": False, **options})

@@ -96,6 +96,26 @@ def test_the_shell(tmp_path):
     assert run("verify", tmp_path / "o.safetensors").exit_code == 0
 
 
+def test_a_dtype_alone_keeps_the_format(llama: Beast, tmp_path):
+    """What is read as kohya's file is written as one, PEFT's folder as one."""
+    path = kohya(tmp_path, "style")
+    assert run("convert", path, "--dtype", "bfloat16", "--out", tmp_path / "half").exit_code == 0
+    halved = load_file(tmp_path / "half.safetensors")
+    assert halved.keys() == load_file(path).keys()
+    assert {one.dtype for name, one in halved.items() if not name.endswith("alpha")} == {torch.bfloat16}
+    assert run("convert", llama.adapters["math"], "--dtype", "float64", "-o", tmp_path / "peft").exit_code == 0
+    same(deltas(read_any(tmp_path / "peft", "math")), deltas(read_any(llama.adapters["math"], "math")))
+    assert run("convert", tmp_path / "none", "--dtype", "float16", "-o", tmp_path / "no").exit_code == 2
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("command", ["convert", "compress"])
+def test_the_shell_speaks_of_one_adapter_without_a_weight(command):
+    shown = " ".join(run(command, "--help").output.split())
+    assert "WEIGHT" not in shown
+    assert "strength" not in shown
+
+
 def test_merge_and_compress_take_a_format(llama: Beast, tmp_path):
     words = ("-a", llama.adapters["math"], "-a", llama.adapters["code"], "--method", "linear", "--format", "mlx")
     assert run("merge", *words, "-o", tmp_path / "merged").exit_code == 0
