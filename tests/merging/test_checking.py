@@ -50,6 +50,18 @@ def test_a_plain_adapter(llama):
     assert json.loads(json.dumps(report.to_dict()))["mergeable"] is True
 
 
+@pytest.mark.parametrize("zeroed", ["none", "one", "all"])
+def test_one_that_was_never_trained(tmp_path, zeroed):
+    table = factors(q(0), q(1))
+    left = {"none": [], "one": [q(0)], "all": [q(0), q(1)]}[zeroed]
+    made = {m: (A, B * 0 if m in left else B) for m, (A, B) in table.items()}
+    report = check_adapter(write_adapter(tmp_path / "a", made))
+    assert report.mergeable
+    assert any("its update is zero in every layer; was it trained?" in note for note in report.notes) == (
+        zeroed == "all"
+    )
+
+
 def test_the_file_beside_its_configuration(llama):
     folder = Path(llama.adapters["math"])
     found, whole = (check_adapter(path, name="math") for path in (folder / "adapter_model.safetensors", folder))

@@ -241,12 +241,18 @@ def _against(
         if stranger := strangers_of(source, [adapter]):
             notes.append(stranger)
     scales: set[float] = set()
+    zero = True
     for module in adapter.modules.values():
         try:
-            scales.add(module.load().scale)
+            loaded = module.load()
         except AdapterError as error:
             problems.append(str(error))
             break
+        scales.add(loaded.scale)
+        zero = zero and module.magnitude is None and not (loaded.scale and loaded.A.any() and loaded.B.any())
+    else:
+        if adapter.modules and zero:
+            notes.append("its update is zero in every layer; was it trained?")
     return problems, notes, missing, scales
 
 
