@@ -22,7 +22,7 @@ REPEAT = """## To repeat it
 
 ```sh
 pip install -e '.[benchmarks]'
-python benchmarks/quality.py --suite exact language language-mixed minilm minilm-same-init smollm2  # resumable
+python benchmarks/quality.py --suite exact language language-mixed minilm minilm-same-init smollm2 vision  # resumable
 python benchmarks/few.py --suite exact language minilm smollm2
 python benchmarks/quality.py --collect --render
 ```
@@ -37,7 +37,7 @@ OUR_ROLES = ("default", "own", "variation")
 
 #: What issues of evidence are open.
 NOT_RUN = (
-    "**Not measured**: pictures, and models beyond 135 million weights; more than two trainings of a domain's adapter; "
+    "**Not measured**: models beyond 135 million weights; more than two trainings of a domain's adapter; "
     "more than 2,048 tokens a domain of the first language set (`language-mixed` has 20,480, for the leading merges "
     "only). CT-Merging, Net Utility and "
     "DO-Merging are not among the merges: neither their papers' formulas nor their authors' code could be had. "

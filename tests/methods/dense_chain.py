@@ -6,6 +6,7 @@ adapters' own triplets, score, choose, decorrelate, flatten, weigh.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -113,15 +114,28 @@ def voices(updates: Sequence[Tensor]) -> float:
     return float(K.trace() ** 2 / (K @ K).trace())
 
 
-def heard(own: Mapping[int, _Own], weights: Sequence[float]) -> dict[tuple[int, int], float]:
-    """The weight of every component: its adapter's, less what others take back of its direction."""
-    F = sum(weights[n] * one.P @ one.Q.T for n, one in own.items())
-    found = {}
-    for n, one in own.items():
-        for k in range(len(one.S)):
-            phi, most = float(one.P[:, k] @ F @ one.Q[:, k]), abs(weights[n])
-            found[n, k] = max(-most, min(most, 2 * phi))
-    return found
+def heard(
+    own: Mapping[int, _Own], weights: Sequence[float]
+) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], float]]:
+    """The weight of every component, its adapter's, and what is left of it; of twins the loudest speaks for all."""
+    found = {(n, k): weights[n] for n, one in own.items() for k in range(len(one.S))}
+    outer = {(n, k): torch.outer(own[n].P[:, k], own[n].Q[:, k]) for n, k in found}
+    sizes, share = {(n, k): float(own[n].S[k]) for n, k in found}, {}
+    left = sorted(found, key=lambda place: -abs(weights[place[0]]) * sizes[place])
+    while left:
+        first, *left = left
+        cosines = {other: float((outer[first] * outer[other]).sum()) for other in left}
+        twins = [other for other in left if abs(cosines[other]) > 0.9]
+        said = found[first] + sum(
+            math.copysign(1, cosines[other]) * found[other] * sizes[other] / sizes[first] for other in twins
+        )
+        most = abs(found[first])
+        found[first] = 0.0 if abs(said) <= 1e-5 * most else max(-most, min(most, said))
+        share[first] = abs(found[first]) / most
+        for other in twins:
+            found[other], share[other] = 0.0, share[first]
+            left.remove(other)
+    return found, share
 
 
 def truncated(matrix: Tensor, rank: int) -> Tensor:
@@ -209,7 +223,7 @@ def dense_chain(
         for name, there in own.items():
             total = sum(len(one.S) for one in there.values())
             T = sum(weights[n] * one.update() for n, one in there.items())
-            scores, agreements, loud = {}, {}, heard(there, weights)
+            scores, agreements, loud = {}, {}, heard(there, weights)[0]
             for n, one in there.items():
                 for k in one.left:
                     p, sigma, q = one.P[:, k], one.S[k], one.Q[:, k]
@@ -219,7 +233,7 @@ def dense_chain(
                         agreements[n, k] = float(abs(loud[n, k] * eta))
                         continue
                     gamma = sigma * (p @ gradients[n][name] @ q) if name not in outside else 1.0
-                    scores[n, k] = float(abs(weights[n] * gamma * eta))
+                    scores[n, k] = float(abs(loud[n, k] * gamma * eta))
             final = min(total, rank) if density is None else max(1, round(density * total))
             count = final if step == iterations else max(1, round(total * (final / total) ** (step / iterations)))
             order = sorted(scores, key=lambda place, s=scores: (-s[place], place))
@@ -250,20 +264,29 @@ def dense_chain(
         elif len(there) == 1:
             merged[name] = DenseLayer(weights[there[0]] * truncated(taus[there[0]][name], rank))
         else:
+            loud, remaining = heard(own[name], weights)
+            for n, one in own[name].items():
+                one.left = [k for k in one.left if loud[n, k]]
             places = [(n, k) for n, one in own[name].items() for k in one.left]
+            kept = {n: one.left for n, one in own[name].items()}
+            if not places:
+                merged[name] = DenseLayer(torch.zeros_like(taus[there[0]][name]), kept, gaps[name])
+                continue
             kept_U, kept_V = (torch.stack([decorrelated[name][p][side] for p in places], dim=1) for side in (0, 1))
             U = decorrelate(kept_U / kept_U.norm(dim=0))
             V = decorrelate(kept_V / kept_V.norm(dim=0))
             sigma = torch.stack([own[name][n].S[k] for n, k in places])
-            flat, sized = U @ V.T, (U * sigma) @ V.T
-            count, alone = float(flat.square().sum()), float(sized.square().sum() / flat.square().sum())
+            alone = float(sigma.square().mean())
             sizes = [one.S.square().sum() for one in own[name].values()]
             components = sum(len(one.S) for one in own[name].values()) / len(sizes)
-            largest = LOUDNESS * float(sum(sizes) / len(sizes)) ** 0.5 * (count / components) ** 0.25
-            share = min(1.0, voices([weights[n] * taus[n][name] for n in there]) - 1)
-            level = ((1 - share) * alone + share * largest**2 / count) ** 0.5
-            loud = heard(own[name], weights)
+            largest = LOUDNESS * float(sum(sizes) / len(sizes)) ** 0.5 * (len(places) / components) ** 0.25
+            spoken = [
+                weights[n]
+                * sum(remaining[n, k] * one.S[k] * torch.outer(one.P[:, k], one.Q[:, k]) for k in range(len(one.S)))
+                for n, one in own[name].items()
+            ]
+            share = min(1.0, voices(spoken) - 1)
+            level = ((1 - share) * alone + share * largest**2 / len(places)) ** 0.5
             signs = torch.tensor([loud[place] for place in places], dtype=torch.float64)
-            kept = {n: one.left for n, one in own[name].items()}
             merged[name] = DenseLayer(level * (U * signs) @ V.T, kept, gaps[name], level)
     return merged

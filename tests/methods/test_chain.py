@@ -163,10 +163,13 @@ def test_an_adapter_less_its_copy_is_nothing(tmp_path, method, noise):
     case = ChainCase(tmp_path, base, [one, near])
     given = {"connectivity": chain_graph(base)} if method == "saliency" else {}
     options = {"method": method, "weights": [1.0, -1.0], "progress": False, **given}
-    with pytest.warns(UserWarning, match="zero in every layer"):
+    if noise:
         merged = samerge.merge(case.folder, case.adapters, **options)
+    else:
+        with pytest.warns(UserWarning, match="zero in every layer"):
+            merged = samerge.merge(case.folder, case.adapters, **options)
     for module, (A, B) in one.items():
-        assert float(merged.delta(module).norm()) < 1e-4 * float((B @ A).norm())
+        assert float(merged.delta(module).norm()) < (0.02 if noise else 1e-6) * float((B @ A).norm())
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

@@ -30,7 +30,8 @@ def agreement(
     """
     columns = torch.arange(stack.rank, device=stack.S.device) if wanted is None else wanted
     if products is not None:
-        return ((weights * stack.S) @ (products[0][:, columns] * products[1][:, columns])) * stack.S[columns]
+        left, right = products if wanted is None else (one[:, columns] for one in products)
+        return ((weights * stack.S) @ (left * right)) * stack.S[columns]
     if stack.rank * sum(stack.shape) <= 2 * stack.shape[0] * stack.shape[1]:
         both = (stack.U.T @ stack.U[:, columns]).double() * (stack.V.T @ stack.V[:, columns]).double()  # (R, c)
         return ((weights * stack.S) @ both) * stack.S[columns]

@@ -4,14 +4,14 @@ At each layer that more than one adapter has, with tau_n = sum_k sigma_k p_k q_k
 
 1. the decorrelation of [P_1 .. P_N] and of [Q_1 .. Q_N] gives each triplet k of each adapter its own u_k, v_k
    (TSV-Merge, Gargiulo et al. 2025; `samerge.linalg.decorrelation`), orthonormal but for near-copies;
-2. the r triplets that rank first stay, all adapters together: by |w_n gamma_k eta_k| in `saliency`, by |w_n| sigma_k in
-   `even`. One of which nine tenths are held by those before it is passed over (`samerge.linalg.independent`), so that
-   two copies of an adapter do not take two places for each component;
+2. the r triplets that rank first stay, all adapters together: by |w_k gamma_k eta_k| in `saliency`, by |w_k| sigma_k in
+   `even`. w_k is the weight of the adapter, but for twins (`samerge.linalg.twins`): of two copies one speaks, and of an
+   adapter and its copy at the opposite weight none. One of which nine tenths are held by those before it is passed over
+   (`samerge.linalg.independent`);
 3. all of them get one strength, which makes k components of adapters of rank r 1.7 (k / r)^(1/4) times as large as one
    adapter; where one voice is alone (copies, or weights next to nothing) the root mean square of the kept sigma_k, so
    that the norm before weights stays; in between, what lies between;
-4. M = level * sum_k w_k u_k v_k^T, w_k the owner's weight, less what the others take back of this direction: of an
-   adapter and its copy at the opposite weight nothing is left.
+4. M = level * sum_k w_k u_k v_k^T.
 
 A layer that one adapter alone has knows no conflict: its own update times its weight, truncated only where its rank is
 above that of the result.
@@ -27,7 +27,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from samerge.linalg.agreement import agreement
 from samerge.linalg.canonical import canonical
 from samerge.linalg.decorrelation import Decorrelated, decorrelated
 from samerge.linalg.sign_conflicts import Conflict, conflict_among, sample_rows
@@ -35,6 +34,7 @@ from samerge.linalg.stack import apart
 from samerge.linalg.stack import stacked as side_by_side
 from samerge.linalg.sums import Summed
 from samerge.linalg.triplets import Triplets, zero
+from samerge.linalg.twins import joined
 from samerge.linalg.voices import several, voices
 from samerge.methods.method import MergedLayer, Share
 from samerge.methods.problem import Part, Problem, Site, taken_apart
@@ -78,21 +78,15 @@ class Stack:
         t = self.triplets
         return ((t.U.T @ t.U).double(), (t.V.T @ t.V).double()) if t.rank <= min(t.shape) else None
 
-    def heard(self, wanted: Tensor | None = None) -> Tensor:
-        """The weight of each component, less what other adapters take back of its direction.
+    @cached_property
+    def spoken(self) -> tuple[Tensor, Tensor]:
+        """The weight with which each component speaks, and what is left of each (`samerge.linalg.twins`), (R,) both."""
+        return joined(self.triplets, self.weights, self.products)
 
-            phi_k = sum_i w_i p_k^T P_i Q_i^T q_k,   clamp(2 phi_k, -|w_n|, |w_n|)
-
-        phi_k is w_n where the others say nothing of p_k q_k^T, and that is so nearly for all adapters that were trained
-        on different tasks. An adapter and its copy at the opposite weight have phi = 0: nothing of them is left.
-
-        Args:
-            wanted: (c,) long; all by default.
-        """
-        flat = replace(self.triplets, S=torch.ones_like(self.sigma))
-        twice = 2 * agreement(flat, self.weights, wanted, self.products)
-        most = (self.weights if wanted is None else self.weights[wanted]).abs()
-        return twice.clamp(-most, most)
+    @property
+    def heard(self) -> Tensor:
+        """(R,) the weight with which each component speaks: its adapter's, but for twins."""
+        return self.spoken[0]
 
     @property
     def sigma(self) -> Tensor:
@@ -159,61 +153,56 @@ def chain_layer(
             return alone(site, parts, own, problem.weights_at(site))
         stack = (canonical_stack if settle else stacked)(present, problem.weights_at(site))
         kept = ranked(site, stack)
+        kept = kept[stack.heard[kept] != 0]
+        shares, conflict = _left_of(stack, kept, parts, sample_rows(site.shape))
+        if not len(kept):
+            return MergedLayer(zero(site.shape), shares, conflict=conflict)
         products = stack.products or (None, None)
         left = decorrelated(stack.triplets.U, kept, products[0])
         right = decorrelated(stack.triplets.V, kept, products[1])
+        level = strength(stack.sigma, kept, len(present), _voices(stack, left, right))
+        strengths = level * stack.heard[kept]
         orthonormal = left.orthonormal and right.orthonormal
-        chosen = Triplets(
-            left.columns.float(), stack.sigma[kept], right.columns.float(), orthonormal, stack.owners[kept]
-        )
-        adapter = float(stack.sigma.square().sum()) / len(present)
-        level = strength(chosen, adapter, len(stack.sigma) / len(present), _voices(stack, left, right))
-        update = replace(chosen, S=level * stack.heard(kept))
+        update = Triplets(left.columns.float(), strengths, right.columns.float(), orthonormal, stack.owners[kept])
         # Those of the largest weight first; among equal ones the ranking stays.
         update = update.select(update.S.abs().argsort(descending=True, stable=True))
-        shares, conflict = _left_of(stack, kept, parts, sample_rows(site.shape))
         return MergedLayer(update, shares, conflict=conflict, summed=_summed(stack, parts, left, right))
 
     return layer
 
 
-def strength(kept: Triplets, adapter: float, rank: float, heard: float) -> float:
+def strength(sigma: Tensor, kept: Tensor, adapters: int, heard: float) -> float:
     """The one strength of what is kept.
 
-    With D = sum_k u_k v_k^T and S = sum_k sigma_k u_k v_k^T of the kept components, k = ||D||^2 (their number, where
-    they are orthonormal; copies count once), m the root mean square of the adapters' norms and r components an adapter,
+    With m the root mean square of the adapters' norms, r components an adapter and k kept ones,
 
-        level^2 = (2 - v) ||S||^2 / ||D||^2 + (v - 1) (LOUDNESS m)^2 / sqrt(k r)
+        level^2 = (2 - v) rms(kept sigma)^2 + (v - 1) (LOUDNESS m)^2 / sqrt(k r)
 
-    between one and two voices v (`samerge.linalg.voices`), and the second term from two on: level D has then the norm
+    between one and two voices v (`samerge.linalg.voices`), and the second term from two on: together they are then
     LOUDNESS (k / r)^(1/4) m. Equal strengths in place of an adapter's own steep ones weaken what matters most to it, so
     LOUDNESS is above 1; but many adapters side by side would be far louder than any of them was in training. What one
     voice says alone keeps its size.
 
     Args:
-        kept: u_k, sigma_k and v_k, decorrelated.
-        adapter: m^2.
-        rank: r, a mean.
+        sigma: (R,) of all components of all adapters.
+        kept: (k,) long, those that stay.
+        adapters: how many there are.
         heard: v.
 
     Example:
-        >>> eye = torch.eye(2)
-        >>> pair = Triplets(eye, torch.tensor([4.0, 3.0]).double(), eye, True)  # of two adapters of rank 2 and norm 5
-        >>> [round(strength(pair, 25.0, 2, v) * 2**0.5 / 5, 3) for v in (1.0, 1.5, 2.0)]
+        >>> pair = torch.tensor([4.0, 3.0, 4.0, 3.0]).double()  # two adapters of rank 2, of norm 5
+        >>> [round(strength(pair, torch.tensor([0, 1]), 2, v) * 2**0.5 / 5, 3) for v in (1.0, 1.5, 2.0)]
         [1.0, 1.395, 1.7]
     """
-    count, own = float(kept.rank), float(kept.S.square().sum())
-    if not kept.orthonormal:
-        ones = torch.ones_like(kept.S)
-        count, own = (float(agreement(one, ones).sum()) for one in (replace(kept, S=ones), kept))
-    share = min(1.0, heard - 1)
-    loud = LOUDNESS**2 * adapter / math.sqrt(count * rank)
-    return math.sqrt((1 - share) * own / count + share * loud)
+    alone = float(sigma[kept].square().mean())
+    loud = LOUDNESS**2 * float(sigma.square().sum()) / adapters / math.sqrt(len(kept) * len(sigma) / adapters)
+    share = min(1.0, max(0.0, heard - 1))
+    return math.sqrt((1 - share) * alone + share * loud)
 
 
 def _voices(stack: Stack, left: Decorrelated, right: Decorrelated) -> float:
     """How many voices there are, up to two."""
-    loads = stack.weights * stack.sigma
+    loads = stack.weights * stack.sigma * stack.spoken[1]
     if several(stack.triplets, loads, left.largest * right.largest):
         return 2.0
     return voices(stack.triplets, loads, left.gram, right.gram)

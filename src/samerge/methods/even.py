@@ -3,7 +3,7 @@
 The adapters are brought to one norm in each layer, their singular vectors decorrelated, the r largest components of all
 adapters together kept, all with one strength, and each times its adapter's weight (`samerge.methods.chain`). `saliency`
 ranks them by what they do for the model and for the merge; here the rank of a component is |w_k| sigma_k, w_k its
-adapter's weight less what others take back. Of those that are near-equal, as the components of merged adapters are, the
+adapter's weight but for twins. Of those that are near-equal, as the components of merged adapters are, the
 ones that agree more with the merge, by |w_k eta_k|, come first.
 """
 
@@ -35,7 +35,7 @@ def begin(problem: Problem, options: ChainOptions) -> Begun:
 
 def by_size(stack: Stack) -> Tensor:
     """The numbers of all components, the largest |w_k| sigma_k first; of near-equal ones the largest |w_k eta_k|."""
-    weights = stack.heard()
+    weights = stack.heard
     sizes, order = (weights.abs() * stack.sigma).sort(descending=True, stable=True)
     tied = blocks(replace(stack.triplets, S=sizes, owners=None))
     if tied:

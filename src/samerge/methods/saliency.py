@@ -122,7 +122,7 @@ def _chosen(
         gamma = torch.cat([one if own is None else own for one, own in zip(ones, known, strict=True)])
         total = len(stack.sigma)
         left_over = stack.triplets if len(alive) == total else stack.triplets.select(alive)
-        scores = (stack.weights[alive] * gamma * agreement(left_over, stack.weights[alive])).abs()
+        scores = (stack.heard[alive] * gamma * agreement(left_over, stack.weights[alive])).abs()
         final = count_of(options, problem, total)
         count = min(len(alive), max(final, round(total * (final / total) ** (step / options.iterations))))
         order = independent(stack.triplets, alive[scores.argsort(descending=True, stable=True)], count)
