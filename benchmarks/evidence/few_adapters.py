@@ -29,13 +29,13 @@ def few_adapters(records: Sequence[Mapping[str, Any]]) -> str:
         found: dict[str, list[float | None]] = {}
         for name in dict.fromkeys(r["merge"] for r in records if r["rank"] == rank):
             found[name] = [scores.get((name, rank, *column)) for column in columns]
-        means = {name: fmean(one for one in own if one is not None) for name, own in found.items()}
-        order = sorted(found, key=lambda name: -means[name])
+        whole = {name: fmean(own) for name, own in _complete(found).items()}
+        order = sorted(found, key=lambda name: (name not in whole, -whole.get(name, 0.0)))
         cells = [
             [
                 f"**{name}**" if name == DEFAULT else name,
                 *("" if one is None else f"{one:.1f}" for one in found[name]),
-                f"{means[name]:.1f}",
+                f"{whole[name]:.1f}" if name in whole else "",
             ]
             for name in order
         ]
@@ -44,13 +44,19 @@ def few_adapters(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+def _complete(found: Mapping[str, Sequence[float | None]]) -> dict[str, list[float]]:
+    """The rows without a gap."""
+    rows = {name: [one for one in own if one is not None] for name, own in found.items()}
+    return {name: row for name, row in rows.items() if len(row) == len(found[name])}
+
+
 def _behind(found: Mapping[str, Sequence[float | None]], columns: Sequence[tuple[int, str]]) -> str:
     """Where a rival is ahead, and how the default does to it."""
     told = []
     for at, (count, suite) in enumerate(columns):
-        own = found[DEFAULT][at]
+        own = _complete(found)[DEFAULT][at]
         rivals = {name: score for name, row in found.items() if name not in OURS and (score := row[at]) is not None}
         best = max(rivals, key=lambda name: rivals[name])
-        if own is not None and rivals[best] > own + 0.05:
+        if rivals[best] > own + 0.05:
             told.append(f"{suite}, {count} (`{best}`, {own - rivals[best]:+.1f})")
     return f"A rival is ahead of the default on: {', '.join(told)}." if told else "No rival is ahead of the default."
