@@ -8,8 +8,10 @@ import sys
 import types
 from pathlib import Path
 from statistics import fmean
+from unittest import mock
 
 import pytest
+import strength
 import torch
 from evidence import collect as collecting
 from evidence.collect import collect
@@ -26,6 +28,7 @@ from suites.kept import Kept
 
 import samerge
 from samerge.merging.plan import plan
+from samerge.methods import chain
 from samerge.methods.registry import find
 from samerge.options.option import table
 
@@ -320,3 +323,13 @@ def test_orders_of_figures_are_of_untuned_merges():
     rows = [("a", name, 1.0, value) for name, value in (("m", 1.0), ("n", 3.0), ("o", 2.0), ("p", 5.0))]
     [found] = orders(made_up([*rows, ("a", "m", 2.0, 99.0)]))
     assert found == {"suite": "a", "merges": 4, "cosine": 1.0, "interference": -1.0}
+
+
+def test_a_merge_of_a_given_size(llama):
+    """What `strength.py` puts in the place of the default's strength still fits there."""
+    norms = []
+    for size in (1.0, 2.0):
+        with mock.patch.object(chain, "strength", strength.sized(size)):
+            merged = samerge.merge(None, llama.adapters, method="even", dtype="float32", progress=False)
+        norms.append([float(merged.delta(module).norm()) for module in merged.factors])
+    assert norms[1] == pytest.approx([2 * norm for norm in norms[0]], rel=1e-4)
