@@ -154,7 +154,10 @@ def _nothing(problem: Problem, layers: Mapping[str, LayerRecord], dtype: torch.d
         why = "all weights are 0; give one adapter another"
     elif not any(one.norm for layer in layers.values() for one in layer.adapters.values()):
         why = "every update that went in is zero already (B is 0 in LoRA that was never trained, or lora_alpha is 0)"
-    elif not any(one.norm * one.energy_kept for layer in layers.values() for one in layer.adapters.values()):
+    elif not any(
+        one.norm * one.energy_kept or one.kept == () for own in layers.values() for one in own.adapters.values()
+    ):
+        # a method that chooses components keeps one at least, but where they take one another back
         why = "pruning kept nothing; choose a larger density, or a rank"
     elif not any(layer.scale for layer in layers.values()):
         why = "the scaling is 0; choose another"
