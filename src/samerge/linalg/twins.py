@@ -31,7 +31,7 @@ def joined(stack: Triplets, weights: Tensor, products: tuple[Tensor, Tensor] | N
 
     What is left is |w'_k / w_k| for the one that speaks and for all its twins; 1 for a component without a twin.
 
-    Cost: 2 R^2 (d_out + d_in) operations where the products are not known.
+    Cost: R^2 d_out operations where the products are not known, and as much for d_in where many columns of U are alike.
 
     Args:
         stack: U (d_out, R) and V (d_in, R) with columns of norm 1, S > 0.
@@ -67,15 +67,21 @@ def joined(stack: Triplets, weights: Tensor, products: tuple[Tensor, Tensor] | N
 
 
 def _pairs(stack: Triplets, products: tuple[Tensor, Tensor] | None) -> dict[int, dict[int, float]]:
-    """By component its twins, with the sign of o."""
+    """By component its twins, with the sign of o; V is looked at only where U is alike."""
     found: dict[int, dict[int, float]] = {}
     for start in range(0, stack.rank, TILE):
         rows = slice(start, min(start + TILE, stack.rank))
-        if products is None:
-            o = (stack.U[:, rows].T @ stack.U) * (stack.V[:, rows].T @ stack.V)
+        left = products[0][rows, start:] if products else stack.U[:, rows].T @ stack.U[:, start:]
+        row, column = ((left.abs() > ALIKE).triu(1)).nonzero(as_tuple=True)
+        if not len(row):
+            continue
+        if products or len(row) > stack.rank:
+            right = products[1][rows, start:] if products else stack.V[:, rows].T @ stack.V[:, start:]
+            cosines = left[row, column] * right[row, column]
         else:
-            o = products[0][rows] * products[1][rows]
-        near = (o.abs() > ALIKE).nonzero()
-        for row, k in near[near[:, 0] + start != near[:, 1]].tolist():
-            found.setdefault(row + start, {})[k] = 1.0 if float(o[row, k]) > 0 else -1.0
+            cosines = left[row, column] * (stack.V[:, row + start] * stack.V[:, column + start]).sum(dim=0)
+        near = cosines.abs() > ALIKE
+        pairs = zip((row[near] + start).tolist(), (column[near] + start).tolist(), cosines[near].tolist(), strict=True)
+        for one, other, cosine in pairs:
+            found.setdefault(one, {})[other] = found.setdefault(other, {})[one] = 1.0 if cosine > 0 else -1.0
     return found
