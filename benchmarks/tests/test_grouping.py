@@ -36,7 +36,7 @@ def test_a_figure_that_knows_all_chooses_the_best_and_its_reverse_the_worst():
 
 def test_the_docs_say_what_was_measured():
     every = json.loads((tables.RESULTS / "grouping.json").read_text(encoding="utf-8"))
-    (found,) = (row for row in every if row["groups of"] == 2)
+    found, alike = (row for row in every if row["groups of"] == 2)
     text = " ".join((tables.DOCS / "questions.md").read_text(encoding="utf-8").split())
     rules = found["rules"]
     assert f"all {found['partitions']} ways" in text
@@ -50,3 +50,5 @@ def test_the_docs_say_what_was_measured():
     ):
         assert words.format(rules[f"least {name}"]["score"], rules[f"most {name}"]["score"]) in text
     assert f"rank correlation with what is kept is {rules['most columns']['spearman']}" in text
+    least, most = (alike["rules"][f"{name} columns"] for name in ("least", "most"))
+    assert f"{least['score']} and {most['score']}, a correlation of {most['spearman']}" in text
