@@ -28,6 +28,7 @@ from typing import Any
 
 import tables
 from memory import peak_mib
+from records import replaced
 from speed import machine
 
 RESULTS = tables.RESULTS / "decorrelation.json"
@@ -152,8 +153,7 @@ def least(work: Callable[[], None], runs: int) -> float:
 
 def keep(record: dict[str, Any]) -> None:
     """Put a record into the results, in place of one with the same settings."""
-    records = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    records = [old for old in records if any(old[key] != record[key] for key in SETTINGS)] + [record]
+    records = replaced(RESULTS, record, SETTINGS)
     records.sort(key=lambda item: [(str(item[key]), 0) if key == "method" else ("", item[key]) for key in SETTINGS])
     RESULTS.write_text(json.dumps(records, indent=2) + "\n")
     tables.write(DOC, "decorrelation.py", table(records))

@@ -12,10 +12,10 @@ tasks only; scores are those of `quality.py`, mean over the groups, with every m
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+import records
 import tables
 from evidence.runs import machine
 from evidence.table import FAMILIES, Family
@@ -110,9 +110,7 @@ def measure(name: str, kept: Kept, groups: Groups, family: Family, budget: Any) 
 
 def keep(record: dict[str, Any]) -> None:
     """Into the file, in place of one with the same settings."""
-    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
-    found = [row for row in known if any(row[key] != record[key] for key in SETTINGS)]
-    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in [*found, record]) + "\n]\n", encoding="utf-8")
+    records.write(RESULTS, records.replaced(RESULTS, record, SETTINGS))
     print(*(record[key] for key in (*SETTINGS, "score")), flush=True)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import records
 import tables
 from evidence.runs import machine
 from evidence.scores import spearman
@@ -55,7 +56,7 @@ def main() -> None:
     for name in given.suite:
         ready = given.adapters / name if given.adapters and (given.adapters / name).is_dir() else None
         known = [row for row in known if row["suite"] != name] + measure(suite(name, given.cache, ready))
-        RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in known) + "\n]\n", encoding="utf-8")
+        records.write(RESULTS, known)
 
 
 def measure(one: Suite) -> list[dict[str, Any]]:

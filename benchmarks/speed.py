@@ -29,6 +29,7 @@ from typing import Any
 import tables
 from memory import peak_mib
 from models import Case, prepare
+from records import replaced
 
 RESULTS = tables.RESULTS / "speed.json"
 DOC = tables.DOCS / "speed.md"
@@ -212,8 +213,7 @@ def machine() -> dict[str, Any]:
 def keep(record: dict[str, Any]) -> None:
     """Put a record into the results, in place of one with the same settings."""
     RESULTS.parent.mkdir(exist_ok=True)
-    records = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    records = [old for old in records if any(old[key] != record[key] for key in SETTINGS)] + [record]
+    records = replaced(RESULTS, record, SETTINGS)
     records.sort(key=lambda item: [str(item[key]) for key in ("model", "adapters", "iterations", "side")])
     RESULTS.write_text(json.dumps(records, indent=2) + "\n")
     tables.write(DOC, "speed.py", table(records))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import records
 import tables
 from evidence.runs import machine
 from evidence.table import FULL
@@ -113,13 +114,11 @@ def measure(name: str, kept: Kept, groups: Sequence[tuple[str, ...]], rank: int 
 
 def keep(record: dict[str, Any]) -> None:
     """Into the file, in place of one with the same settings."""
-    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
-    found = [row for row in known if any(row[key] != record[key] for key in SETTINGS)]
-    RESULTS.write_text("[\n" + ",\n".join(json.dumps(row) for row in [*found, record]) + "\n]\n", encoding="utf-8")
+    records.write(RESULTS, records.replaced(RESULTS, record, SETTINGS))
     print(record["suite"], record["adapters"], record["rank"], record["scores"], flush=True)
 
 
-def table(records: Sequence[dict[str, Any]]) -> str:
+def table(found: Sequence[dict[str, Any]]) -> str:
     """As docs/method.md has it."""
     cells = [
         [
@@ -128,7 +127,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
             "as it comes" if r["rank"] is None else str(r["rank"]),
             *map(str, r["scores"].values()),
         ]
-        for r in records
+        for r in found
     ]
     return tables.rows(["suite", "adapters", "output rank", *map(str, SIZES)], cells)
 

@@ -52,11 +52,10 @@ def _complete(found: Mapping[str, Sequence[float | None]]) -> dict[str, list[flo
 
 def _behind(found: Mapping[str, Sequence[float | None]], columns: Sequence[tuple[int, str]]) -> str:
     """Where a rival is ahead, and how the default does to it."""
-    told = []
+    told, ours = [], _complete(found)[DEFAULT]
     for at, (count, suite) in enumerate(columns):
-        own = _complete(found)[DEFAULT][at]
         rivals = {name: score for name, row in found.items() if name not in OURS and (score := row[at]) is not None}
         best = max(rivals, key=lambda name: rivals[name])
-        if rivals[best] > own + 0.05:
-            told.append(f"{suite}, {count} (`{best}`, {own - rivals[best]:+.1f})")
+        if rivals[best] > ours[at] + 0.05:
+            told.append(f"{suite}, {count} (`{best}`, {ours[at] - rivals[best]:+.1f})")
     return f"A rival is ahead of the default on: {', '.join(told)}." if told else "No rival is ahead of the default."

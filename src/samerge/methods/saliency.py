@@ -121,8 +121,9 @@ def _chosen(
         known = [found.of(site.module, n) for n in sorted(present)]
         gamma = torch.cat([one if own is None else own for one, own in zip(ones, known, strict=True)])
         total = len(stack.sigma)
-        left_over = stack.triplets if len(alive) == total else stack.triplets.select(alive)
-        scores = (stack.heard[alive] * gamma * agreement(left_over, stack.weights[alive])).abs()
+        whole = len(alive) == total
+        left_over, products = (stack.triplets, stack.products) if whole else (stack.triplets.select(alive), None)
+        scores = (stack.heard[alive] * gamma * agreement(left_over, stack.weights[alive], products=products)).abs()
         final = count_of(options, problem, total)
         count = min(len(alive), max(final, round(total * (final / total) ** (step / options.iterations))))
         order = independent(stack.triplets, alive[scores.argsort(descending=True, stable=True)], count)
