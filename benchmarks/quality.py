@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py --suite minilm                  # measure (hours for all suites on one core; resumable)
     python benchmarks/quality.py --suite minilm --only 'tsv,iso-c' --budgets r
+    python benchmarks/quality.py --suite minilm --climb --budgets r     # every merge at its best strength, no more
     SAMERGE_BENCHMARKS_DTYPE=float32 python benchmarks/quality.py --suite minilm --only saliency,even --published
     python benchmarks/quality.py --collect --render              # results/quality.json, docs/evidence.md and pictures
 
@@ -17,17 +18,20 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from evidence.climb import peaks
 from evidence.collect import collect
 from evidence.long_tables import long_tables
 from evidence.page import page
 from evidence.pictures import draw
-from evidence.runs import Runs, settings
+from evidence.runs import Runs, Setting, settings
 from evidence.store import dump, load
 from evidence.table import FAMILIES
 from suites import PUBLIC, SUITES, suite
-from suites.base import default_cache
+from suites.base import Part, default_cache
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 FEW = RESULTS.with_name("few.json")
@@ -42,6 +46,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="*", default=["r", "free", "2r"], help="output ranks")
     parser.add_argument("--published", action="store_true", help="only what a user gets who tunes nothing")
     parser.add_argument("--scales", nargs="*", help="only these, and the published one")
+    parser.add_argument("--climb", action="store_true", help="only the strengths around each merge's best one")
     parser.add_argument("--items", type=int, help="rows a task")
     parser.add_argument("--tasks", nargs="*", default=[], help="ask only these; merges are of all adapters")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="downloads, adapters, measurements")
@@ -73,6 +78,9 @@ def measure(name: str, given: argparse.Namespace, end: float | None) -> None:
     runs = Runs(one, given.items or one.items, given.cache / name / "measurements.jsonl", given.tasks)
     runs.references(all_tasks=not given.published)
     todo = settings(FAMILIES, given.only, given.budgets)
+    if given.climb:
+        climb(name, runs, one.parts(), todo, end)
+        return
     if given.published or given.scales:
         scales = given.scales or ()
         todo = [setting for setting in todo if setting.published or str(setting.scaling) in scales]
@@ -83,6 +91,23 @@ def measure(name: str, given: argparse.Namespace, end: float | None) -> None:
         if runs.measure(setting):
             what = [setting.family.name, setting.budget, setting.density, setting.scaling]
             print(f"{name} {number}/{len(todo)}: {what}", flush=True)
+
+
+def climb(name: str, runs: Runs, parts: Sequence[Part], todo: Sequence[Setting], end: float | None) -> None:
+    """Each merge at its published density, at the strengths around its best one."""
+    grids: dict[tuple[Any, ...], list[Setting]] = {}
+    for setting in todo:
+        if setting.density == setting.family.densities[0] and setting.family.role != "variation":
+            grids.setdefault((setting.family.name, setting.budget, setting.seed), []).append(setting)
+    for grid in grids.values():
+        while missing := peaks(runs.lines(), parts, grid):
+            if end is not None and time.monotonic() > end:
+                print(f"{name}: stopped before {missing[0].family.name}")
+                return
+            done = [runs.measure(setting) for setting in missing]
+            print(f"{name}: {missing[0].family.name}, {missing[0].budget}: {[s.scaling for s in missing]}", flush=True)
+            if not any(done):
+                break
 
 
 if __name__ == "__main__":

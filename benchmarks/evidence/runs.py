@@ -100,12 +100,16 @@ class Runs:
         self._digest = digest(self._adapters)
         self._evaluator: Evaluator = suite.evaluator()
         self._rank = max(config_rank(folder) for folder in self._adapters.values())
-        self._done = {tuple(line["key"]) for line in read_lines(store) if line["identity"] == self.identity()}
+        self._done = {tuple(line["key"]) for line in self.lines()}
 
     def identity(self) -> str:
         """Suite, adapters and rows: lines of another identity are of another measurement."""
         asked = ",".join(self._tasks)
         return f"{self._suite.name}/{self._digest}/{self._items} of {asked}/{self._evaluator.precision}"
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The measurements that are kept of these adapters on these rows."""
+        return [line for line in read_lines(self._store) if line["identity"] == self.identity()]
 
     def references(self, all_tasks: bool = True) -> None:
         """The base, and every adapter on its own task, or on all tasks."""
