@@ -1,7 +1,7 @@
 """Do figures of the weights tell which adapters go together? All ways to put a suite's adapters into equal groups.
 
     python benchmarks/grouping.py --suite minilm minilm-same-init --adapters FOLDER  # FOLDER/minilm/TASK/...
-    python benchmarks/grouping.py --suite language
+    python benchmarks/grouping.py --suite language smollm2 exact
 
 A server that holds K adapters could hold K merges. Every group is merged by the default (`even`, which reads no base)
 and asked its own tasks; a partition's score is the mean over all tasks of what a merge gains over the base, in per cent
@@ -42,6 +42,8 @@ MEASURED: dict[str, tuple[int, tuple[int, ...], Group]] = {
     "minilm": (200, (2, 4), KNOWN),
     "minilm-same-init": (200, (2, 4), KNOWN),
     "language": (8, (2,), ()),
+    "smollm2": (60, (2,), ()),
+    "exact": (50, (2,), ()),
 }
 
 

@@ -63,6 +63,20 @@ def canonical(stack: Triplets, weights: Tensor, near: float = NEAR) -> Triplets:
     return Triplets(U, S, V, stack.orthonormal, stack.owners)
 
 
+def has_own_basis(S: Tensor, near: float = NEAR) -> bool:
+    """Whether no two singular values of one adapter are near, so that `canonical` leaves its triplets as they are.
+
+    Args:
+        S: (k,) descending.
+        near: relative.
+
+    Example:
+        >>> has_own_basis(torch.tensor([2.0, 1.0])), has_own_basis(torch.tensor([2.0, 1.0, 1.0]))
+        (True, False)
+    """
+    return not bool((S[:-1] - S[1:] <= near * S[:-1]).any())
+
+
 def blocks(stack: Triplets, near: float = NEAR) -> list[Tensor]:
     """The columns of each block of two or more near-equal singular values of one adapter, (b,) long each.
 

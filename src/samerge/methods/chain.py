@@ -27,7 +27,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from samerge.linalg.canonical import canonical
+from samerge.linalg.canonical import canonical, has_own_basis
 from samerge.linalg.decorrelation import Decorrelated, decorrelated
 from samerge.linalg.sign_conflicts import Conflict, conflict_among, sample_rows
 from samerge.linalg.stack import apart
@@ -112,9 +112,9 @@ def stacked(parts: Mapping[int, Part], weights: tuple[float, ...]) -> Stack:
 
 def settled(parts: Mapping[int, Part], weights: tuple[float, ...]) -> dict[int, Part]:
     """The same updates by triplets, with a basis of their own where near-equal singular values leave it open."""
-    if not any(own.rank for own in taken_apart(parts).values()):
-        return dict(parts)
-    own = apart(canonical_stack(parts, weights).triplets)
+    own = taken_apart(parts)
+    if not all(has_own_basis(one.S) for one in own.values()):
+        own = apart(canonical_stack(parts, weights).triplets)
     return {n: part.with_triplets(own[n]) if n in own else part for n, part in parts.items()}
 
 

@@ -52,21 +52,20 @@ class SaliencyOptions(ChainOptions):
 
 
 def begin(problem: Problem, options: SaliencyOptions) -> Begun:
-    """Score all components, and choose."""
+    """Score all components; the last round's choice is made where a layer is merged, of what is at hand there."""
     check_memory(problem, held=2)
     ranks = _prepared(problem)
     left = {module: {n: torch.arange(rank) for n, rank in own.items()} for module, own in ranks.items()}
-    best: dict[str, Tensor] = {}
     found = NO_GAMMAS
     with problem.progress.task("scoring", options.iterations * work(problem)) as advance:
         ready = near(problem)
         for step in range(1, options.iterations + 1):
             found = gammas(ready, _updates(problem, ranks, left), advance)
-            chosen = _chosen(problem, options, found, left, best, step)
-            left = {m: {n: left[m][n][pick] for n, pick in own.items()} for m, own in chosen.items()}
+            if step < options.iterations:
+                left = _pruned(problem, options, found, left, step)
 
     def ranked(site: Site, stack: Stack) -> Tensor:
-        return best[site.module].to(stack.sigma.device)
+        return _best(problem, options, found, left[site.module], site, stack, options.iterations)
 
     return Begun(chain_layer(problem, options, ranked), found.log_connectivity, found.kernel)
 
@@ -97,45 +96,62 @@ def _updates(
     return found
 
 
-def _chosen(
+def _pruned(
     problem: Problem,
     options: SaliencyOptions,
     found: Gammas,
     left: Mapping[str, Mapping[int, Tensor]],
-    best: dict[str, Tensor],
     step: int,
 ) -> dict[str, dict[int, Tensor]]:
-    """Which of the components that are left stay after a round; fills `best` with this process's, best first."""
+    """Which of each adapter's components stay after a round, by module and number."""
 
-    def choose(site: Site) -> dict[int, list[int]]:
+    def stay(site: Site) -> dict[int, list[int]]:
         parts = problem.parts(site)
         present = {n: part for n, part in parts.items() if part.triplets.rank}
         picks = left[site.module]
         if len(present) < 2:
-            return {n: list(range(len(pick))) for n, pick in picks.items()}
+            return {n: pick.tolist() for n, pick in picks.items()}
         stack = stacked(present, problem.weights_at(site))
-        alive = torch.cat(
-            [(stack.owners == n).nonzero().flatten()[picks[n].to(stack.owners.device)] for n in sorted(present)]
-        )
-        ones = [torch.ones(len(picks[n]), dtype=torch.float64, device=stack.sigma.device) for n in sorted(present)]
-        known = [found.of(site.module, n) for n in sorted(present)]
-        gamma = torch.cat([one if own is None else own for one, own in zip(ones, known, strict=True)])
-        total = len(stack.sigma)
-        whole = len(alive) == total
-        left_over, products = (stack.triplets, stack.products) if whole else (stack.triplets.select(alive), None)
-        scores = (stack.heard[alive] * gamma * agreement(left_over, stack.weights[alive], products=products)).abs()
-        final = count_of(options, problem, total)
-        count = min(len(alive), max(final, round(total * (final / total) ** (step / options.iterations))))
-        order = independent(stack.triplets, alive[scores.argsort(descending=True, stable=True)], count)
-        best[site.module] = order
-        places = {n: set(stack.places[order[stack.owners[order] == n]].tolist()) for n in present}
-        return {
-            n: [at for at, place in enumerate(picks[n].tolist()) if n not in places or place in places[n]]
-            for n in picks
-        }
+        best = _best(problem, options, found, picks, site, stack, step)
+        places = {n: set(stack.places[best[stack.owners[best] == n]].tolist()) for n in present}
+        return {n: [k for k in pick.tolist() if n not in places or k in places[n]] for n, pick in picks.items()}
 
-    chosen = everywhere(problem.sites, choose)
-    return {m: {n: torch.tensor(p, dtype=torch.long) for n, p in own.items()} for m, own in chosen.items()}
+    stayed = everywhere(problem.sites, stay)
+    return {m: {n: torch.tensor(p, dtype=torch.long) for n, p in own.items()} for m, own in stayed.items()}
+
+
+def _best(
+    problem: Problem,
+    options: SaliencyOptions,
+    found: Gammas,
+    picks: Mapping[int, Tensor],
+    site: Site,
+    stack: Stack,
+    step: int,
+) -> Tensor:
+    """The most salient of a layer's components that are left, as many as stay after a round, best first.
+
+    Args:
+        problem: the problem.
+        options: density and number of rounds.
+        found: gamma of what is left.
+        picks: which of each adapter's components are left, by its number.
+        site: the layer.
+        stack: all its components.
+        step: the round, from 1.
+    """
+    present = sorted(set(stack.owners.tolist()))
+    alive = torch.cat([(stack.owners == n).nonzero().flatten()[picks[n].to(stack.owners.device)] for n in present])
+    ones = [torch.ones(len(picks[n]), dtype=torch.float64, device=stack.sigma.device) for n in present]
+    known = [found.of(site.module, n) for n in present]
+    gamma = torch.cat([one if own is None else own for one, own in zip(ones, known, strict=True)])
+    total = len(stack.sigma)
+    whole = len(alive) == total
+    left_over, products = (stack.triplets, stack.products) if whole else (stack.triplets.select(alive), None)
+    scores = (stack.heard[alive] * gamma * agreement(left_over, stack.weights[alive], products=products)).abs()
+    final = count_of(options, problem, total)
+    count = min(len(alive), max(final, round(total * (final / total) ** (step / options.iterations))))
+    return independent(stack.triplets, alive[scores.argsort(descending=True, stable=True)], count)
 
 
 METHOD = Method("saliency", begin, SaliencyOptions, base="needed", balance="norm", exact=True)
