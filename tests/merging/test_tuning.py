@@ -218,6 +218,17 @@ def test_timeout_begins_no_further_trial(llama: Beast) -> None:
     assert 1 <= len(result.trials) <= 5
 
 
+def test_timeout_counts_from_the_untuned_trial_on(llama: Beast) -> None:
+    assert len(tune(llama, lambda m: time.sleep(0.3) or 1.0, trials=9, timeout=0.2).trials) == 1
+
+
+def test_a_rank_by_its_other_name_leaves_the_density_alone(llama: Beast) -> None:
+    result = tune(llama, size, trials=3, method="even", svd_rank=4)
+    assert [trial.state for trial in result.trials] == ["complete"] * 3
+    assert not any("density" in trial.options for trial in result.trials)
+    assert result.merged.report.record.output.rank == 4
+
+
 # --- failures ---
 
 

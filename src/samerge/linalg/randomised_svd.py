@@ -62,7 +62,7 @@ def truncated_svd(
         dtype: what to compute the products in.
 
     Returns:
-        The factors (scale 1, the singular values split evenly between A and B, as `compress.truncate` does), the
+        The factors (scale 1, the singular values split evenly between A and B, as `truncate` does), the
         singular values kept, descending in float64, and the share of ||M||_F^2 that was lost, 0.0 to 1.0.
 
     Raises:
@@ -158,7 +158,7 @@ def _orthonormal(columns: Tensor) -> Tensor:
 
 def _cut(u: Tensor, s: Tensor, vh: Tensor, total: float, rank: int) -> tuple[LoraFactors, Tensor, float]:
     u, s, vh = u[:, :rank], s[:rank], vh[:rank]
-    peak = vh.gather(1, vh.abs().argmax(dim=1, keepdim=True)).sign()  # (k, 1); as compress.singular_triplets has it
+    peak = vh.gather(1, vh.abs().argmax(dim=1, keepdim=True)).sign()  # (k, 1); as `singular_triplets` has it
     peak = torch.where(peak == 0, torch.ones_like(peak), peak)
     root = s.sqrt().to(u.dtype)
     lost = min(1.0, max(0.0, 1.0 - float(s.square().sum()) / total)) if total else 0.0

@@ -85,7 +85,7 @@ def plan(method: str | None, options: Mapping[str, Any], weights: Weights = None
         8
     """
     chosen, implied = found(DEFAULT_METHOD if method is None else method)
-    given = _named_once({**implied, **{name: value for name, value in options.items() if value is not None}})
+    given = named_once({**implied, **{name: value for name, value in options.items() if value is not None}})
     common_names = [row.name for row in table(CommonOptions)]
     own_names = [row.name for row in table(chosen.options)]
     for name in given:
@@ -115,7 +115,7 @@ def chooses_by_rank(method: Method) -> bool:
     return any(row.name == "density" and row.default is None for row in table(method.options))
 
 
-def _named_once(given: Mapping[str, Any]) -> dict[str, Any]:
+def named_once(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options by their own names."""
     result: dict[str, Any] = {}
     for name, value in given.items():

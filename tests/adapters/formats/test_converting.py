@@ -16,6 +16,7 @@ import samerge
 from samerge.adapters.formats.table import FORMATS, named, read_any, writable
 from samerge.cli import app
 from samerge.errors import AdapterError, OptionError
+from samerge.report.reading import read_record
 
 
 def run(*words: object):
@@ -104,6 +105,9 @@ def test_a_dtype_alone_keeps_the_format(llama: Beast, tmp_path):
     assert halved.keys() == load_file(path).keys()
     assert {one.dtype for name, one in halved.items() if not name.endswith("alpha")} == {torch.bfloat16}
     assert run("convert", llama.adapters["math"], "--dtype", "float64", "-o", tmp_path / "peft").exit_code == 0
+    record = read_record(tmp_path / "peft")
+    [written] = {one.dtype for one in load_file(tmp_path / "peft" / "adapter_model.safetensors").values()}
+    assert (record.output.dtype, record.options) == (str(written).removeprefix("torch."), {"dtype": "float64"})
     same(deltas(read_any(tmp_path / "peft", "math")), deltas(read_any(llama.adapters["math"], "math")))
     assert run("convert", tmp_path / "none", "--dtype", "float16", "-o", tmp_path / "no").exit_code == 2
     assert not (tmp_path / "no").exists()

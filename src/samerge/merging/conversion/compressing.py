@@ -1,4 +1,4 @@
-"""`compress_adapter`: an adapter to a smaller one, exactly through its factors (see `compress.py`)."""
+"""`compress_adapter`: an adapter to a smaller one, exactly through its factors (`samerge.linalg.truncation`)."""
 
 from __future__ import annotations
 

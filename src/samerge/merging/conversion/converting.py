@@ -90,7 +90,7 @@ def convert_adapter(
     problem = Problem((opened.name,), (1.0,), sites, rank, source, None, torch.device("cpu"), bars)
     factors, patterns = _of_one_kind(factors, layouts)
     settings = {**settings_of(problem, [opened], factors, layouts, rank, None), **patterns}
-    report = Report(_record(opened, problem, factors, spelled.notes, settings))
+    report = Report(_record(opened, problem, factors, chosen, spelled.notes, settings))
     return MergedAdapter(
         factors,
         layouts,
@@ -148,6 +148,7 @@ def _record(
     adapter: Adapter,
     problem: Problem,
     factors: Mapping[str, LoraFactors],
+    dtype: torch.dtype | None,
     notes: tuple[str, ...],
     settings: Mapping[str, Any],
 ) -> Record:
@@ -160,9 +161,10 @@ def _record(
         method="convert",
         base=base_of(problem.source),
         inputs=(input_of(adapter, 1.0),),
+        options={} if dtype is None else {"dtype": name_of(dtype)},
         output=Output(
             kind="adapter",
-            dtype=name_of(adapter.dtype),
+            dtype=name_of(dtype or adapter.dtype),
             modules=len(factors),
             parameters=sum(one.A.numel() + one.B.numel() for one in factors.values()),
             rank=problem.rank,

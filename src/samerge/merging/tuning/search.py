@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import warnings as python_warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,8 +130,11 @@ def tune(
             if on_trial is not None:
                 on_trial(done[-1])
 
-        study.optimize(objective, n_trials=count, timeout=timeout, catch=(Exception,), callbacks=[after])
+        left = None if end is None else end - time.monotonic()
+        if left is None or left > 0:
+            study.optimize(objective, n_trials=count, timeout=left, catch=(Exception,), callbacks=[after])
 
+    end = None if timeout is None else time.monotonic() + timeout
     study.sampler = package.samplers.TPESampler(seed=search_seed + len(before))
     with bars.task("tuning", trials) as advance, _silent(package), python_warnings.catch_warnings():
         python_warnings.simplefilter("ignore")  # optuna's of every failed trial; the merge's own come with the result

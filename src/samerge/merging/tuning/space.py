@@ -8,7 +8,7 @@ from typing import Any
 
 from samerge.errors import OptionError
 from samerge.merging.inputs import weights_of
-from samerge.merging.plan import DEFAULT_METHOD, Plan, plan
+from samerge.merging.plan import DEFAULT_METHOD, Plan, named_once, plan
 from samerge.methods.registry import find
 from samerge.options.common import CommonOptions
 from samerge.options.kinds import check_number, real
@@ -91,7 +91,7 @@ def space_of(search: Mapping[str, Any] | None, fixed: Mapping[str, Any], names: 
         >>> space.options({"scaling": 0.5, "weights.math": 0.8, "weights.code": 1.5})
         {'method': 'linear', 'scaling': 0.5, 'weights': {'math': 0.8, 'code': 1.5}}
     """
-    fixed = {name: value for name, value in fixed.items() if value is not None}
+    fixed = named_once({name: value for name, value in fixed.items() if value is not None})
     method = fixed.get("method")
     if search is None:
         without = "density" if "rank" in fixed or not _has(method, "density") else None

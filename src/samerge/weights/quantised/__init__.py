@@ -44,7 +44,7 @@ FORMATS: dict[str, Format] = {
     "hqq": Format(hqq.find, evident=True),
     "modelopt": Format(fp8.find),
     "mxfp4": Format(mxfp4.find, evident=True),
-    "torchao": Format(  # tensors that know their own format: see live.py
+    "torchao": Format(  # tensors that know their own format: see live_module.py
         lambda raw, settings: iter(()),
         hint="only the library reads these files: install torchao, load the model with transformers, and give the "
         "model itself as the base; or ",
