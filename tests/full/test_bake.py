@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import samerge
 from samerge.cli.app import app
 from samerge.merging.verifying import verify
+from samerge.weights.quantised import quantization
 
 
 def bench(factory: Any, folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Bench:
@@ -238,7 +239,8 @@ def test_whole_or_not_at_all(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_quantised_bases(tmp_path: Path) -> None:
+@pytest.mark.parametrize("holder", ["quantization_config", "compression_config", "text_config"])
+def test_quantised_bases(tmp_path: Path, holder: str) -> None:
     """FP8 with one scale a tensor, whose meaning is plain: weight * scale."""
     lab = bench(llama, tmp_path, torch.bfloat16)
     folder = lab.train("a", target_modules=["q_proj", "up_proj"])
@@ -251,14 +253,15 @@ def test_quantised_bases(tmp_path: Path) -> None:
         plain[name] = tensors[name].float() * scale
     save_file(tensors, packed / "model.safetensors")
     config = json.loads((packed / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config[holder] = {"quantization_config": settings} if holder == "text_config" else settings
     (packed / "config.json").write_text(json.dumps(config))
     with pytest.raises(samerge.BaseModelError, match=r"it is quantised \(.*_proj.weight.*dequantise=True"):
         samerge.bake(packed, folder, progress=False)
     baked = samerge.bake(packed, folder, dequantise=True, progress=False)
     baked.save(tmp_path / "out")
     after = read(tmp_path / "out")
-    assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    assert not quantization(json.loads((tmp_path / "out" / "config.json").read_text()))
     update = load_file(Path(folder) / "adapter_model.safetensors")
     for name, weight in plain.items():
         stem = f"base_model.model.{name.removesuffix('.weight')}.lora_"

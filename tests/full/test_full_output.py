@@ -12,15 +12,18 @@ from alike import header, same_tensors, same_values
 from herd import read
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import samerge
 from samerge.errors import OptionError, OutputExistsError
+from samerge.full.companions import write_companions
+from samerge.full.given_models import open_model
 from samerge.full.shards import plan, shard_bytes
 from samerge.report.card import model_card
 from samerge.report.record import Record
 from samerge.report.report import read_report
 from samerge.report.stored import Base, Input, Output
+from samerge.weights.quantised import quantization
 
 
 def merge(herd, **options):
@@ -110,6 +113,52 @@ def test_what_is_in_the_folder(llama, tmp_path):
     assert "from transformers import LlamaForCausalLM" in card
     assert 'LlamaForCausalLM.from_pretrained("path/or/repository-of-this-model")' in card
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("holder", ["quantization_config", "compression_config", "text_config"])
+def test_a_quantised_base_comes_out_in_full_precision(llama, tmp_path, holder):
+    base = tmp_path / "base"
+    shutil.copytree(llama.base, base)
+    tensors = load_file(base / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale_inv"] = torch.ones(1, 1)
+    save_file(tensors, base / "model.safetensors")
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config = json.loads((base / "config.json").read_text())
+    config[holder] = {"quantization_config": settings} if holder == "text_config" else settings
+    (base / "config.json").write_text(json.dumps(config))
+    merged = samerge.merge_full(base, llama.experts, iterations=1, progress=False)
+    assert "the base is quantised; the merged model is written in full precision" in merged.report.warnings
+    out = merged.save(tmp_path / "out")
+    assert not quantization(json.loads((out / "config.json").read_text()))
+    assert all(tensor.dtype.itemsize > 1 for tensor in read(out).values())
+
+
+def test_settings_that_change_are_of_full_precision_too(llama, tmp_path):
+    inner = {"tie_word_embeddings": False, "quantization_config": {"quant_method": "fp8"}}
+    write_companions(tmp_path, open_model("base", llama.base), None, changes={"text_config": inner})
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["text_config"] == {"tie_word_embeddings": False}
+
+
+def test_buffers_of_a_live_quantised_model_are_left_out():
+    """They are part of packed weights."""
+
+    class Live(torch.nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3)
+            self.layer.register_buffer("scales", torch.ones(3))
+            self.config = config
+
+    class Config(dict):
+        to_dict = dict.copy
+
+    assert "layer.scales" in open_model("base", Live(Config(model_type="x"))).source.shapes
+    settings = {"quant_method": "fp8"}
+    for more in ({"compression_config": settings}, {"text_config": {"quantization_config": settings}}):
+        assert "layer.scales" not in open_model("base", Live(Config(model_type="x", **more))).source.shapes
 
 
 class TestCompanions:

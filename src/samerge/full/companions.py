@@ -18,6 +18,7 @@ from samerge.full.given_models import Opened
 from samerge.weights.folder import CONFIG_NAME
 from samerge.weights.harmless import may_name_code, without_code
 from samerge.weights.inside_peft import unwrap
+from samerge.weights.quantised import without_quantization
 from samerge.weights.untrusted import Origin, parse_json, read_bytes
 
 #: What models have beside their weights, by name.
@@ -71,7 +72,7 @@ def write_companions(
         if not code and path.name.endswith("config.json"):
             data = _without_code(data, path.name, origin)
         (folder / path.name).write_bytes(data)
-    config = {**_settings(base.source.config, dtype), **(changes or {})}
+    config = _settings({**base.source.config, **(changes or {})}, dtype)
     if not code and base.folder is not None:
         config = without_code(config)
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
@@ -116,7 +117,7 @@ def _without_code(data: bytes, name: str, origin: Origin) -> bytes:
 
 def _settings(config: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:
     """The configuration, of the output's dtype, and not quantised."""
-    settings = {key: value for key, value in config.items() if key != "quantization_config"}
+    settings = without_quantization(config)
     if dtype is not None:
         keys = [key for key in ("dtype", "torch_dtype") if key in settings] or ["torch_dtype"]
         settings.update(dict.fromkeys(keys, dtype))

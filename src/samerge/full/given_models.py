@@ -18,6 +18,7 @@ from samerge.weights.hub import PIPELINE_NAME, resolve_base
 from samerge.weights.inside_peft import base_modules
 from samerge.weights.pipeline import models_of
 from samerge.weights.published import Published, published
+from samerge.weights.quantised import quantization
 from samerge.weights.stored import InMemory, Stored, StoredSource
 
 ModelLike = str | Path | nn.Module
@@ -108,7 +109,7 @@ def open_experts(experts: Mapping[str, ModelLike] | Sequence[ModelLike]) -> list
 
 def _with_buffers(source: StoredSource, model: nn.Module) -> StoredSource:
     """The parameters of a live model, and the buffers that `save_pretrained` writes beside them."""
-    if source.config.get("quantization_config"):
+    if quantization(source.config):
         return source  # its buffers are part of packed weights
     weights: dict[str, Stored] = {tensor: source.stored(tensor) for tensor in source.shapes}
     for base in base_modules(model):

@@ -32,6 +32,7 @@ from samerge.saliency.elements import Pruner, live_weights
 from samerge.saliency.task_vectors import CheckpointVectors
 from samerge.saliency.work_folder import WorkFolder
 from samerge.weights import WeightSource
+from samerge.weights.quantised import quantization
 
 
 def merge_full(
@@ -209,6 +210,6 @@ def _warnings(
     kinds = {str(model.source.config.get("model_type")) for model in (base, *experts)}
     if len(kinds) > 1:
         told.append(f"the checkpoints name different model types: {', '.join(sorted(kinds))}")
-    if base.source.config.get("quantization_config"):
+    if quantization(base.source.config):
         told.append("the base is quantised; the merged model is written in full precision")
     return told

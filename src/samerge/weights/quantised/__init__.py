@@ -55,6 +55,9 @@ _WAY_OUT = (
     "give the unquantised base instead, or load the model with its library, call model.dequantize() and save_pretrained"
 )
 
+#: The fields of a configuration that say how weights are quantised, and the part of it that may have them, too.
+_FIELDS, _INNER = ("quantization_config", "compression_config"), "text_config"
+
 #: Endings of tensors that hold packed weights when they are integers, in any format.
 _PACKED = ("weight", ".weight_packed", ".W_q", ".codes", "_blocks", "_qdata")
 
@@ -104,12 +107,24 @@ def dequantised(
 
 def quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a configuration that says how the weights are quantised; empty when they are not."""
-    for holder in (config, config.get("text_config")):
-        for key in ("quantization_config", "compression_config"):
+    for holder in (config, config.get(_INNER)):
+        for key in _FIELDS:
             found = holder.get(key) if isinstance(holder, Mapping) else None
             if found:
                 return dict(found)
     return {}
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the same model in full precision.
+
+    Example:
+        >>> without_quantization({"n_layer": 2, "text_config": {"compression_config": {"quant_method": "fp8"}}})
+        {'n_layer': 2, 'text_config': {}}
+    """
+    inner = config.get(_INNER)
+    plain = {key: value for key, value in config.items() if key not in _FIELDS}
+    return plain | ({_INNER: without_quantization(inner)} if isinstance(inner, Mapping) else {})
 
 
 def _method(settings: Mapping[str, Any]) -> str:
