@@ -10,7 +10,7 @@ Models and rows are downloaded into a cache (`--cache`, or $SAMERGE_BENCHMARKS_C
 unless `--adapters` has them ready, and every measurement is kept there at once, so that a run that was cut off goes on.
 A merge's score is what it gains over the base, in per cent of what each task's own adapter gains, mean over tasks
 (`evidence/scores.py`). `--collect` turns what the cache has into benchmarks/results/quality.json, with intervals;
-`--render` turns that, and what `few.py` found, into the pages.
+`--render` turns that, and what `few.py` and `inputs.py` found, into the pages.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from suites import PUBLIC, SUITES, suite
 from suites.base import Part, default_cache
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
-FEW = RESULTS.with_name("few.json")
+FEW, INPUTS = RESULTS.with_name("few.json"), RESULTS.with_name("inputs.json")
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -66,8 +66,8 @@ def main() -> None:
         RESULTS.write_text(dump(collect(given.cache, known)), encoding="utf-8")
     if given.render:
         results = load(RESULTS.read_text(encoding="utf-8"))
-        few = json.loads(FEW.read_text(encoding="utf-8"))
-        (DOCS / "evidence.md").write_text(page(results, few), encoding="utf-8")
+        few, inputs = (json.loads(path.read_text(encoding="utf-8")) for path in (FEW, INPUTS))
+        (DOCS / "evidence.md").write_text(page(results, few, inputs), encoding="utf-8")
         (DOCS / "evidence-tables.md").write_text(long_tables(results), encoding="utf-8")
         draw(results, DOCS / "pictures" / "quality-methods.png")
 

@@ -1,4 +1,4 @@
-"""docs/evidence.md from results/quality.json and few.json, and nothing else: what was measured, in five minutes."""
+"""docs/evidence.md from results/quality.json, few.json and inputs.json alone: what was measured, in five minutes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from evidence.papers_figures import papers_figures
 from evidence.scores import spearman
 from evidence.store import Results, best, merges, select, untuned
 from evidence.table import DEFAULT
+from evidence.with_inputs import with_inputs
 from evidence.words import BUDGETS, difference, listed, score, setting
 
 #: A default that loses no more than this, in points, leaves little to tune.
@@ -24,6 +25,8 @@ REPEAT = """## To repeat it
 pip install -e '.[benchmarks]'
 python benchmarks/quality.py --suite exact language language-mixed minilm minilm-same-init smollm2 vision  # resumable
 python benchmarks/few.py --suite exact language minilm smollm2
+python benchmarks/inputs.py --suite minilm --counts 32 256
+python benchmarks/inputs.py --suite language
 python benchmarks/quality.py --collect --render
 ```
 
@@ -48,17 +51,18 @@ NOT_RUN = (
 )
 
 
-def page(results: Results, few: Sequence[Mapping[str, Any]] = ()) -> str:
+def page(results: Results, few: Sequence[Mapping[str, Any]] = (), inputs: Sequence[Mapping[str, Any]] = ()) -> str:
     """The page.
 
     Args:
         results: of `quality.py`.
         few: of `few.py`.
+        inputs: of `inputs.py`.
     """
     sections = [
         "# Which merge is best: the evidence",
-        "Made by `benchmarks/quality.py --render` from benchmarks/results/quality.json and few.json; no figure is by "
-        "hand. "
+        "Made by `benchmarks/quality.py --render` from benchmarks/results/quality.json, few.json and inputs.json; no "
+        "figure is by hand. "
         "[All tables](evidence-tables.md).",
         measured(results),
         "![Untuned scores by merge and suite](pictures/quality-methods.png)\n\nHow to read it: each dot is a merge of "
@@ -69,6 +73,7 @@ def page(results: Results, few: Sequence[Mapping[str, Any]] = ()) -> str:
         at_best(results),
         few_adapters(few),
         *(question(results) for question in (ranks, ranking, papers_figures, right_answers, foretold)),
+        with_inputs(inputs),
         uncertainty(results),
         REPEAT,
     ]

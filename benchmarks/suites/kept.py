@@ -36,8 +36,11 @@ class Kept:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             merged = samerge.merge(self.base, chosen, dtype="float32", progress=False, **options)
-        update = Update(merged.factors, merged.layouts)
-        losses = {task: self._loss(update, task) for task in chosen if task in self.ends}
+        return self.of(Update(merged.factors, merged.layouts), chosen)
+
+    def of(self, update: Update, group: Iterable[str] | None = None) -> dict[str, float]:
+        """The same of a merge that is there; of all tasks by default."""
+        losses = {task: self._loss(update, task) for task in group or self.ends if task in self.ends}
         return {task: 100 * (self.ends[task][0] - loss) / self._gain(task) for task, loss in losses.items()}
 
     def mean(self, groups: Iterable[Iterable[str]], **options: Any) -> float:

@@ -74,15 +74,25 @@ class LanguageEvaluator:
     def __init__(self, base: Path, cache: Path) -> None:
         self._cache = cache
         self._tokenize = tokenizer(base)
-        self._model, self._live, self.precision = loaded(base)
+        self.model, self._live, self.precision = loaded(base)
         self._rows: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def feed(self, update: Update | None, task: str, count: int) -> None:
+        """Give the model the last `count` windows of a domain; hooks on its modules see what they take."""
+        self._live.put(update)
+        ids, _ = self._windows(task)
+        for batch in ids[-count:].split(4):
+            losses(self.model, batch)
 
     def answers(self, update: Update | None, task: str, count: int) -> Answered:
         self._live.put(update)
+        ids, documents = (one[:count] for one in self._windows(task))
+        return Answered(torch.cat([losses(self.model, batch) for batch in ids.split(4)]), documents=documents)
+
+    def _windows(self, task: str) -> tuple[Tensor, Tensor]:
         if task not in self._rows:
             self._rows[task] = rows(DOMAINS[task].split(self._cache)[1], self._tokenize)
-        ids, documents = (one[:count] for one in self._rows[task])
-        return Answered(torch.cat([losses(self._model, batch) for batch in ids.split(4)]), documents=documents)
+        return self._rows[task]
 
 
 def rows(texts: list[str], tokenize: Any) -> tuple[Tensor, Tensor]:

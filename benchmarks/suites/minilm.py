@@ -86,7 +86,7 @@ class MiniLMEvaluator:
             task: embed(model, encode(self._tokenizer, list(TASKS[task].labels.values()))) for task in TASKS
         }
         dtype = computing_dtype()
-        self._model = model
+        self.model = model
         self._live = LiveWeights.rounded(model, dtype)
         self._rows: dict[tuple[str, int], tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]] = {}
         self.precision = precision_of(dtype)
@@ -94,7 +94,12 @@ class MiniLMEvaluator:
     def answers(self, update: Update | None, task: str, count: int) -> Answered:
         self._live.put(update)
         batches, labels = self._prepared(task, count)
-        return judged(embed(self._model, batches) @ self._labels[task].T, labels, SHARPNESS)
+        return judged(embed(self.model, batches) @ self._labels[task].T, labels, SHARPNESS)
+
+    def feed(self, update: Update | None, task: str, count: int) -> None:
+        """Give the model `count` texts of a task that no merge is asked; hooks on its modules see what they take."""
+        self._live.put(update)
+        embed(self.model, encode(self._tokenizer, [text for text, _ in TASKS[task].rows(self._cache)[0][:count]]))
 
     def _prepared(self, task: str, count: int) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
         if (task, count) not in self._rows:

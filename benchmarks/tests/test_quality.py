@@ -34,7 +34,7 @@ from samerge.options.option import table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks/results/quality.json"
-FEW = RESULTS.with_name("few.json")
+FEW, INPUTS = RESULTS.with_name("few.json"), RESULTS.with_name("inputs.json")
 # PEFT asks a transformers model for a property that newer releases of transformers call by another name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
@@ -248,8 +248,9 @@ def test_live_weights_are_what_peft_makes_and_come_back(llama):
 
 
 def test_pages_are_what_the_results_render_to():
-    results, few = load(RESULTS.read_text(encoding="utf-8")), json.loads(FEW.read_text(encoding="utf-8"))
-    for name, made in (("evidence", page(results, few)), ("evidence-tables", long_tables(results))):
+    results = load(RESULTS.read_text(encoding="utf-8"))
+    few, inputs = (json.loads(path.read_text(encoding="utf-8")) for path in (FEW, INPUTS))
+    for name, made in (("evidence", page(results, few, inputs)), ("evidence-tables", long_tables(results))):
         assert (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") == made
 
 

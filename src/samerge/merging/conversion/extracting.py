@@ -1,4 +1,4 @@
-"""`extract_adapter`: a fully trained checkpoint as a LoRA adapter of its base, streamed (`samerge.linalg.randomised_svd`)."""
+"""`extract_adapter`: a fully trained checkpoint as a LoRA adapter of its base, streamed (`linalg.randomised_svd`)."""
 
 from __future__ import annotations
 
