@@ -21,8 +21,6 @@ from samerge.report.stored import AdapterInLayer, LayerRecord
 
 from .records import LAYERS, RECORD
 
-OLD = sorted((Path(__file__).parent.parent / "data" / "records").glob("*.json"))
-
 
 def put(folder: Path, told: object) -> Path:
     (folder / RECORD_NAME).write_text(told if isinstance(told, str) else json.dumps(told))
@@ -85,39 +83,6 @@ def test_figures_of_a_file_that_disagree_with_its_layers_are_not_believed(tmp_pa
     assert read_record(put(tmp_path, told)).adapters == RECORD.adapters
 
 
-@pytest.mark.parametrize("file", OLD, ids=lambda file: file.stem)
-def test_records_of_before(tmp_path, file):
-    told = json.loads(file.read_text())
-    found = read_record(put(tmp_path, told))
-    assert found.method in file.stem
-    assert [one.name for one in found.inputs] == [one["name"] for one in told["inputs"]]
-    assert list(found.layers) == list(told["layers"])
-    assert found.output.kind == "adapter"
-    for name, one in found.adapters.items():
-        # what the three golden adapters have as trained
-        assert one.norm == pytest.approx({"math": 3.07474, "code": 4.56509, "talk": 4.92234}[name], rel=1e-4)
-        assert abs(one.cosine) <= 1
-        assert one.interference > 0
-    assert read_report(tmp_path).table().rows
-
-
-def test_a_cosine_of_before_is_put_right(tmp_path):
-    """0.1.0 took the norm after the balance for that as trained, so that whole cosines came out wrong."""
-    file = next(one for one in OLD if "even" in one.stem)
-    told = json.loads(file.read_text())
-    found = read_record(put(tmp_path, told))
-    for name, one in found.adapters.items():
-        inner = own = 0.0
-        for module, layer in told["layers"].items():
-            if name in layer["experts"]:
-                size = found.layers[module].adapters[name].norm
-                inner += layer["experts"][name]["cosine"] * size * layer["norm"]
-                own += size**2
-        merged = math.sqrt(sum(layer["norm"] ** 2 for layer in told["layers"].values()))
-        assert one.cosine == pytest.approx(inner / math.sqrt(own) / merged)
-        assert one.balance != 1
-
-
 def broken():
     """A good record, each of its values in turn replaced by something of another kind, or removed."""
     whole = RECORD.json()
@@ -143,15 +108,6 @@ def broken():
             else:
                 inner[way[-1]] = wrong
             yield told
-    for file in OLD[:1]:
-        old = json.loads(file.read_text())
-        for key in old:
-            for wrong in (None, 3, "text", [], {}, [{}]):
-                yield {**old, key: wrong}
-        module, layer = next(iter(old["layers"].items()))
-        for key in layer:
-            for wrong in (None, "text", [], {"x": 1}, {"code": {"norm": "x"}}):
-                yield {**old, "layers": {module: {**layer, key: wrong}}}
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`samerge.json`, or the header of a file, back into a record: ours, an older version's, or a stranger's."""
+"""`samerge.json`, or the header of a file, back into a record: ours, or a stranger's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from samerge.adapters.formats.table import record_in
 from samerge.errors import AdapterError
 from samerge.report.decoding import decoded
-from samerge.report.old_record import renewed
 from samerge.report.record import FORMAT, Record
 from samerge.weights.hub import RECORD_NAME
 from samerge.weights.untrusted import MOST_RECORD_BYTES, Origin, parse_json, read_json
@@ -54,13 +53,13 @@ def raw_record(path: Path, origin: Origin) -> dict[str, Any]:
 
 
 def record_from(told: Mapping[str, Any]) -> Record:
-    """A record from plain JSON values, of this version or an older one.
+    """A record from plain JSON values.
 
     Raises:
         ValueError: they are none; says where.
     """
     if "format" not in told:
-        told = {**renewed(told), "format": FORMAT}
+        raise ValueError("format is missing")
     version = told["format"]
     if type(version) is not int or not 1 <= version <= FORMAT:
         raise ValueError(f"format is {str(version)[:20]}, and this version of samerge reads up to {FORMAT}; update it")
