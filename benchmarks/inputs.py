@@ -12,6 +12,9 @@ module takes is kept, entries off the diagonal times 0.9, as RegMean has it, to 
                  own mean on the diagonal: what an adapter does to inputs that there are is what counts (the idea of
                  essential subspaces, arXiv 2602.20208, in the default's terms)
 
+And for the strength: how far the outputs of `even` are from the adapters' own on the same inputs, by strength. A user
+without labels could choose by that.
+
 Scores are those of `quality.py`. Results go to benchmarks/results/inputs.json, and from there to docs/evidence.md; a
 record with the same settings replaces the older one.
 """
@@ -50,6 +53,8 @@ MEASURED: dict[str, tuple[int, tuple[str, ...]]] = {
     "language": (8, ()),
 }
 SCALINGS = (1.0, 1.4)
+#: Among which agreement with the adapters' outputs chooses.
+STRENGTHS = (0.5, 0.7, 1.0, 1.4, 2.0)
 #: Of entries off the diagonal of a matrix of moments.
 SHRUNK = 0.9
 #: Of the mean of the diagonal, added to it before a root is taken.
@@ -82,7 +87,7 @@ def moments(kept: Kept, updates: Mapping[str, Update], count: int) -> dict[str, 
             )
             for module in update.factors
         ]
-        kept.evaluator.feed(update, task, count)  # type: ignore[attr-defined]
+        kept.evaluator.outputs(update, task, count)  # type: ignore[attr-defined]
         for hook in hooks:
             hook.remove()
         found[task] = {module: shrunk(total / rows[module]) for module, total in sums.items()}
@@ -165,27 +170,54 @@ def measure(name: str, cache: Path, adapters: Path | None, counts: Sequence[int]
             made |= {f"even, G^{p:g}": in_metric(kept.folders, G, p, rank) for p in (0.25, 0.5)}
             for merge, update in made.items():
                 for scaling in SCALINGS:
-                    keep(name, merge, count, rank, scaling, kept, update, rows)
+                    keep(name, merge, count, rank, scaling, kept, times(update, scaling), rows)
     for rank in (own, FULL):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             merged = samerge.merge(None, kept.folders, method="even", rank=rank, dtype="float32", progress=False)
-        for scaling in SCALINGS:
-            keep(name, "even", 0, rank, scaling, kept, Update(merged.factors, layouts), rows)
+        strengths = STRENGTHS if rank == own else SCALINGS
+        updates_at = {one: times(Update(merged.factors, layouts), one) for one in strengths}
+        apart = agreement(kept, updates, updates_at, min(counts)) if rank == own else {}
+        for scaling, update in updates_at.items():
+            keep(name, "even", 0, rank, scaling, kept, update, rows, apart.get(scaling))
+
+
+def agreement(kept: Kept, own: Mapping[str, Update], merges: Mapping[float, Update], count: int) -> dict[float, float]:
+    """By strength how far the merge's outputs are from the adapters' own on their inputs, mean over the tasks."""
+    found: dict[float, list[float]] = {one: [] for one in merges}
+    asked: Any = kept.evaluator
+    for task in kept.ends:
+        wanted = asked.outputs(own[task], task, count)
+        for scaling, update in merges.items():
+            found[scaling].append(asked.apart(wanted, asked.outputs(update, task, count)))
+    return {scaling: round(fmean(values), 4) for scaling, values in found.items()}
+
+
+def times(update: Update, scaling: float) -> Update:
+    """The update times a number."""
+    return Update({m: LoraFactors(o.A, o.B * scaling, o.scale) for m, o in update.factors.items()}, update.layouts)
 
 
 def keep(
-    name: str, merge: str, count: int, rank: int, scaling: float, kept: Kept, update: Update, rows: int
-) -> dict[str, Any]:
-    """Ask the merge at a strength, and put what it keeps into the results."""
-    scaled = {m: LoraFactors(one.A, one.B * scaling, one.scale) for m, one in update.factors.items()}
+    name: str,
+    merge: str,
+    count: int,
+    rank: int,
+    scaling: float,
+    kept: Kept,
+    update: Update,
+    rows: int,
+    apart: float | None = None,
+) -> None:
+    """Ask a merge that has its strength, and put what it keeps into the results."""
     told: dict[str, Any] = {
         "suite": name,
         "merge": merge,
         "inputs": count,
         "rank": None if rank == FULL else rank,
         "scaling": scaling,
-        "score": round(fmean(kept.of(Update(scaled, update.layouts)).values()), 1),
+        "score": round(fmean(kept.of(update).values()), 1),
+        **({} if apart is None else {"apart": apart}),
         "rows": rows,
         "precision": kept.evaluator.precision,
         "machine": machine(),
@@ -193,7 +225,6 @@ def keep(
     }
     print(told, flush=True)
     records.write(RESULTS, records.replaced(RESULTS, told, SETTINGS))
-    return told
 
 
 def main() -> None:

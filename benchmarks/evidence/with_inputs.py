@@ -15,6 +15,8 @@ def with_inputs(records: Sequence[Mapping[str, Any]]) -> str:
     """A table: a row for each merge and number of inputs, a column for each suite and output rank."""
     if not records:
         return ""
+    strengths = _strengths(records)
+    records = [r for r in records if r["scaling"] in {o["scaling"] for o in records if o["merge"] != ALONE}]
     columns = sorted({(r["suite"], r["rank"] or 0) for r in records}, key=lambda c: (c[0], c[1] == 0))
     scores = {(r["merge"], r["inputs"], r["suite"], r["rank"] or 0, r["scaling"]): r["score"] for r in records}
     scalings = sorted({r["scaling"] for r in records})
@@ -25,7 +27,7 @@ def with_inputs(records: Sequence[Mapping[str, Any]]) -> str:
             told = [scores.get((merge, inputs, suite, rank, scaling)) for scaling in scalings]
             row.append("" if None in told else " / ".join(f"{one:.1f}" for one in told))
         cells.append(row)
-    strengths = " and ".join(f"{one:g}" for one in scalings)
+    both = " and ".join(f"{one:g}" for one in scalings)
     head = [
         "merge",
         "inputs a task",
@@ -36,9 +38,33 @@ def with_inputs(records: Sequence[Mapping[str, Any]]) -> str:
             "## Do a few inputs help?",
             "Where there are some unlabelled inputs of each task, a merge can see what each module takes. "
             "RegMean solves for it in closed form; the default's chain can work in the metric of the inputs "
-            f"(`benchmarks/inputs.py`). Strengths {strengths}, in this order; `{ALONE}` sees weights alone.",
+            f"(`benchmarks/inputs.py`). Strengths {both}, in this order; `{ALONE}` sees weights alone.",
             table(head, cells),
             _verdict(scores, columns),
+            strengths,
+        ]
+    ).strip()
+
+
+def _strengths(records: Sequence[Mapping[str, Any]]) -> str:
+    """What agreement with the adapters' own outputs says of the strength, beside the scores."""
+    told = [r for r in records if "apart" in r]
+    if not told:
+        return ""
+    scalings = sorted({r["scaling"] for r in told})
+    cells, choices = [], []
+    for suite in dict.fromkeys(r["suite"] for r in told):
+        own = {r["scaling"]: r for r in told if r["suite"] == suite}
+        cells.append([suite, "outputs apart", *(f"{own[one]['apart']:.3f}" if one in own else "" for one in scalings)])
+        cells.append(["", "score", *(f"{own[one]['score']:.1f}" if one in own else "" for one in scalings)])
+        chosen, best = min(own, key=lambda one: own[one]["apart"]), max(own, key=lambda one: own[one]["score"])
+        choices.append(f"{chosen:g} on {suite}, where {best:g} is best")
+    return "\n\n".join(
+        [
+            f"Could agreement choose the strength? How far the outputs of `{ALONE}` are from those of each adapter on "
+            "inputs of its own (embeddings: mean squared distance; texts: Kullback-Leibler divergence), beside the "
+            f"score. It would choose {'; '.join(choices)}.",
+            table(["suite", "strength", *(f"{one:g}" for one in scalings)], cells),
         ]
     )
 

@@ -20,6 +20,8 @@ from suites.training import shuffled, train_lora
 
 TOKENS = 256
 STEPS, BATCH, RATE = 160, 2, 1e-3
+#: Tokens at the end of a window whose log-probabilities tell what a model makes of it.
+TOLD = 32
 #: Windows of one document to train on.
 TRAINED_OF_ONE = 12
 
@@ -77,12 +79,19 @@ class LanguageEvaluator:
         self.model, self._live, self.precision = loaded(base)
         self._rows: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def feed(self, update: Update | None, task: str, count: int) -> None:
-        """Give the model the last `count` windows of a domain; hooks on its modules see what they take."""
+    @torch.inference_mode()
+    def outputs(self, update: Update | None, task: str, count: int) -> Tensor:
+        """Log-probabilities (count * TOLD, vocabulary) at the ends of the last windows of a domain."""
         self._live.put(update)
         ids, _ = self._windows(task)
-        for batch in ids[-count:].split(4):
-            losses(self.model, batch)
+        found = [self.model(input_ids=batch, use_cache=False).logits[:, -TOLD:] for batch in ids[-count:].split(4)]
+        return torch.cat(found).flatten(0, 1).float().log_softmax(dim=-1).half()
+
+    @staticmethod
+    def apart(own: Tensor, other: Tensor) -> float:
+        """How far outputs are from an adapter's own: the mean Kullback-Leibler divergence."""
+        both = zip(own.split(64), other.split(64), strict=True)
+        return sum(float((p.float().exp() * (p.float() - q.float())).sum()) for p, q in both) / len(own)
 
     def answers(self, update: Update | None, task: str, count: int) -> Answered:
         self._live.put(update)

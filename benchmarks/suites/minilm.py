@@ -96,10 +96,16 @@ class MiniLMEvaluator:
         batches, labels = self._prepared(task, count)
         return judged(embed(self.model, batches) @ self._labels[task].T, labels, SHARPNESS)
 
-    def feed(self, update: Update | None, task: str, count: int) -> None:
-        """Give the model `count` texts of a task that no merge is asked; hooks on its modules see what they take."""
+    def outputs(self, update: Update | None, task: str, count: int) -> Tensor:
+        """Embeddings (count, width) of texts of a task that no merge is asked; hooks on the model see what it takes."""
         self._live.put(update)
-        embed(self.model, encode(self._tokenizer, [text for text, _ in TASKS[task].rows(self._cache)[0][:count]]))
+        texts = [text for text, _ in TASKS[task].rows(self._cache)[0][:count]]
+        return embed(self.model, encode(self._tokenizer, texts))
+
+    @staticmethod
+    def apart(own: Tensor, other: Tensor) -> float:
+        """How far outputs are from an adapter's own: the mean squared distance."""
+        return float((own - other).square().sum(dim=1).mean())
 
     def _prepared(self, task: str, count: int) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
         if (task, count) not in self._rows:

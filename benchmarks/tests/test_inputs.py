@@ -8,7 +8,7 @@ import inputs
 import pytest
 import torch
 from evidence.with_inputs import with_inputs
-from inputs import in_metric, moments, powers, regmean, shrunk
+from inputs import agreement, in_metric, moments, powers, regmean, shrunk
 from suites.kept import Kept
 from test_quality import Toy, llama  # noqa: F401  # a fixture
 
@@ -69,7 +69,7 @@ class Fed:
         self.inputs = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(2))
 
     @torch.no_grad()
-    def feed(self, update, task, count) -> None:
+    def outputs(self, update, task, count) -> None:
         for batch in self.inputs[:, :count]:
             self.model(batch[None])
 
@@ -84,7 +84,7 @@ def test_moments_are_means_over_all_that_a_module_takes():
         expected = sum(torch.outer(row, row) for row in x) / len(x)
         expected = torch.where(torch.eye(len(expected)).bool(), expected, 0.9 * expected)
         assert torch.allclose(found["a"][module], expected, atol=1e-6)
-    fed.feed(None, "a", 4)
+    fed.outputs(None, "a", 4)
     assert torch.allclose(found["a"]["0"], moments(kept, {"a": SimpleNamespace(factors={"0": None})}, 4)["a"]["0"])
 
 
@@ -118,3 +118,22 @@ def test_the_page_says_what_inputs_add():
     assert "| even | none | 70.0 / 72.0 |\n| even, G^0.5 | 32 | 71.0 / 69.0 |\n| regmean | 32 | 60.0 / 65.0 |" in text
     assert "-1.0 on toy at rank 16 (`even, G^0.5`, 32 inputs, strength 1)." in text
     assert with_inputs([]) == ""
+    for record, apart in zip(records[:2], (0.25, 0.5), strict=True):
+        record["apart"] = apart
+    text = with_inputs([*records, {**records[0], "scaling": 0.5, "score": 40.0, "apart": 0.125}])
+    assert "| even | none | 70.0 / 72.0 |" in text
+    assert "It would choose 0.5 on toy, where 1.4 is best." in text
+    assert "| toy | outputs apart | 0.125 | 0.250 | 0.500 |\n|  | score | 40.0 | 70.0 | 72.0 |" in text
+
+
+def test_agreement_is_the_mean_distance_from_each_adapters_outputs():
+    class Asked:
+        def outputs(self, update, task, count):
+            return torch.full((count, 2), float(update) + len(task))
+
+        @staticmethod
+        def apart(own, other):
+            return float((own - other).square().sum(dim=1).mean())
+
+    kept = SimpleNamespace(evaluator=Asked(), ends={"a": None, "bb": None})
+    assert agreement(kept, {"a": 1.0, "bb": 3.0}, {0.5: 1.0, 1.0: 2.0}, 3) == {0.5: 4.0, 1.0: 2.0}
