@@ -294,7 +294,7 @@ def test_messages_in_the_words_of_the_shell(message: str, told: str | None) -> N
         ("compare {math} {code} -m nix", "--method nix is not known. Methods: "),
         (
             "compare {math} {code} -m ties:density=2",
-            "the way 'ties:density=2': density='2' must lie in (0, 1], or be adaptive or adaptive:MEAN",
+            "the way 'ties:density=2': density='2' must lie in (0, 1]",
         ),
         ("compress {math} --energy 0.5", "parameters; nothing was written, give --out FOLDER."),
         ("compress --help", "Default: kept as they are."),

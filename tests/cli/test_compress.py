@@ -85,14 +85,14 @@ def test_no_size_is_bad_input(invoke, tiny_base, loras, expert, command) -> None
     assert "needs a size: give --rank" in result.stderr
 
 
-def test_elementwise_and_adaptive_density(invoke, tiny_base, loras, tmp_path) -> None:
+def test_elementwise(invoke, tiny_base, loras, tmp_path) -> None:
     result = invoke(
         *("merge", "--base", tiny_base, "-a", loras / "math", "-a", loras / "code", "--out", "out"),
-        *("--method", "elementwise", "--density", "adaptive:0.3", "--agreement", "task", "--iterations", 2),
+        *("--method", "elementwise", "--density", 0.3, "--agreement", "task", "--iterations", 2),
     )
     assert result.exit_code == 0, result.output
     assert "how many of its elements the method kept" in " ".join(result.stdout.split())
-    assert read_report("out").record.options["density"] == "adaptive:0.3"
+    assert read_report("out").record.options["density"] == 0.3
     assert "elements" in invoke("inspect", "out").stdout
     wrong = invoke(
         "merge", "-b", tiny_base, "-a", loras / "math", "-o", "x", "--method", "saliency", "--density", "some"
@@ -101,7 +101,7 @@ def test_elementwise_and_adaptive_density(invoke, tiny_base, loras, tmp_path) ->
     assert "must lie in (0, 1]" in wrong.stderr
     (tmp_path / "recipe.yaml").write_text(
         f"base: {tiny_base}\nadapters: [{loras / 'math'}, {loras / 'code'}]\nmethod: elementwise\n"
-        "density: adaptive:0.3\nagreement: task\niterations: 2\nout: again\n"
+        "density: 0.3\nagreement: task\niterations: 2\nout: again\n"
     )
     assert invoke("run", "recipe.yaml").exit_code == 0
     same_files(tmp_path / "out", tmp_path / "again")

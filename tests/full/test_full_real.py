@@ -47,7 +47,7 @@ def test_float32_agrees_with_float64_on_all_but_ties(files):
         pruners[dtype] = Pruner(
             source, CheckpointVectors(experts, keys), (1.0, 1.0), Masks(), torch.device("cpu"), dtype
         )
-        pruners[dtype].run(graph, lambda n, key: 0.1, 2, False)
+        pruners[dtype].run(graph, 0.1, 2, False)
     differ = total = 0
     for key in graph.tensors:
         rows = source.shapes[key][0]

@@ -161,12 +161,6 @@ def test_local_connectivity(llama):
     torch.testing.assert_close(merged.tensor(name), base[name] + updates[name], **EXACT)
 
 
-def test_adaptive_density_holds_the_mean(llama):
-    merged = merge(llama, density="adaptive:0.2", iterations=2)
-    row = merged.report.adapters[next(iter(merged.report.adapters))]
-    assert row.elements[0] / row.elements[1] == pytest.approx(0.2, abs=0.003)
-
-
 def test_files_hold_the_masks_if_asked(llama, tmp_path):
     merged = merge(llama, iterations=2, work_dir=tmp_path / "work")
     expected = merge(llama, iterations=2)

@@ -48,7 +48,7 @@ MERGES: dict[str, dict[str, dict[str, Any]]] = {
         "core-ties": {"method": "core-ties", "density": 0.3},
         "ctm": {"method": "ctm", "svd_rank": 8},
         "dare-ties": {"method": "dare-ties", "density": 0.5, "svd_rank": 8},
-        "magnitude-prune": {"method": "magnitude-prune", "density": "adaptive:0.3", "svd_rank": 8},
+        "magnitude-prune": {"method": "magnitude-prune", "density": 0.3, "svd_rank": 8},
         "della": {"method": "della", "svd_rank": 8},
         "breadcrumbs": {"method": "breadcrumbs", "svd_rank": 8},
         "pcb": {"method": "pcb", "svd_rank": 8},

@@ -11,7 +11,6 @@ from methods.streams import dense, election, layers, run
 from samerge.linalg.factors import LoraFactors
 from samerge.methods.chance import uniform
 from samerge.methods.della import probabilities
-from samerge.methods.density import densities
 from samerge.methods.rows import Layer
 
 
@@ -30,20 +29,6 @@ def test_dare(density):
         kept = [delta * (chance[n] < density) / density for n, delta in update.items()]
         close(one, sum(kept))
         close(other, election(kept))
-
-
-def test_adaptive_density():
-    """Near the mean over all layers; what is kept is divided by the layer's own density."""
-    made = layers()
-    merged = run("dare", made, "adaptive:0.5")
-    share = densities(made, "adaptive:0.5")
-    for n in range(3):
-        own = [layer for layer in made if n in layer.parts]
-        mean = sum(share(layer, n) * layer.size for layer in own) / sum(layer.size for layer in own)
-        assert mean == pytest.approx(0.5)
-    for layer, update, one in zip(made, dense(made), merged, strict=True):
-        chance = drawn(layer, 0)
-        close(one, sum(d * (chance[n] < share(layer, n)) / share(layer, n) for n, d in update.items()))
 
 
 def naive_probabilities(row, density, epsilon):

@@ -11,7 +11,6 @@ from tiny import chain, chain_factors, write_adapter
 import samerge
 from methods.dense import close
 from methods.streams import dense, election, flat, layers, run, top
-from samerge.linalg.adaptive_density import adaptive_densities
 from samerge.methods import rows
 
 
@@ -41,22 +40,6 @@ def test_magnitude_prune():
     made = layers()
     for update, merged in zip(dense(made), run("magnitude-prune", made, 0.3), strict=True):
         close(merged, sum(d * top(d.abs(), max(1, round(0.3 * d.numel()))) for d in update.values()))
-
-
-def test_adaptive_density():
-    """Each layer of each adapter trimmed to its own density, the mean as asked."""
-    made = layers()
-    updates = dense(made)
-    counts = {}
-    for n in range(3):
-        own = {i: u[n].abs() for i, u in enumerate(updates) if n in u}
-        even = [float(v.sum() ** 2 / (v.numel() * v.square().sum())) for v in own.values()]
-        share = adaptive_densities(even, [v.numel() for v in own.values()], 0.3)
-        counts |= {(i, n): max(1, round(d * v.numel())) for (i, v), d in zip(own.items(), share, strict=True)}
-    found = run("ties", made, "adaptive:0.3")
-    assert len({counts[i, 0] / updates[i][0].numel() for i in range(3)}) == 3
-    for i, (update, merged) in enumerate(zip(updates, found, strict=True)):
-        close(merged, election([d * top(d.abs(), counts[i, n]) for n, d in update.items()]))
 
 
 def test_the_tiles_do_not_matter(monkeypatch):

@@ -15,7 +15,7 @@ from samerge.graph import FlowGraph, Weight
 from samerge.methods.registry import available_methods, find
 from samerge.options.common import CommonOptions
 from samerge.options.connectivity import connectivity
-from samerge.options.kinds import density, flag, mean_of, real, share, whole, word
+from samerge.options.kinds import flag, real, share, whole, word
 from samerge.options.option import filled, meant, option, table, unknown
 from samerge.options.scaling import auto_factor, auto_only, scaling
 
@@ -36,9 +36,7 @@ GRAPH = FlowGraph([Weight("x", "y", "w")], ["x"], ["y"])
         (real(), np.float32(0.5), 0.5),
         (real(0, 1, below=True), 0, 0.0),
         (share(), "1", 1.0),
-        (density(), 0.5, 0.5),
-        (density(), np.float32(0.5), 0.5),
-        (density(), "adaptive:0.2", "adaptive:0.2"),
+        (share(), np.float32(0.5), 0.5),
         (word("a", "b"), "b", "b"),
         (word("a", pattern="take:.+"), "take:x", "take:x"),
         (flag(), "no", False),
@@ -74,8 +72,7 @@ def test_what_a_kind_takes(kind, given, value) -> None:
         (real(0, 1, below=True), 1, r"must be in \[0, 1\)"),
         (real(2), 1, "must be 2 or more"),
         *[(share(), value, r"x=.* must lie in \(0, 1\]") for value in (0, 0.0, -0.1, 1.5, math.nan, math.inf, True)],
-        (density(), "some", "or be 'adaptive' or 'adaptive:<mean>'"),
-        (density(), "adaptive:2", r"must lie in \(0, 1\] after 'adaptive:'"),
+        (share(), "adaptive", r"x='adaptive' must lie in \(0, 1\]$"),
         (word("a", "b"), "c", "x='c' is not known; choose one of a, b"),
         (word("a", pattern="take:.+", told="take:NAME"), "take:", "choose one of a, take:NAME"),
         (flag(), "perhaps", "must be true or false"),
@@ -147,8 +144,7 @@ def test_full_checkpoints_as_published() -> None:
         resolve("paper", {"outsid": "sum"})
 
 
-def test_the_mean_of_a_density_and_the_factor_of_auto() -> None:
-    assert (mean_of(0.5), mean_of("adaptive"), mean_of("adaptive:0.2")) == (0.5, 0.1, 0.2)
+def test_the_factor_of_auto() -> None:
     assert (auto_factor("auto:1.5"), auto_factor("auto"), auto_factor(0.5)) == (1.5, 0.0, None)
 
 

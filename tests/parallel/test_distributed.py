@@ -19,9 +19,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "default": {},
     "rounds": {"rank": 3, "iterations": 3},
     "paper": {"method": "paper", "density": 0.4, "iterations": 2},
-    "adaptive": {
+    "native": {
         "method": "paper",
-        "density": "adaptive:0.5",
+        "density": 0.5,
         "iterations": 2,
         "basis": "native",
         "balance": "global",

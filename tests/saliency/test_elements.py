@@ -69,7 +69,7 @@ def test_masks_equal_the_dense_merge(herd_of, family, task, monkeypatch):
     herd = herd_of(family)
     graph = graph_of(herd, residual=not task)
     pruner = pruner_of(herd, graph)
-    logs = pruner.run(graph, lambda n, key: 0.1, 4, task)
+    logs = pruner.run(graph, 0.1, 4, task)
     base, experts = herd.weights()
     masks, merged = dense_elementwise(graph, base, experts, WEIGHTS, 0.1, 4, task)
     assert len(logs) == 3
@@ -88,28 +88,29 @@ def test_log_connectivity_is_that_of_the_last_iteration(herd_of):
     herd = herd_of("bert")
     graph = graph_of(herd)
     pruner = pruner_of(herd, graph)
-    logs = pruner.run(graph, lambda n, key: 0.3, 1, False)
+    logs = pruner.run(graph, 0.3, 1, False)
     _, experts = herd.weights()
     for log, expert in zip(logs, experts, strict=True):
         assert log == pytest.approx(float(graph_network(graph)(expert).log()), rel=1e-12)
 
 
-def test_a_density_for_each_expert_and_weight(herd_of):
+@pytest.mark.parametrize("density", [0.25, 1.0])
+def test_every_expert_keeps_the_density_of_every_weight(herd_of, density):
     herd = herd_of("llama")
     graph = graph_of(herd)
     pruner = pruner_of(herd, graph)
-    pruner.run(graph, lambda n, key: 1.0 if n == 0 else 0.25 if "mlp" in key else 0.5, 3, False)
+    pruner.run(graph, density, 3, False)
     base, _ = herd.weights()
     for name in graph.tensors:
-        assert pruner.masks.count(0, name) is None  # everything survives: no bits
-        assert pruner.masks.count(1, name) == round(base[name].numel() * (0.25 if "mlp" in name else 0.5))
+        kept = None if density == 1 else round(base[name].numel() * density)  # None: everything survives, no bits
+        assert [pruner.masks.count(n, name) for n in range(3)] == [kept] * 3
 
 
 def test_the_smallest_density_leaves_one(herd_of):
     herd = herd_of("gpt2")
     graph = graph_of(herd)
     pruner = pruner_of(herd, graph)
-    pruner.run(graph, lambda n, key: 1e-9, 2, False)
+    pruner.run(graph, 1e-9, 2, False)
     assert {pruner.masks.count(n, name) for n in range(3) for name in graph.tensors} == {1}
 
 
@@ -117,7 +118,7 @@ def test_local_graphs(herd_of):
     herd = herd_of("bert")
     graph = local_graph([edge for edge in graph_of(herd).edges if isinstance(edge, Weight)])
     pruner = pruner_of(herd, graph)
-    pruner.run(graph, lambda n, key: 0.2, 2, False)
+    pruner.run(graph, 0.2, 2, False)
     base, experts = herd.weights()
     masks, _ = dense_elementwise(graph, base, experts, WEIGHTS, 0.2, 2)
     assert all(torch.equal(mask_of(pruner, n, name), masks[n][name]) for n in range(3) for name in graph.tensors)
@@ -130,7 +131,7 @@ def test_an_expert_that_does_not_change_a_weight(herd_of):
     pruner = pruner_of(herd, graph)
     keys = frozenset(graph.tensors)
     pruner.vectors = CheckpointVectors(pruner.vectors.experts, [keys, keys - {alone}, keys])
-    pruner.run(graph, lambda n, key: 0.2, 2, False)
+    pruner.run(graph, 0.2, 2, False)
     base, experts = herd.weights()
     masks, _ = dense_elementwise(
         graph, base, [experts[0], {**experts[1], alone: base[alone]}, experts[2]], WEIGHTS, 0.2, 2
@@ -148,7 +149,7 @@ def test_a_weight_that_leads_nowhere_is_not_pruned(herd_of):
     graph = FlowGraph(edges, ["x"], ["y"])
     assert {edge.key for edge in live_weights(graph)} == {up, down}
     pruner = pruner_of(herd, graph)
-    pruner.run(graph, lambda n, key: 0.2, 2, False)
+    pruner.run(graph, 0.2, 2, False)
     assert pruner.masks.count(0, gate) is None
     assert pruner.masks.count(0, up) is not None
 
@@ -163,7 +164,7 @@ def test_threads_change_nothing(herd_of, monkeypatch):
         try:
             torch.set_num_threads(threads)
             pruner = pruner_of(herd, graph)
-            pruner.run(graph, lambda n, key: 0.1, 2, False)
+            pruner.run(graph, 0.1, 2, False)
         finally:
             torch.set_num_threads(before)
         found.append(pruner)
@@ -176,7 +177,7 @@ def test_files_hold_the_same_masks(herd_of, tmp_path):
     graph = graph_of(herd)
     one, two = pruner_of(herd, graph), pruner_of(herd, graph, masks=Masks(tmp_path))
     for pruner in (one, two):
-        pruner.run(graph, lambda n, key: 0.1, 2, False)
+        pruner.run(graph, 0.1, 2, False)
     for name in graph.tensors:
         assert all(torch.equal(mask_of(one, n, name), mask_of(two, n, name)) for n in range(3))
     assert len(list(tmp_path.iterdir())) == 3 * len(graph.tensors)

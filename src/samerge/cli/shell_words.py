@@ -19,8 +19,8 @@ _PLACE = re.compile(r"(?<![\w'\":./=-])modules\['([^']*)'\](?:\['([^']*)'\])?=('
 _SUBJECT = re.compile(r"(?<![\w'\":./=-])modules (?=(has the pattern|names the adapter|gives every)\b)")
 
 #: Values beside one that is written as an option, and what a value leaves to the user: `'take:<adapter>'`.
-_WORDS = re.compile(r"(?<!adapter )'(average|update|drop|adaptive|auto|exact(?::\d+)?)'")
-_HOLES = re.compile(r"'?\b(take|exact|auto|adaptive):<(\w+)>'?")
+_WORDS = re.compile(r"(?<!adapter )'(average|update|drop|auto|exact(?::\d+)?)'")
+_HOLES = re.compile(r"'?\b(take|exact|auto):<(\w+)>'?")
 
 
 def in_shell_words(message: str, names: Iterable[str]) -> str:

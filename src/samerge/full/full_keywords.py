@@ -12,7 +12,7 @@ from samerge.graph import FlowGraph
 class FullKeywords(TypedDict, total=False):
     """Options of `samerge.merge_full`."""
 
-    density: float | str | None
+    density: float | None
     iterations: int | None
     agreement: Literal["paper", "task"] | None
     connectivity: Literal["flow", "local"] | FlowGraph | None

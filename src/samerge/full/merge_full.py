@@ -22,11 +22,9 @@ from samerge.graph import FlowGraph, Weight
 from samerge.merging.alignment.checkpoints import Mismatch, mismatches, refuse, same_names
 from samerge.merging.alignment.views import RenamedSource
 from samerge.merging.inputs import device_of, dtype_of, weights_of
-from samerge.options.kinds import mean_of
 from samerge.parallel.progress import Progress
 from samerge.report.origin import seconds_of
 from samerge.report.report import Report
-from samerge.saliency.element_densities import element_densities
 from samerge.saliency.element_masks import Masks
 from samerge.saliency.elements import Pruner, live_weights
 from samerge.saliency.task_vectors import CheckpointVectors
@@ -141,7 +139,7 @@ def _merged(
         device_of(options.device, base.device),
         torch.float64 if base.dtype == torch.float64 else torch.float32,
     )
-    logs = _prune(pruner, graph, sorted(pruned), options, bars)
+    logs = _prune(pruner, graph, options, bars)
     names = tuple(experts[n].name for n in active)
     with bars.task("measuring", _entries(source, edges.values())) as advance:
         measured = measure(pruner, sorted(edges), options.scaling, names, advance)
@@ -171,15 +169,12 @@ def _merged(
     )
 
 
-def _prune(
-    pruner: Pruner, graph: FlowGraph, keys: Sequence[str], options: FullOptions, bars: Progress
-) -> tuple[float, ...]:
-    mean = mean_of(options.density)
-    densities = (lambda n, key: mean) if not isinstance(options.density, str) else element_densities(pruner, keys, mean)
-    iterations = options.iterations if mean < 1 else 1  # nothing is pruned at density 1, and one walk tells log R
+def _prune(pruner: Pruner, graph: FlowGraph, options: FullOptions, bars: Progress) -> tuple[float, ...]:
+    # Nothing is pruned at density 1, and one walk tells log R.
+    iterations = options.iterations if options.density < 1 else 1
     weights = [edge for edge in graph.edges if isinstance(edge, Weight)]
     with bars.task("pruning", 2 * iterations * _entries(pruner.source, weights)) as advance:
-        return pruner.run(graph, densities, iterations, options.agreement == "task", advance)
+        return pruner.run(graph, options.density, iterations, options.agreement == "task", advance)
 
 
 def _entries(source: WeightSource, weights: Iterable[Weight]) -> int:

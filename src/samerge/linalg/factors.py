@@ -92,13 +92,6 @@ def gram(factors: LoraFactors) -> Tensor:
     return (f.B.T @ f.B) * (f.A @ f.A.T)
 
 
-def component_norms(factors: LoraFactors) -> Tensor:
-    """The Frobenius norm of every rank-1 component, |b_k| |a_k|, (r,) in float64, scale folded in."""
-    f = factors.folded()
-    squares: Tensor = f.B.double().square().sum(0) * f.A.double().square().sum(1)
-    return squares.sqrt()
-
-
 def norm(factors: LoraFactors) -> Tensor:
     """The Frobenius norm of `scale * B @ A`, from the Gram matrices, a scalar in float64."""
     return gram(factors.to(dtype=torch.float64)).sum().clamp_min(0).sqrt()

@@ -31,7 +31,7 @@ def add_weighted_adapter(
     svd_clamp: float | None = None,
     svd_full_matrices: bool | None = True,
     svd_driver: str | None = None,
-    density: float | str | None = None,
+    density: float | None = None,
     majority_sign_method: Literal["total", "frequency"] = "total",
     *,
     progress: bool = True,

@@ -26,7 +26,7 @@ from samerge.linalg.triplets import Triplets
 from samerge.methods.aligned import Aligned, aligned_ties, held
 from samerge.methods.core_ties import CoreTiesOptions
 from samerge.methods.method import Method
-from samerge.options.kinds import density, real
+from samerge.options.kinds import real, share
 from samerge.options.option import option
 
 #: Turns of HOOI at most, and the relative gain of the fit below which it stands still.
@@ -40,7 +40,7 @@ _SMALL = 512
 class CtmOptions(CoreTiesOptions):
     """Options of `ctm`."""
 
-    density: float | str = option(density(), 0.25, "Share of the elements of its core that each adapter keeps.")
+    density: float = option(share(), 0.25, "Share of the elements of its core that each adapter keeps.")
     own_norm: float = option(
         real(0, 1),
         0.25,

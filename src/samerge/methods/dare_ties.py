@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from samerge.methods.dare import DareOptions, drop
-from samerge.methods.density import densities
 from samerge.methods.method import Method
 from samerge.methods.rows import Combine, Layer, by_rows
 from samerge.methods.sign_election import SignOptions, elect
@@ -26,10 +25,9 @@ class DareTiesOptions(SignOptions, DareOptions):
 
 def prepare(layers: Sequence[Layer], options: DareTiesOptions) -> Combine:
     """`dare-ties` as `by_rows` runs it."""
-    share = densities(layers, options.density)
 
     def combine(layer: Layer, start: int, tiles: Tensor) -> tuple[Tensor, Tensor]:
-        kept = drop(layer, start, tiles, share, options.seed)
+        kept = drop(layer, start, tiles, options.density, options.seed)
         return kept, elect(kept, options)
 
     return combine

@@ -23,7 +23,7 @@ exists as a whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,9 +41,7 @@ from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site, iterate
 from samerge.options.elements import ElementOptions
-from samerge.options.kinds import mean_of
 from samerge.options.module_names import expert_of
-from samerge.saliency.element_densities import element_densities
 from samerge.saliency.element_masks import Masks
 from samerge.saliency.elements import Pruner
 from samerge.saliency.task_vectors import LowRankVectors, oriented, shape_of
@@ -101,8 +99,7 @@ def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: 
     """Fill the masks; gives log R of every active expert, or nothing where none was needed."""
     inside = [layer for layer in layers if layer.site.inside]
     outside = [layer for layer in layers if not layer.site.inside]
-    densities = _densities(pruner, [layer.key for layer in (*inside, *outside)], options)
-    if mean_of(options.density) == 1:  # nothing needs a score
+    if options.density == 1:  # nothing needs a score
         return ()
     graphs: list[tuple[FlowGraph, bool]] = []
     if inside and problem.graph is not None:
@@ -113,17 +110,10 @@ def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: 
     size = sum(2 * options.iterations * _size(pruner, graph) for graph, _ in graphs)
     with problem.progress.task("scoring", size) as advance:
         for number, (graph, task) in enumerate(graphs):
-            found = pruner.run(graph, densities, options.iterations, task, advance)
+            found = pruner.run(graph, options.density, options.iterations, task, advance)
             if number == 0 and inside:
                 logs = found
     return logs
-
-
-def _densities(pruner: Pruner, keys: Sequence[str], options: ElementOptions) -> Callable[[int, str], float]:
-    mean = mean_of(options.density)
-    if isinstance(options.density, str):
-        return element_densities(pruner, keys, mean)
-    return lambda n, key: mean
 
 
 def _edge(layer: _Layer) -> Weight:

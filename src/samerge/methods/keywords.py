@@ -87,7 +87,7 @@ class MergeKeywords(LiveKeywords, total=False):
 
     #: saliency, even, paper, elementwise, breadcrumbs, core-ties, ctm, dare, dare-ties, dc-merge, della, doge,
     #: knots-ties, localize-and-stitch, magnitude-prune, pcb, robustmerge, ties, tsv.
-    density: float | str | None
+    density: float | None
     #: core-ties, ctm, dare-ties, della, knots-ties, ties.
     majority_sign_method: Literal["total", "frequency"] | None
     #: The same as `rank`, by PEFT's name.

@@ -15,7 +15,7 @@ from torch import Tensor
 from samerge.methods.method import Method
 from samerge.methods.rows import Combine, Layer, by_rows
 from samerge.methods.ties import Trim
-from samerge.options.kinds import density
+from samerge.options.kinds import share
 from samerge.options.option import Options, option
 
 
@@ -23,7 +23,7 @@ from samerge.options.option import Options, option
 class MagnitudePruneOptions(Options):
     """Options of `magnitude-prune`."""
 
-    density: float | str = option(density(), 0.2, "Share of its elements that each adapter keeps in each layer.")
+    density: float = option(share(), 0.2, "Share of its elements that each adapter keeps in each layer.")
 
 
 def prepare(layers: Sequence[Layer], options: MagnitudePruneOptions) -> Combine:

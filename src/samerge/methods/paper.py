@@ -11,7 +11,7 @@ every component against the state at the start of the iteration,
 and keep the top max(1, round(r density^(t/T))) of each adapter in each layer. At the end the kept components of all
 adapters stand side by side: tau* = lambda sum_n w_n sum_{k kept} b_k a_k^T. Modules outside the flow graph are not
 pruned. `basis="svd"` takes the singular triplets in place of the trained columns and rows, which depend on the gauge;
-`residual` adds the residual edges to the graph; an adaptive density is samerge's (see `linalg.adaptive_density`).
+`residual` adds the residual edges to the graph.
 
 Cost of an iteration: two reads of the base, 6 r + 4 operations for each of its weights and each adapter.
 """
@@ -25,9 +25,8 @@ import torch
 from torch import Tensor
 
 from samerge.graph import FlowGraph
-from samerge.linalg.adaptive_density import adaptive_densities, evenness
 from samerge.linalg.agreement import agreement
-from samerge.linalg.factors import LoraFactors, component_norms, concatenate, norm
+from samerge.linalg.factors import LoraFactors, concatenate, norm
 from samerge.linalg.sign_conflicts import conflict_among, sample_rows, values_at
 from samerge.linalg.stack import stacked
 from samerge.linalg.triplets import from_factors, zero
@@ -37,7 +36,7 @@ from samerge.methods.memory import check_memory, factor_bytes
 from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site, iterate
 from samerge.options.connectivity import HELP, connectivity
-from samerge.options.kinds import density, flag, mean_of, whole, word
+from samerge.options.kinds import flag, share, whole, word
 from samerge.options.option import Options, option
 from samerge.parallel.shared_work import everywhere
 from samerge.parallel.supply import elsewhere
@@ -48,12 +47,7 @@ from samerge.saliency.scores import kept_count, score, top
 class PaperOptions(Options):
     """Options of `paper`."""
 
-    density: float | str = option(
-        density(),
-        0.1,
-        "Share of its components that each adapter keeps in each layer; adaptive spreads it over the layers by how "
-        "even their components are.",
-    )
+    density: float = option(share(), 0.1, "Share of its components that each adapter keeps in each layer.")
     iterations: int = option(whole(), 10, "Scoring and pruning steps.")
     basis: str = option(
         word("native", "svd"),
@@ -93,14 +87,14 @@ def begin(problem: Problem, options: PaperOptions) -> Begun:
     """Score and prune T times."""
     check_memory(problem, held=1, work=factor_bytes)
     layers = _prepared(problem, options)
-    shares = _densities(layers, problem, options)
     found = NO_GAMMAS
-    if any(share < 1 for share in shares.values()):  # at density 1 nothing needs a score
+    scored = options.density < 1 and any(layer.site.inside and layer.factors for layer in layers)
+    if scored:  # at density 1 nothing needs a score
         with problem.progress.task("scoring", options.iterations * work(problem)) as advance:
             ready = near(problem)
             for step in range(1, options.iterations + 1):
                 found = gammas(ready, {layer.site.module: layer.factors for layer in layers}, advance)
-                chosen = _chosen(problem, layers, found, shares, step, options.iterations)
+                chosen = _chosen(problem, layers, found, options.density, step, options.iterations)
                 layers = [layer.prune(chosen[layer.site.module]) for layer in layers]
     left = {layer.site.module: layer for layer in layers}
 
@@ -129,34 +123,11 @@ def _prepared(problem: Problem, options: PaperOptions) -> list[_Layer]:
     return layers
 
 
-def _densities(layers: list[_Layer], problem: Problem, options: PaperOptions) -> dict[tuple[str, int], float]:
-    """What share of its components each adapter keeps at each site of the graph in the end."""
-    inside = [layer for layer in layers if layer.site.inside]
-    mean = mean_of(options.density)
-    if not isinstance(options.density, str):
-        return {(layer.site.module, n): mean for layer in inside for n in layer.factors}
-    by_site = {layer.site.module: layer for layer in layers}
-
-    def even(site: Site) -> dict[int, float]:
-        norms = {n: component_norms(f) for n, f in by_site[site.module].factors.items()}
-        return {n: evenness(float(own.sum()), float(own.square().sum()), len(own)) for n, own in norms.items()}
-
-    evennesses = everywhere(problem.sites, even)
-    found: dict[tuple[str, int], float] = {}
-    for n in range(len(problem.names)):
-        own = [layer for layer in inside if n in layer.factors]
-        values = [evennesses[layer.site.module][n] for layer in own]
-        sizes = [layer.factors[n].rank for layer in own]
-        for layer, value in zip(own, adaptive_densities(values, sizes, mean), strict=True):
-            found[layer.site.module, n] = value
-    return found
-
-
 def _chosen(
     problem: Problem,
     layers: list[_Layer],
     found: Gammas,
-    shares: Mapping[tuple[str, int], float],
+    density: float,
     step: int,
     steps: int,
 ) -> dict[str, dict[int, Tensor]]:
@@ -175,8 +146,7 @@ def _chosen(
         for (n, factors), eta in zip(layer.factors.items(), etas, strict=True):
             gamma = found.of(site.module, n)
             scores = score(torch.ones_like(eta) if gamma is None else gamma, eta)
-            share = shares.get((site.module, n), 1.0)
-            count = kept_count(layer.before[n][0], share, step, steps)
+            count = kept_count(layer.before[n][0], density if site.inside else 1.0, step, steps)
             picks[n] = top(scores, min(count, factors.rank)).tolist()
         return picks
 

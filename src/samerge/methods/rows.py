@@ -110,7 +110,6 @@ def magnitudes(
     layers: Sequence[Layer],
     ranks: Callable[[int], Sequence[int]],
     over: str = "adapter",
-    within: Callable[[Layer, int], Sequence[int]] | None = None,
 ) -> Callable[[Layer, int], tuple[float, ...]]:
     """The k-th largest magnitudes of every expert, over its whole flattened adapter or in each layer.
 
@@ -118,17 +117,12 @@ def magnitudes(
         layers: all layers.
         ranks: the wanted k, from the number of elements.
         over: "adapter" or "layer".
-        within: with "layer", the wanted k from the layer and the expert, instead of `ranks`.
 
     Returns:
         A function of the layer and the expert.
     """
     if over == "layer":
-        table = {
-            (layer.module, n): _largest([layer], n, within(layer, n) if within else ranks(layer.size))
-            for layer in layers
-            for n in layer.parts
-        }
+        table = {(layer.module, n): _largest([layer], n, ranks(layer.size)) for layer in layers for n in layer.parts}
         return lambda layer, n: table[layer.module, n]
     whole = {
         n: _largest([one for one in layers if n in one.parts], n, ranks(size)) for n, size in sizes_of(layers).items()

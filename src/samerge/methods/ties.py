@@ -3,9 +3,8 @@
     v_i = w_i tau_i where |tau_i| is among its top `density` over the whole flattened adapter (trim="adapter"), or over
     the layer (trim="layer"); 0 elsewhere.  M by the election of signs (`samerge.methods.sign_election`).
 
-Thresholds are exact, found by histograms over tiles; values
-that equal a threshold stay together. density="adaptive" trims every layer to a density of its own
-(`samerge.linalg.adaptive_density`). Streamed, then truncated.
+Thresholds are exact, found by histograms over tiles; values that equal a threshold stay together. Streamed, then
+truncated.
 
 PEFT's `ties_svd` trims by layer. It elects signs before the values are weighted, and a draw
 goes to plus; with equal weights and no draws it is the same, up to the truncation.
@@ -18,11 +17,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samerge.methods.density import densities
 from samerge.methods.method import Method
 from samerge.methods.rows import Combine, Layer, by_rows, column, magnitudes
 from samerge.methods.sign_election import SignOptions, elect
-from samerge.options.kinds import density, word
+from samerge.options.kinds import share, word
 from samerge.options.option import option
 
 
@@ -30,7 +28,7 @@ from samerge.options.option import option
 class TiesOptions(SignOptions):
     """Options of `ties`."""
 
-    density: float | str = option(density(), 0.2, "Share of its elements that each adapter keeps.")
+    density: float = option(share(), 0.2, "Share of its elements that each adapter keeps.")
     trim: str = option(
         word("adapter", "layer"), "adapter", "The largest elements of the whole flattened adapter, or of each layer."
     )
@@ -52,21 +50,12 @@ class Trim:
 
     Args:
         layers: all layers.
-        density: share of its elements that each adapter keeps; an adaptive one is by layer.
+        density: share of its elements that each adapter keeps.
         over: "adapter" or "layer".
     """
 
-    def __init__(self, layers: Sequence[Layer], density: float | str, over: str) -> None:
-        if isinstance(density, str):
-            own_density = densities(layers, density)
-            self.thresholds = magnitudes(
-                layers,
-                lambda size: [size],
-                "layer",
-                lambda layer, n: [max(1, round(own_density(layer, n) * layer.size))],
-            )
-        else:
-            self.thresholds = magnitudes(layers, lambda size: [max(1, round(density * size))], over)
+    def __init__(self, layers: Sequence[Layer], density: float, over: str) -> None:
+        self.thresholds = magnitudes(layers, lambda size: [max(1, round(density * size))], over)
 
     def __call__(self, layer: Layer, tiles: Tensor) -> Tensor:
         """The adapters' tiles, zero where they are trimmed."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from samerge.options.connectivity import HELP, connectivity
-from samerge.options.kinds import density, flag, whole, word
+from samerge.options.kinds import flag, share, whole, word
 from samerge.options.option import Options, option
 
 if TYPE_CHECKING:
@@ -17,12 +17,7 @@ if TYPE_CHECKING:
 class ElementOptions(Options):
     """How elements are scored, and how many stay."""
 
-    density: float | str = option(
-        density(),
-        0.1,
-        "Share of its elements that each input keeps in each weight of the graph; adaptive: more where its changes are "
-        "concentrated in few elements.",
-    )
+    density: float = option(share(), 0.1, "Share of its elements that each input keeps in each weight of the graph.")
     iterations: int = option(whole(), 10, "Scoring and pruning steps.")
     agreement: str = option(
         word("paper", "task"),

@@ -11,9 +11,6 @@ from typing import Any
 
 from samerge.errors import OptionError
 
-#: The mean of density="adaptive".
-ADAPTIVE_MEAN = 0.1
-
 #: A positive number, and any, in the regular expressions of JSON Schema.
 POSITIVE = r"(0*[1-9][0-9]*(\.[0-9]*)?|0*\.0*[1-9][0-9]*|0+\.0*[1-9][0-9]*)([eE][-+]?[0-9]+)?"
 NUMBER = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
@@ -105,33 +102,6 @@ def flag() -> Kind:
     return Kind(read, "bool", "true|false", ("true", "false"), schema={"type": "boolean"})
 
 
-def density() -> Kind:
-    """A share in (0, 1], or "adaptive", "adaptive:<mean>"."""
-
-    def read(name: str, value: Any) -> float | str:
-        if isinstance(value, str) and value.partition(":")[0] == "adaptive":
-            mean_of(value)
-            return value
-        return check_share(name, value, ", or be 'adaptive' or 'adaptive:<mean>'")
-
-    mean = r"(1(\.0*)?|0?\.0*[1-9][0-9]*)"
-    schema = {"anyOf": [_SHARE, {"type": "string", "pattern": f"^adaptive(:{mean})?$"}]}
-    return Kind(read, "float | str", "(0,1]|adaptive[:MEAN]", schema=schema)
-
-
-def mean_of(value: float | str) -> float:
-    """A density as a number: itself, or the mean of an adaptive one, 0.1 unless it says another.
-
-    Example:
-        >>> mean_of(0.5), mean_of("adaptive"), mean_of("adaptive:0.2")
-        (0.5, 0.1, 0.2)
-    """
-    if not isinstance(value, str):
-        return value
-    _, colon, mean = value.partition(":")
-    return check_share("density", mean, " after 'adaptive:'") if colon else ADAPTIVE_MEAN
-
-
 def check_number(name: str, value: Any) -> float:
     """A finite number; text that says one will do.
 
@@ -176,7 +146,7 @@ def check_whole(name: str, value: Any, least: int = 1) -> int:
     return int(found)
 
 
-def check_share(name: str, value: Any, more: str = "") -> float:
+def check_share(name: str, value: Any) -> float:
     """A share in (0, 1].
 
     Raises:
@@ -184,7 +154,7 @@ def check_share(name: str, value: Any, more: str = "") -> float:
     """
     found = _numeric(value)
     if found is None or not 0 < found <= 1:
-        raise OptionError(f"{name}={_shown(value)} must lie in (0, 1]{more}")
+        raise OptionError(f"{name}={_shown(value)} must lie in (0, 1]")
     return found
 
 

@@ -96,7 +96,7 @@ class Pruner:
     def run(
         self,
         graph: FlowGraph,
-        densities: Callable[[int, str], float],
+        density: float,
         iterations: int,
         task_agreement: bool,
         advance: Callable[[int], None] = lambda entries: None,
@@ -105,7 +105,7 @@ class Pruner:
 
         Args:
             graph: how the weights feed one another; pruned is every one that an expert changes, on a path to an output.
-            densities: the share that an expert keeps of a weight at the end, in (0, 1].
+            density: the share that each expert keeps of a weight at the end, in (0, 1].
             iterations: T.
             task_agreement: which of the two scores.
             advance: called with the number of entries swept.
@@ -118,7 +118,7 @@ class Pruner:
         # Without the kernel by torch's own threads: its passes over a tile are too short for Python's to share them.
         with workers(self.device) if native else nullcontext(Workers(1, None)) as crew:
             for step in range(1, iterations + 1):
-                flow = _Elements(self, graph, densities, (step, iterations), task_agreement, native, crew, advance)
+                flow = _Elements(self, graph, density, (step, iterations), task_agreement, native, crew, advance)
                 logs = walk(graph, self.source.shapes, self.vectors.count, flow, self.device, self.dtype)
         return logs
 
@@ -130,14 +130,14 @@ class _Elements:
         self,
         pruner: Pruner,
         graph: FlowGraph,
-        densities: Callable[[int, str], float],
+        density: float,
         step: tuple[int, int],
         task_agreement: bool,
         native: bool,
         crew: Workers,
         advance: Callable[[int], None],
     ) -> None:
-        self.pruner, self.densities, self.step = pruner, densities, step
+        self.pruner, self.density, self.step = pruner, density, step
         self.task_agreement, self.native, self.crew, self.advance = task_agreement, native, crew, advance
         self.uses = Counter(edge.key for edge in live_weights(graph))
         self.flows: dict[str, list[tuple[Stream, Stream]]] = {}
@@ -234,8 +234,7 @@ class _Elements:
     ) -> tuple[int, Tensor | native_elements.Bits | None, int]:
         """The elements of an expert with the largest saliency among those that survive; None where none has to go."""
         pruner = self.pruner
-        density = self.densities(n, key)
-        count = kept_count(merged.numel(), density, *self.step)
+        count = kept_count(merged.numel(), self.density, *self.step)
         alive = pruner.masks.count(n, key)
         alive = merged.numel() if alive is None else alive
         if count == alive:
