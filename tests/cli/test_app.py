@@ -235,7 +235,7 @@ def test_one_grammar(command: str) -> None:
     [
         ("merge --method dar", {"dare", "dare-ties"}),
         ("merge --dtype b", {"bfloat16"}),
-        ("merge --balance g", {"global"}),
+        ("merge --balance no", {"norm", "none"}),
     ],
 )
 def test_completion(words: str, offered: set[str], tmp_path: Path) -> None:

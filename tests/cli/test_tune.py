@@ -272,7 +272,7 @@ def test_texts() -> None:
 def test_options_are_fixed_as_for_merge(invoke, words) -> None:
     more = ("--trials", 1, "-o", "out", "--overwrite")
     ties = [word if word != "linear" else "ties" for word in words]
-    assert invoke(*ties, *more, "--density", 0.4, "--balance", "global", "--weights", "1,0.5").exit_code == 0
+    assert invoke(*ties, *more, "--density", 0.4, "--balance", "norm", "--weights", "1,0.5").exit_code == 0
     record = read_report("out").record
-    assert (record.options["density"], record.options["balance"]) == (0.4, "global")
+    assert (record.options["density"], record.options["balance"]) == (0.4, "norm")
     assert [item.weight for item in record.inputs] == [1.0, 0.5]

@@ -24,7 +24,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "density": 0.5,
         "iterations": 2,
         "basis": "native",
-        "balance": "global",
+        "balance": "norm",
     },
     "local": {"rank": 2, "iterations": 2, "connectivity": "local"},
     "even": {"method": "even", "rank": 3, "scaling": "auto"},

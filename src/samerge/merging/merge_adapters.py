@@ -68,7 +68,7 @@ def merge(
             scaling: one more factor: a number; "auto" or "auto:<c>", c times the mean of |w_n| ||tau_n|| in each layer;
                 "lines:<alpha>:<beta>", alpha + beta l / (L - 1) in layer l of L.
             balance: "norm" brings the adapters to their mean norm in each layer first, so that each has one voice and
-                its weight is its loudness ("global": as a whole); "none" leaves the norms as trained.
+                its weight is its loudness; "none" leaves the norms as trained.
             dtype: of the output, such as "bfloat16"; the adapters' own (the widest) by default. Computed in float32.
             device: where to compute: "cpu" by default, a live model's own device otherwise.
             modules_to_save: what becomes of fully trained modules and token rows: "average", the plain mean of the

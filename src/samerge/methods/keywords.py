@@ -15,7 +15,7 @@ class LiveKeywords(TypedDict, total=False):
 
     rank: int | None
     scaling: float | str | None
-    balance: Literal["norm", "global", "none"] | None
+    balance: Literal["norm", "none"] | None
     dtype: torch.dtype | str | None
     device: str | None
     modules_to_save: str | None

@@ -96,7 +96,7 @@ class Method:
     options: type[Options] = Options
     base: Literal["needed", "wanted", "unused"] = "unused"
     scaling: float | str = 1.0
-    balance: Literal["none", "norm", "global"] = "none"
+    balance: Literal["none", "norm"] = "none"
     exact: bool = False
     by_site: bool = True
     summary: str = ""

@@ -122,7 +122,7 @@ class Problem:
         device: where to compute.
         progress: where to report progress.
         limit: rank of the result where it is limited.
-        balance: "none", "norm" (in each layer) or "global".
+        balance: "none", or "norm", in each layer.
         held: parts that were read already and will be wanted again, by module.
         sizes: norms of the adapters' updates as trained, by module, where they are known already.
     """
@@ -172,9 +172,7 @@ class Problem:
         if known is not None:
             return known
         found = {n: Part(self._load(adapted)) for n, adapted in site.experts.items() if self.weights[n] != 0}
-        if self.balance == "global":
-            found = {n: part.times(self._overall[n]) for n, part in found.items()}
-        elif self.balance == "norm" and len(found) > 1:
+        if self.balance == "norm" and len(found) > 1:
             if not hold:  # nearly all that balance want the triplets, which have the norm
                 taken_apart(found)
             trained = self.sizes.get(site.module)
@@ -209,11 +207,6 @@ class Problem:
             for n, size in found.items():
                 totals[n] = math.hypot(totals.get(n, 0.0), size)
         return totals
-
-    @cached_property
-    def _overall(self) -> dict[int, float]:
-        """The factors of a global balance."""
-        return to_mean(self.norms)
 
 
 def to_mean(norms: Mapping[int, float]) -> dict[int, float]:

@@ -50,10 +50,10 @@ class CommonOptions(Options):
         told="the method's own, mostly 1.0",
     )
     balance: str | None = option(
-        word("norm", "global", "none"),
+        word("norm", "none"),
         None,
-        "Bring the adapters to their mean norm first, in each layer (norm) or as a whole (global), so that each has "
-        "one voice and its weight is its loudness; none leaves the norms as trained.",
+        "norm brings the adapters to their mean norm in each layer first, so that each has one voice and its weight "
+        "is its loudness; none leaves the norms as trained.",
         told="norm for saliency and even, none for the others",
     )
     dtype: str | None = option(

@@ -40,7 +40,6 @@ _METHODS = {
 #: What comes before a method.
 _BEFORE = {
     "norm": "First the adapters of a layer are brought to their mean norm there, so that each has one voice.",
-    "global": "First the adapters are brought, each as a whole, to their mean norm.",
 }
 
 
