@@ -68,7 +68,7 @@ def write_adapter(
         ['README.md', 'adapter_config.json', 'adapter_model.safetensors', 'samerge.json']
     """
     # All that can be wrong with the input is found before the disk is touched.
-    settings, _ = json_text(config, CONFIG_NAME), json_text(record, RECORD_NAME)
+    settings, record = json_text(config, CONFIG_NAME), plain(record, RECORD_NAME)
     target = Path(folder).expanduser()
     with atomic_folder(target, overwrite=overwrite) as temporary:
         _save(_savable(tensors, target), temporary / weights_name, {})
@@ -170,8 +170,22 @@ def json_text(data: Mapping[str, Any], name: str, lines: bool = True) -> str:
     Raises:
         TypeError: one is no plain value.
     """
+    told = plain(data, name)
+    return _text(told) + "\n" if lines else _ENCODER.encode(told)
+
+
+def plain(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The same with what JSON lacks replaced: sets by sorted lists, numbers that are not finite by None.
+
+    Args:
+        data: the values.
+        name: of the file or field that they are for, for errors.
+
+    Raises:
+        TypeError: one is no plain value.
+    """
     try:
-        return _text(_plain(data)) + "\n" if lines else _ENCODER.encode(_plain(data))
+        return {key: _plain(value) for key, value in data.items()}
     except TypeError as error:
         raise TypeError(f"writing {name}: {error}; give plain dicts, lists, strings and numbers") from error
 
@@ -185,7 +199,6 @@ def _text(value: Any, depth: int = 0) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same with what JSON lacks replaced: sets by sorted lists, numbers that are not finite by None."""
     if isinstance(value, (str, int)) or value is None:
         return value
     if isinstance(value, float):
@@ -193,7 +206,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (dict, Mapping)):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
-        return [_plain(item) for item in sorted(value)]
+        value = sorted(value)
     if isinstance(value, (list, tuple)):
+        if all(type(item) is int for item in value):  # the numbers of kept components, by far the most there is
+            return list(value)
         return [_plain(item) for item in value]
-    return value
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")

@@ -106,13 +106,16 @@ class Finisher:
         )
         if not self.compare:
             return made
-        trained = {n: LoraFactors(p.factors.A, p.factors.B / p.balance) for n, p in parts.items()}
         self.problem.sizes[site.module] = {n: p.norm / p.balance for n, p in parts.items()}
         one = layer.summed or (summed([p.factors for p in parts.values()]) if parts else None)
         self.sums[site.module] = one, {n: p.balance for n, p in parts.items()}
-        known = {names[n]: p.known.scaled(1 / p.balance) for n, p in parts.items() if p.known is not None}
-        own = {names[n]: one for n, one in trained.items()}
-        return compared(made, site.shape, written, own, layer.conflict, known)
+        trained = {
+            names[n]: LoraFactors(p.factors.A, p.factors.B / p.balance)
+            if p.known is None
+            else p.known.scaled(1 / p.balance)
+            for n, p in parts.items()
+        }
+        return compared(made, site.shape, written, trained, [p.factors for p in parts.values()], layer.conflict)
 
     def done(self) -> MergedAdapter:
         """The adapter: of one rank, with the layers that no adapter has, its configuration and its record."""

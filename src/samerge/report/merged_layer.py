@@ -52,9 +52,9 @@ def compared(
     record: LayerRecord,
     shape: tuple[int, int],
     written: LoraFactors,
-    trained: Mapping[str, LoraFactors],
+    trained: Mapping[str, LoraFactors | Triplets],
+    signs: Sequence[LoraFactors],
     after: Conflict | None,
-    known: Mapping[str, Triplets],
 ) -> LayerRecord:
     """The record with what a comparison of the merged update with the adapters' own says.
 
@@ -62,22 +62,22 @@ def compared(
         record: of the layer.
         shape: (out, in).
         written: the merged update as it is written.
-        trained: the adapters' updates as they were trained (without balance and weight), by name.
+        trained: the adapters' updates as they were trained (without balance and weight), by name; by triplets where
+            they have been taken apart already.
+        signs: the same updates, each times a positive number or not.
         after: the sign conflicts that pruning left, where something was pruned.
-        known: the triplets of those adapters' updates that have been taken apart already.
     """
-    own = list(trained.values())
-    merged = written.to(own[0].A.device if own else written.A.device, torch.float32).existing()
+    merged = written.to(signs[0].A.device if signs else written.A.device, torch.float32).existing()
     rows = sample_rows(shape)
-    signs = sign_counts([*own, merged], rows)
-    before = signs.among(len(own))
-    compare = overlaps(merged, [known.get(name, one) for name, one in trained.items()])
+    counts = sign_counts([*signs, merged], rows)
+    before = counts.among(len(signs))
+    compare = overlaps(merged, list(trained.values()))
     adapters = {
         name: replace(
             record.adapters[name],
             cosine=one.cosine,
             interference=one.interference,
-            sign_conflict=signs.share(place, len(own)),
+            sign_conflict=counts.share(place, len(signs)),
         )
         for place, (name, one) in enumerate(zip(trained, compare, strict=True))
     }
