@@ -130,7 +130,7 @@ METHODS: dict[str, dict] = {
     "elementwise": {"density": 1.0, "scaling": 1.0, "rank": 24},
     "iso-c": {},
     "iso-cts": {},
-    "dc-merge": {"density": 1.0, "smoothing": "linear"},
+    "dc-merge": {"density": 1.0},
     "star": {},
     "wudi": {},
     "svc": {},

@@ -172,7 +172,7 @@ def test_nothing_to_draw(llama, tmp_path):
         ("tsv:scaling", "OPTION=VALUE"),
         ("tsv:scaling=1,scaling=2", "OPTION=VALUE"),
         ("tsv:mu=1", "no option 'mu'"),
-        ("wudi:cutof=1", "did you mean 'cutoff'"),
+        ("doge:step=1", "did you mean 'steps'"),
         ("saliency:rank=much", "whole number"),
         ("saliency:residual=perhaps", "true or false"),
         ("ties:density=7", r"\(0, 1\]"),

@@ -19,7 +19,8 @@ from samerge.report.card import model_card
 from samerge.report.report import read_report
 
 #: Methods that look at more than a layer at a time: flows, or thresholds of the whole adapter.
-_WHOLE = ("paper", "elementwise", "breadcrumbs", "della", "doge", "localize-and-stitch", "magnitude-prune", "pcb")
+_THRESHOLDS = ("breadcrumbs", "della", "doge", "knots-ties", "localize-and-stitch", "magnitude-prune", "pcb")
+_WHOLE = ("paper", "elementwise", *_THRESHOLDS)
 
 
 def dense(folder: str) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import torch
 
 from methods.dense import SHAPES, close, combined, svd, updates
 from samerge.linalg.factors import LoraFactors
+from samerge.methods import ace
 
 WEIGHTS = [1.0, -0.5, 2.0, 0.7]
 
@@ -44,14 +45,16 @@ def louder(part: LoraFactors, factor: float) -> LoraFactors:
 @pytest.mark.parametrize("leading", [0.3, 1.0])
 @pytest.mark.parametrize("sizes", [(1.0, 1.0, 1.0, 1.0), (0.03, 5.0, 0.1, 2.0)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_ace(shape, sizes, leading):
+def test_ace(shape, sizes, leading, monkeypatch):
+    monkeypatch.setattr(ace, "_EPS", 0.02)
+    monkeypatch.setattr(ace, "_LEADING", leading)
     parts = [louder(part, size) for part, size in zip(updates(*shape), sizes, strict=False)]
     weights = WEIGHTS[: len(parts)]
     expected, uneven = dense_ace([p.delta() for p in parts], weights, 0.02, leading)
     if len(parts) < 4:  # both kinds are there; four of them are uneven as they are
         assert uneven == (sizes[0] != 1.0 and len(parts) > 1)
     size = float(expected.norm())
-    close(combined("ace", parts, weights, eps=0.02, leading=leading) / size, expected / size)
+    close(combined("ace", parts, weights) / size, expected / size)
 
 
 def test_the_defaults_are_the_authors():

@@ -12,7 +12,7 @@ import torch
 from methods.dense import close, combined, held, svd
 from methods.peers import CHANCES, FOUND, RECORD, UPDATES, layer
 from methods.streams import run
-from samerge.methods import dare
+from samerge.methods import dare, wudi
 from samerge.methods.rows import Layer
 
 OPTIONS = RECORD["fusion-bench"]["options"]
@@ -67,9 +67,10 @@ def loss(merged, taus=UPDATES):
     return sum(((merged - tau) @ tau.T).square().sum() / tau.square().sum() for tau in taus)
 
 
-def test_wudi():
+def test_wudi(monkeypatch):
     """Published are 300 steps of Adam from the sum: they are on the way to our M, and 20 000 are nearer."""
-    ours = combined("wudi", PARTS, EQUAL, cutoff=1e-12)
+    monkeypatch.setattr(wudi, "_CUTOFF", 1e-12)
+    ours = combined("wudi", PARTS, EQUAL)
     early, late = (FOUND[f"fusion_bench.wudi_{steps}"] for steps in OPTIONS["wudi"]["steps"])
     start = sum(UPDATES)
     assert loss(ours) <= loss(late) < loss(early) < loss(start)
@@ -79,7 +80,7 @@ def test_wudi():
 
 
 @pytest.mark.parametrize("columns", [20, 8])
-def test_wudi_descends_to_the_same_minimum(columns):
+def test_wudi_descends_to_the_same_minimum(columns, monkeypatch):
     """Conjugate gradients on FusionBench's loss, in float64, from the sum that it starts from: within 1e-6.
 
     Of eight columns the three updates want different things, and the minimum is not 0.
@@ -100,6 +101,7 @@ def test_wudi_descends_to_the_same_minimum(columns):
     (gradient,) = torch.autograd.grad(loss(M, taus), M)
     assert float(gradient.norm()) < 1e-10 * start
     found = M.detach()
-    ours = combined("wudi", [held(tau) for tau in taus], EQUAL, cutoff=1e-14)
+    monkeypatch.setattr(wudi, "_CUTOFF", 1e-14)
+    ours = combined("wudi", [held(tau) for tau in taus], EQUAL)
     assert float((found - ours).norm()) < 1e-6 * float(ours.norm())
     assert (float(loss(ours, taus)) > 1e-3 * float(loss(sum(taus), taus))) == (columns == 8)

@@ -17,22 +17,26 @@ from samerge.methods.ctm import balanced, by_tucker, tucker
 from samerge.methods.knots_ties import by_knots
 from samerge.methods.registry import find
 from samerge.methods.rows import Layer, merged_with_shares
-from samerge.methods.ties import prepare
+from samerge.methods.ties import trimmed
 
 WEIGHTS = [1.0, -0.5, 2.0]
 CASES = [[updates(11, 9, (2, 3, 2), seed=s), updates(7, 12, (3, 2, 4), seed=s + 9)] for s in (0, 1)]
 
 
-def run(method, align, case, density, rank=3, **own):
+#: What is trimmed together.
+OVER = {"knots-ties": "adapter", "core-ties": "layer", "ctm": "layer"}
+
+
+def run(method, align, case, density, rank=3, over=None):
     """The dense merges of all layers, in float64."""
-    options = find(method).options(density=density, **own)
+    options = find(method).options(density=density)
     found = [align(triplets(parts), rank, options) for parts in case]
     layers = []
     for i, one in enumerate(found):
         values = {n: type(v)(v.A, v.B * WEIGHTS[n]) for n, v in one.values.items()}
         shape = next(iter(values.values())).shape
         layers.append(Layer(str(i), shape, {n: str(n) for n in values}, values))
-    combine = prepare(layers, options)
+    combine = trimmed(layers, options, over or OVER[method])
     merged = []
     for one, layer in zip(found, layers, strict=True):
         merged.append(one.lift(merged_with_shares(layer, combine, WEIGHTS)[0]).delta().double())
@@ -67,7 +71,7 @@ def test_knots(case, density, over):
         bases.append(u)
         representations.append(list((s[:, None] * v.T).split(parts[0].shape[1], dim=1)))
     expected = [u @ m for u, m in zip(bases, trimmed_and_elected(representations, density, over), strict=True)]
-    for ours, theirs in zip(run("knots-ties", by_knots, case, density, trim=over), expected, strict=True):
+    for ours, theirs in zip(run("knots-ties", by_knots, case, density, over=over), expected, strict=True):
         near(ours, theirs)
 
 
@@ -82,8 +86,7 @@ def test_core_ties(case, density, over):
         bases.append((u, v))
         representations.append([u.T @ p.delta() @ v for p in parts])
     merged = trimmed_and_elected(representations, density, over)
-    own = {} if over == "layer" else {"trim": over}  # by layer as it is
-    for ours, (u, v), core in zip(run("core-ties", by_cores, case, density, **own), bases, merged, strict=True):
+    for ours, (u, v), core in zip(run("core-ties", by_cores, case, density, over=over), bases, merged, strict=True):
         near(ours, u @ core @ v.T)
 
 
@@ -125,7 +128,7 @@ def test_ctm(case, density):
     representations, bases = [], []
     for parts in case:
         space = core_space(list(triplets(parts).values()))
-        u, v = tucker(balanced(space.cores, 0.25), 3)
+        u, v = tucker(balanced(space.cores), 3)
         u, v = space.left @ u, space.right @ v
         bases.append((u, v))
         representations.append([u.T @ p.delta() @ v for p in parts])
@@ -138,7 +141,7 @@ def test_balanced_norms():
     """A quarter of its own norm and three quarters of the mean."""
     parts = triplets(CASES[0][0]).values()
     mean = sum(part.delta().norm() for part in parts) / len(parts)
-    for part, found in zip(parts, balanced(list(parts), 0.25), strict=True):
+    for part, found in zip(parts, balanced(list(parts)), strict=True):
         close(found.delta(), part.delta() * (0.25 + 0.75 * mean / part.delta().norm()))
 
 
@@ -203,6 +206,19 @@ def test_through_merge(case, method, rank, tmp_path):
     turned = samerge.merge(None, dict(reversed(case.items())), method=method)
     for module in ("layers.0", "layers.1"):
         torch.testing.assert_close(merged.delta(module), turned.delta(module), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", OVER)
+def test_what_is_trimmed_together(method, tmp_path):
+    """Over the whole adapter a layer of small updates has nothing among the largest tenth; by itself it has."""
+    adapters = {}
+    for n in range(2):
+        factors = chain_factors(chain([24, 30, 26]), 2, seed=n)
+        factors["layers.0"][1].mul_(1e-3)
+        adapters[f"e{n}"] = write_adapter(tmp_path / f"e{n}", factors)
+    merged = samerge.merge(None, adapters, method=method, density=0.1)
+    assert merged.delta("layers.1").any()
+    assert bool(merged.delta("layers.0").any()) == (OVER[method] == "layer")
 
 
 def test_a_zero_adapter_alone(tmp_path):

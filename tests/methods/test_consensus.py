@@ -9,17 +9,20 @@ from tiny import write_adapter
 import samerge
 from methods.dense import close, held
 from methods.streams import dense, flat, layers, run, top
-from samerge.methods import rows
+from samerge.methods import consensus, rows
 from samerge.methods.rows import Layer, merged_with_shares
+from samerge.options.option import Options
 
 
 @pytest.mark.parametrize(("threshold", "used_by"), [(0.4, 2), (2.0, 1), (0.5, 3), (0.0, 2)])
 def test_consensus(threshold, used_by, monkeypatch):
     monkeypatch.setattr(rows, "TILE_ELEMENTS", 20)
     made = layers()
-    given = {} if (threshold, used_by) == (0.4, 2) else {"threshold": threshold, "used_by": used_by}  # the defaults
+    if (threshold, used_by) != (0.4, 2):  # which are those of the product
+        monkeypatch.setattr(consensus, "_THRESHOLD", threshold)
+        monkeypatch.setattr(consensus, "_USED_BY", used_by)
     stays = 0
-    for update, merged in zip(dense(made), run("consensus", made, **given), strict=True):
+    for update, merged in zip(dense(made), run("consensus", made), strict=True):
         values = list(update.values())
         expected = torch.zeros_like(values[0])
         for place in range(expected.numel()):
@@ -43,10 +46,8 @@ def test_what_one_alone_uses_is_left_out():
 
 
 def test_what_consensus_leaves_of_each_adapter():
-    from samerge.methods.consensus import ConsensusOptions, prepare
-
     made = layers()[1:2]
-    merged, shares = merged_with_shares(made[0], prepare(made, ConsensusOptions()), [1.0] * 3)
+    merged, shares = merged_with_shares(made[0], consensus.prepare(made, Options()), [1.0] * 3)
     for n, own in dense(made)[0].items():
         left = own * (merged != 0)
         assert shares[n].energy == pytest.approx(float(left.square().sum() / own.square().sum()))

@@ -12,7 +12,7 @@ import samerge
 from methods.dense import close
 from methods.streams import dense, layers, run, top
 from samerge.linalg.factors import LoraFactors
-from samerge.methods import rows
+from samerge.methods import pcb, rows
 from samerge.methods.pcb import clipping_ranks
 from samerge.methods.rows import Layer
 
@@ -57,18 +57,20 @@ def test_pcb(density, quantile, monkeypatch):
         ]
     )
     expected = naive(vectors, density, quantile)
-    given = {} if quantile == 1e-4 else {"quantile": quantile}  # which is the default
-    found = run("pcb", made, density, **given)
+    if quantile != 1e-4:  # which is that of the product
+        monkeypatch.setattr(pcb, "_QUANTILE", quantile)
+    found = run("pcb", made, density)
     close(torch.cat([merged.flatten() for merged in found]), expected)
 
 
-def test_a_zero_adapter_has_no_share():
+def test_a_zero_adapter_has_no_share(monkeypatch):
     """All its scores are 0, and so equal; it counts as one of the N, and no more."""
     (layer,) = layers()[:1]
     part = layer.parts[1]
     zero = LoraFactors(part.A, part.B * 0)
     made = [Layer(layer.module, layer.shape, layer.names, {0: layer.parts[0], 1: zero})]
-    (found,) = run("pcb", made, 0.3, quantile=0.0)
+    monkeypatch.setattr(pcb, "_QUANTILE", 0.0)
+    (found,) = run("pcb", made, 0.3)
     own = layer.parts[0].delta()
     kept = top(own.abs(), math.ceil(0.3 * own.numel()) - 1)  # the least one that is kept has share 0
     close(found, own * kept)
@@ -81,11 +83,12 @@ def test_the_ends_of_few_values_do_not_cross(quantile):
         assert 1 <= high <= low <= size
 
 
-def test_what_is_clipped_is_merged():
+def test_what_is_clipped_is_merged(monkeypatch):
     """One adapter, all of it kept: its values without its outliers."""
     (layer,) = layers()[:1]
     made = [Layer(layer.module, layer.shape, layer.names, {0: layer.parts[0]})]
-    (found,) = run("pcb", made, 1.0, quantile=0.1)
+    monkeypatch.setattr(pcb, "_QUANTILE", 0.1)
+    (found,) = run("pcb", made, 1.0)
     own = layer.parts[0].delta()
     low, high = between(own.abs().flatten(), 6, 55)  # of 63
     least = own.abs().flatten().argmin()  # has the least score, and no share

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from methods.dense import SHAPES, close, combined, svd, updates
+from samerge.methods import iso_cts
 
 WEIGHTS = [1.0, -0.5, 2.0, 0.7]
 #: Layers that hold all components, where the polar factors are orthonormal columns.
@@ -18,17 +19,13 @@ def polar(columns):
     return x[:, alive] @ yh[alive]
 
 
-def dense_dc(deltas, weights, density, smoothing, rho, aggregate):
+def dense_dc(deltas, weights, density, aggregate):
     found = [svd(delta) for delta in deltas]
     ranks = [len(s) for _, s, _ in found]
     P, Q = polar(torch.cat([u for u, _, _ in found], 1)), polar(torch.cat([v for _, _, v in found], 1))
     kept = []
     for w, (u, s, v) in zip(weights, found, strict=False):
-        if smoothing == "average":
-            even = torch.ones_like(s) * s.sum() / len(s)
-        else:
-            even = torch.linspace(min(rho, float(s[0] / s[-1])), 1.0, len(s), dtype=s.dtype)
-            even = s.sum() * even / even.sum()
+        even = torch.ones_like(s) * s.sum() / len(s)
         M = w * P.T @ (u @ torch.diag(even) @ v.T) @ Q
         count = max(1, int(density * M.numel()))
         least = M.abs().flatten().sort(descending=True).values[count - 1]
@@ -47,13 +44,12 @@ def dense_dc(deltas, weights, density, smoothing, rho, aggregate):
 
 
 @pytest.mark.parametrize("aggregate", ["ties", "sum"])
-@pytest.mark.parametrize("smoothing", ["average", "linear"])
 @pytest.mark.parametrize("density", [0.001, 0.1, 1.0])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_dc_merge(shape, density, smoothing, aggregate):
+def test_dc_merge(shape, density, aggregate):
     parts = updates(*shape)
     weights = WEIGHTS[: len(parts)]
-    own = {"density": density, "smoothing": smoothing, "aggregate": aggregate, "rho": 2.0}
+    own = {"density": density, "aggregate": aggregate}
     close(combined("dc-merge", parts, weights, **own), dense_dc([p.delta() for p in parts], weights, **own))
 
 
@@ -82,17 +78,20 @@ def dense_cts(deltas, weights, common):
 
 @pytest.mark.parametrize("common", [0.5, 0.8, 1.0])
 @pytest.mark.parametrize("shape", THIN)
-def test_iso_cts(shape, common):
+def test_iso_cts(shape, common, monkeypatch):
+    if common != 0.8:  # which is that of the product
+        monkeypatch.setattr(iso_cts, "_COMMON", common)
     parts = updates(*shape)
     weights = WEIGHTS[: len(parts)]
-    close(combined("iso-cts", parts, weights, common=common), dense_cts([p.delta() for p in parts], weights, common))
+    close(combined("iso-cts", parts, weights), dense_cts([p.delta() for p in parts], weights, common))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_iso_cts_of_a_common_space_alone_is_iso_c(shape):
+def test_iso_cts_of_a_common_space_alone_is_iso_c(shape, monkeypatch):
+    monkeypatch.setattr(iso_cts, "_COMMON", 1.0)
     parts = updates(*shape)
     weights = WEIGHTS[: len(parts)]
-    close(combined("iso-cts", parts, weights, common=1.0), combined("iso-c", parts, weights))
+    close(combined("iso-cts", parts, weights), combined("iso-c", parts, weights))
 
 
 def test_updates_that_cancel():

@@ -8,6 +8,7 @@ from tiny import chain, chain_factors, write_adapter
 
 import samerge
 from methods.dense import SHAPES, close, combined, svd, updates
+from samerge.methods import star
 
 WEIGHTS = [1.0, -0.5, 2.0, 0.7]
 
@@ -57,10 +58,12 @@ def test_iso_c(shape):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("eta", [0.2, 0.4, 0.8, 1.0])
-def test_star(shape, eta):
+def test_star(shape, eta, monkeypatch):
+    if eta != 0.4:  # which is that of the product
+        monkeypatch.setattr(star, "_ETA", eta)
     parts = updates(*shape)
     weights = WEIGHTS[: len(parts)]
-    ours = combined("star", parts, weights, eta=eta)
+    ours = combined("star", parts, weights)
     close(ours, dense_star([p.delta() for p in parts], weights, eta))
 
 
@@ -101,14 +104,16 @@ def test_through_merge(case, method, expected, tmp_path):
     for module, found in deltas.items():
         torch.testing.assert_close(merged.delta(module).double(), expected(found, 2), rtol=1e-5, atol=1e-5)
     merged.save(tmp_path / "out")
-    assert merged.report.record.options.get("eta") == (0.4 if method == "star" else None)
+    assert merged.report.record.options.get("density") == (1.0 if method == "tsv" else None)
 
 
 def test_options_of_the_method_alone(case):
     adapters, deltas = case
-    merged = samerge.merge(None, adapters, method="star", eta=1)
-    torch.testing.assert_close(merged.delta("layers.0").double(), sum(deltas["layers.0"]) / 2, rtol=1e-5, atol=1e-5)
-    for method, own in (("star", {"mu": 1}), ("linear", {"mu": 1}), ("star", {"eta": 2.0}), ("star", {"eta": "much"})):
+    merged = samerge.merge(None, adapters, method="tsv", density=0.5)
+    expected = dense_tsv(deltas["layers.0"], [1.0] * 2, 0.5)
+    torch.testing.assert_close(merged.delta("layers.0").double(), expected, rtol=1e-5, atol=1e-5)
+    wrong = (("tsv", {"mu": 1}), ("linear", {"mu": 1}), ("tsv", {"density": 2.0}), ("tsv", {"density": "much"}))
+    for method, own in wrong:
         with pytest.raises(samerge.OptionError, match=next(iter(own))):
             samerge.merge(None, adapters, method=method, **own)
     with pytest.raises(samerge.OptionError, match="density"):

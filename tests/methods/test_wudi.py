@@ -7,6 +7,7 @@ import torch
 
 from methods.dense import SHAPES, close, combined, updates
 from samerge.linalg.factors import LoraFactors
+from samerge.methods import wudi
 
 WEIGHTS = [1.0, 0.5, 2.0, -0.7]
 
@@ -32,25 +33,28 @@ def descended(targets, deltas, steps=200000):
     return M.detach()
 
 
-@pytest.mark.parametrize("cutoff", [1e-6, 1e-14])  # the default, and next to none
+@pytest.mark.parametrize("cutoff", [1e-6, 1e-14])  # that of the product, and next to none
 @pytest.mark.parametrize("shape", [(11, 9, (2, 3, 2)), (7, 14, (3, 4, 2)), (15, 5, (3, 4, 1))])
-def test_gradient_descent_ends_there(shape, cutoff):
+def test_gradient_descent_ends_there(shape, cutoff, monkeypatch):
     """Where the stacked A have full row rank the minimum is 0; the third case has more rows than d_in."""
     parts = updates(*shape)
     deltas = [p.delta() for p in parts]
     targets = [w * d for w, d in zip(WEIGHTS, deltas, strict=False)]
     found = descended(targets, deltas)
-    ours = combined("wudi", parts, WEIGHTS, cutoff=cutoff)
+    if cutoff != 1e-6:
+        monkeypatch.setattr(wudi, "_CUTOFF", cutoff)
+    ours = combined("wudi", parts, WEIGHTS)
     scale = float(loss(torch.zeros_like(found), targets, deltas))
     assert float(loss(ours, targets, deltas)) <= float(loss(found, targets, deltas)) + 1e-12 * scale
     assert float((ours - found).norm()) < 1e-10 * float(found.norm())
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if sum(s[2]) <= min(s[:2])])
-def test_it_solves_on_every_row_space(shape):
+def test_it_solves_on_every_row_space(shape, monkeypatch):
     """M a = w_i tau_i a for every a in the row space of A_i; M = [w_i tau_i A_i^T] (A A^T)^-1 A."""
     parts = updates(*shape)
-    ours = combined("wudi", parts, WEIGHTS, cutoff=1e-14)
+    monkeypatch.setattr(wudi, "_CUTOFF", 1e-14)
+    ours = combined("wudi", parts, WEIGHTS)
     for w, part in zip(WEIGHTS, parts, strict=False):
         torch.testing.assert_close(ours @ part.A.T, w * part.delta() @ part.A.T, rtol=1e-7, atol=1e-7)
     A = torch.cat([p.A for p in parts])
@@ -76,15 +80,16 @@ def test_against_the_formula_on_dense_updates(shape, mu):
         expected = (target + ridge * plain) @ torch.linalg.inv(total + ridge * eye)
     else:
         expected = target @ torch.linalg.pinv(total, rtol=cut, hermitian=True)
-    close(combined("wudi", parts, weights, cutoff=cut, mu=mu), expected)
+    close(combined("wudi", parts, weights, mu=mu), expected)
 
 
 @pytest.mark.parametrize("mu", [1e-8, 1e-10, 1e-12, 1e-14])
-def test_a_small_ridge_is_none(mu):
+def test_a_small_ridge_is_none(mu, monkeypatch):
     """Also where C has directions that no expert has: two adapters with one A."""
     first, other = updates(11, 9, (2, 3))
     parts = [first, LoraFactors(first.A, first.B.flip(0)), other]
-    none, small = (combined("wudi", parts, [1.0] * 3, cutoff=1e-14, mu=m) for m in (0.0, mu))
+    monkeypatch.setattr(wudi, "_CUTOFF", 1e-14)
+    none, small = (combined("wudi", parts, [1.0] * 3, mu=m) for m in (0.0, mu))
     assert float((small - none).norm()) < 1e-6 * float(none.norm())
 
 

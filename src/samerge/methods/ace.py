@@ -10,17 +10,17 @@ its rows, and h_t = 1, or ||W_t||^2 where the layer is uneven (below):
 
 A layer is uneven where var(l) > 0.3 mean(l)^2 for l_t = log ||tau_t||^2. There M is given more of its leading part:
 
-    M + sum_t w_t tau_t (C_t - mean D) = U diag(S) V^T;   M := M + mean(S_k) U_k V_k^T,   the `leading` share of them
+    M + sum_t w_t tau_t (C_t - mean D) = U diag(S) V^T;   M := M + mean(S_k) U_k V_k^T,   the leading 0.3 of them
 
 The authors count that share of min(d_out, d_in): full weights have as many directions, low-rank updates R at most. All
 rows of M lie in those of the tau_t, so the inverse is that of an R x R matrix. Means over rows and columns depend on
-the axes, log ||tau||^2 and eps on the unit of the weights, as published. Cost: that of `tsv`, and O(N R^3).
+the axes, log ||tau||^2 and eps on the unit of the weights, as published. eps is 0.01.
+Cost: that of `tsv`, and O(N R^3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,8 +31,13 @@ from samerge.methods.by_triplets import by_triplets
 from samerge.methods.iso_c import existing
 from samerge.methods.method import Method
 from samerge.methods.tsv import leading
-from samerge.options.kinds import real, share
-from samerge.options.option import Options, option
+from samerge.options.option import Options
+
+#: What is added to the diagonal of each adapter's covariance.
+_EPS = 0.01
+
+#: In uneven layers, the share of leading directions that M is given more of.
+_LEADING = 0.3
 
 #: A layer is uneven where the variance of log ||tau||^2 exceeds this share of its squared mean.
 _UNEVEN = 0.3
@@ -41,23 +46,15 @@ _UNEVEN = 0.3
 _LEAST = 1e-12
 
 
-@dataclass(frozen=True)
-class AceOptions(Options):
-    """Options of `ace`."""
-
-    eps: float = option(real(1e-6), 0.01, "What is added to the diagonal of each adapter's covariance.")
-    leading: float = option(share(), 0.3, "In uneven layers, the share of leading directions that M is given more of.")
-
-
 def ace(
-    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: AceOptions
+    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: Options
 ) -> tuple[Triplets, Mapping[int, float]]:
     """The merged update."""
     taus = list(parts.values())
     basis, _ = torch.linalg.qr(torch.cat([tau.V.double() for tau in taus], dim=1))  # Q, (d_in, q), spans all rows
     squares = torch.stack([tau.S.square().sum() for tau in taus])
     uneven = is_uneven(squares)
-    tasks = [_Task(tau, basis, options.eps, uneven) for tau in taus]
+    tasks = [_Task(tau, basis, uneven) for tau in taus]
 
     covariance = torch.stack([task.right.T @ task.weighted for task in tasks]).sum(dim=0)  # Q^T (sum_t C_t) Q
     ridge = sum(task.ridge for task in tasks) * torch.eye(len(covariance), device=basis.device, dtype=basis.dtype)
@@ -71,7 +68,7 @@ def ace(
     if uneven:
         mean = (covariance + ridge) / len(tasks)
         moves = [w * (task.moved - task.right @ mean) for w, task in zip(loads, tasks, strict=True)]
-        found = found + _lifted(found + left @ torch.cat(moves), options.leading)
+        found = found + _lifted(found + left @ torch.cat(moves), _LEADING)
     dtype = taus[0].U.dtype
     return from_factors(LoraFactors(A=basis.T.to(dtype), B=found.to(dtype))).compact(), {}
 
@@ -93,17 +90,16 @@ class _Task:
     Args:
         tau: its singular triplets.
         basis: Q.
-        eps: of its covariance.
-        uneven: whether that is divided by ||W||^2.
+        uneven: whether its covariance is divided by ||W||^2.
     """
 
-    def __init__(self, tau: Triplets, basis: Tensor, eps: float, uneven: bool) -> None:
+    def __init__(self, tau: Triplets, basis: Tensor, uneven: bool) -> None:
         self.right = tau.S[:, None] * (tau.V.double().T @ basis)  # S V^T Q, (r, q)
         U = tau.U.double()
         centred = U - U.mean(dim=0)
         weighted = centred.T @ centred @ self.right
         size = max(float((self.right * weighted).sum()), _LEAST) if uneven else 1.0
-        self.ridge = eps / size
+        self.ridge = _EPS / size
         self.weighted = weighted / size  # right^T weighted = Q^T C Q
         self.moved = tau.S.square()[:, None] * self.weighted  # right Q^T C Q: right right^T is diag(S^2)
 
@@ -116,4 +112,4 @@ def _lifted(matrix: Tensor, part: float) -> Tensor:
     return kept.S.mean() * kept.U @ kept.V.T
 
 
-METHOD = Method("ace", by_triplets(ace), AceOptions, exact=True)
+METHOD = Method("ace", by_triplets(ace), exact=True)

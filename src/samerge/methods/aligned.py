@@ -2,8 +2,8 @@
 
     M = U ties(w_1 X_1, ..., w_N X_N) V^T
 
-What U, V and X_i are is the method's. TIES trims to the top `density` of each adapter over all layers (trim="adapter")
-or in each; which of them is the method's as published, and an option. It is blind to the signs of the columns of U and
+What U, V and X_i are is the method's. TIES trims to the top `density` of each adapter over all layers ("adapter") or in
+each ("layer"), as the method was published. It is blind to the signs of the columns of U and
 V. M has as many components as X_i has rows, and is not truncated unless a rank asks for it.
 """
 
@@ -21,7 +21,7 @@ from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Share
 from samerge.methods.problem import Part, Problem, Site, iterate, taken_apart
 from samerge.methods.rows import Layer, merged_with_shares
-from samerge.methods.ties import prepare
+from samerge.methods.ties import trimmed
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Aligned:
 Align = Callable[[Mapping[int, Triplets], int, Any], Aligned]
 
 
-def aligned_ties(align: Align) -> Callable[[Problem, Any], Begun]:
-    """TIES on the representations that `align` gives."""
+def aligned_ties(align: Align, over: str) -> Callable[[Problem, Any], Begun]:
+    """TIES on the representations that `align` gives, trimmed over each "adapter" or each "layer"."""
 
     def begin(problem: Problem, options: Any) -> Begun:
         check_memory(problem, held=3)
@@ -66,7 +66,7 @@ def aligned_ties(align: Align) -> Callable[[Problem, Any], Begun]:
                 names = {n: problem.names[n] for n in weighted}
                 shape = next(iter(weighted.values())).shape
                 found[site.module] = Layer(site.module, shape, names, weighted), one
-        combine = prepare([layer for layer, _ in found.values()], options)
+        combine = trimmed([layer for layer, _ in found.values()], options, over)
 
         def merged(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
             shares = {n: Share(part.rank) for n, part in parts.items()}

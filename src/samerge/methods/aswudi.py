@@ -10,17 +10,18 @@ from collections.abc import Mapping
 from samerge.linalg.triplets import Triplets
 from samerge.methods.by_triplets import by_triplets
 from samerge.methods.method import Method
-from samerge.methods.wudi import CutoffOptions, NormalEquations
+from samerge.methods.wudi import NormalEquations
+from samerge.options.option import Options
 
 
 def aswudi(
-    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: CutoffOptions
+    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: Options
 ) -> tuple[Triplets, Mapping[int, float]]:
     """The minimiser within the leading eigenvectors of C."""
     equations = NormalEquations(parts, weights)
-    alive = equations.alive(options.cutoff)
+    alive = equations.alive()
     values = equations.eigenvalues[alive]
     return equations.solved(alive[: max(1, round(float(values.sqrt().sum() ** 2 / values.sum())))]), {}
 
 
-METHOD = Method("aswudi", by_triplets(aswudi), CutoffOptions, exact=True)
+METHOD = Method("aswudi", by_triplets(aswudi), exact=True)

@@ -10,31 +10,19 @@ layer by itself, as the core space's authors do.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from samerge.linalg.core_space import core_space
 from samerge.linalg.triplets import Triplets
 from samerge.methods.aligned import Aligned, aligned_ties, held
 from samerge.methods.method import Method
-from samerge.methods.ties import TiesOptions
-from samerge.options.kinds import word
-from samerge.options.option import option
+from samerge.methods.ties import TrimOptions
 
 
-@dataclass(frozen=True)
-class CoreTiesOptions(TiesOptions):
-    """Options of `core-ties`: those of `ties`, trimmed by layer."""
-
-    trim: str = option(
-        word("adapter", "layer"), "layer", "The largest elements of the whole flattened adapter, or of each layer."
-    )
-
-
-def by_cores(parts: Mapping[int, Triplets], rank: int, options: CoreTiesOptions) -> Aligned:
+def by_cores(parts: Mapping[int, Triplets], rank: int, options: TrimOptions) -> Aligned:
     """The alignment of `core-ties`."""
     space = core_space(list(parts.values()))
     values = {n: held(core) for n, core in zip(parts, space.cores, strict=True)}
     return Aligned(space.left, values, space.right)
 
 
-METHOD = Method("core-ties", aligned_ties(by_cores), CoreTiesOptions, exact=True, by_site=False)
+METHOD = Method("core-ties", aligned_ties(by_cores, "layer"), TrimOptions, exact=True, by_site=False)

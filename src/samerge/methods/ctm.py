@@ -5,9 +5,9 @@
     M = U ties(w_1 U^T tau_1 V, ..., w_N U^T tau_N V) V^T
 
 Balanced norms have a say in the space; what is merged in it are the updates as they are. TIES trims each layer by
-itself, as the authors' code does, unless trim="adapter". HOOI takes turns: U from the leading left singular vectors of
-[tau_1 V ... tau_N V], V likewise; it starts from the right singular vectors of [tau_1; ...; tau_N] and ends where the
-fit stands still. r is the rank of the result, so nothing is truncated after the merge.
+itself, as the authors' code does. HOOI takes turns: U from the leading left singular vectors of [tau_1 V ... tau_N V],
+V likewise; it starts from the right singular vectors of [tau_1; ...; tau_N] and ends where the fit stands still. r is
+the rank of the result, so nothing is truncated after the merge.
 Published: own_norm 0.25, density 0.25, lambda 0.75. Exact in the core space of k = min(R, width) dimensions; a turn is
 k^2 R operations and a k x k eigenproblem, k R r where k is large.
 """
@@ -24,10 +24,13 @@ from samerge.linalg.core_space import core_space
 from samerge.linalg.gram import gram
 from samerge.linalg.triplets import Triplets
 from samerge.methods.aligned import Aligned, aligned_ties, held
-from samerge.methods.core_ties import CoreTiesOptions
 from samerge.methods.method import Method
-from samerge.options.kinds import real, share
+from samerge.methods.ties import TrimOptions
+from samerge.options.kinds import share
 from samerge.options.option import option
+
+#: How much of its own norm an adapter keeps in the choice of the space; the rest is the mean's.
+_OWN_NORM = 0.25
 
 #: Turns of HOOI at most, and the relative gain of the fit below which it stands still.
 _TURNS, _GAIN = 200, 1e-12
@@ -37,32 +40,27 @@ _SMALL = 512
 
 
 @dataclass(frozen=True)
-class CtmOptions(CoreTiesOptions):
+class CtmOptions(TrimOptions):
     """Options of `ctm`."""
 
     density: float = option(share(), 0.25, "Share of the elements of its core that each adapter keeps.")
-    own_norm: float = option(
-        real(0, 1),
-        0.25,
-        "How much of its own norm an adapter keeps in the choice of the space; the rest is the mean's.",
-    )
 
 
 def by_tucker(parts: Mapping[int, Triplets], rank: int, options: CtmOptions) -> Aligned:
     """The alignment of `ctm`."""
     space = core_space(list(parts.values()))
-    u, v = tucker(balanced(space.cores, options.own_norm), rank)
+    u, v = tucker(balanced(space.cores), rank)
     left, right = space.left @ u, space.right @ v
     within = (Triplets(u.T @ core.U, core.S, v.T @ core.V, False) for core in space.cores)
     return Aligned(left, {n: held(core) for n, core in zip(parts, within, strict=True)}, right)
 
 
-def balanced(cores: Sequence[Triplets], own_norm: float) -> list[Triplets]:
+def balanced(cores: Sequence[Triplets]) -> list[Triplets]:
     """The updates with their norms drawn towards their mean."""
     norms = [float(torch.linalg.vector_norm(core.S)) for core in cores]
     mean = sum(norms) / len(norms)
     return [
-        core.scaled((own_norm * size + (1 - own_norm) * mean) / size) for core, size in zip(cores, norms, strict=True)
+        core.scaled((_OWN_NORM * size + (1 - _OWN_NORM) * mean) / size) for core, size in zip(cores, norms, strict=True)
     ]
 
 
@@ -116,4 +114,4 @@ def leading(matrix: Tensor, rank: int, start: Tensor | None = None) -> Tensor:
     return block @ turn
 
 
-METHOD = Method("ctm", aligned_ties(by_tucker), CtmOptions, scaling=0.75, by_site=False)
+METHOD = Method("ctm", aligned_ties(by_tucker, "layer"), CtmOptions, scaling=0.75, by_site=False)

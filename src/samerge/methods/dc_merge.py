@@ -1,10 +1,10 @@
 """`dc-merge`: tasks of even spectra, brought into one cover space and merged there block by block (DC-Merge).
 
 Zhang et al., CVPR 2026, arXiv 2603.06242, as its authors' code has it. With tau_i = U_i S_i V_i^T, P and Q the polar
-factors of [U_1 ... U_N] and [V_1 ... V_N] (`samerge.linalg.polar`), and t_i the smoothed singular values, of the sum of
-S_i: all equal, or falling linearly by the ratio min(rho, S_i[1] / S_i[r]):
+factors of [U_1 ... U_N] and [V_1 ... V_N] (`samerge.linalg.polar`), and t_i the mean of the singular values S_i
+(smoothing "average" of the authors' code):
 
-    M_i = w_i P^T U_i diag(t_i) V_i^T Q                its `density` largest entries are kept, the others become 0
+    M_i = w_i t_i P^T U_i V_i^T Q                      its `density` largest entries are kept, the others become 0
     M   = the mean of the M_i that have the sign of their sum, entry by entry (for "sum" the sum of all)
     T   = P (M * blocks) Q^T
 
@@ -28,10 +28,10 @@ from samerge.linalg.stack import stacked
 from samerge.linalg.triplets import Triplets
 from samerge.methods.by_triplets import by_triplets
 from samerge.methods.method import Method
-from samerge.options.kinds import real, share, word
+from samerge.options.kinds import share, word
 from samerge.options.option import Options, option
 
-#: Entries that differ by a smaller share are equal: the smoothed values of one adapter are.
+#: Entries that differ by a smaller share are equal: those of one adapter often are.
 _SAME = 1e-6
 
 
@@ -40,10 +40,6 @@ class DcMergeOptions(Options):
     """Options of `dc-merge`."""
 
     density: float = option(share(), 0.001, "Share of its entries in the cover space that each adapter keeps.")
-    smoothing: str = option(
-        word("average", "linear"), "average", "Singular values of an adapter: all equal, or falling linearly."
-    )
-    rho: float = option(real(1.0), 5.0, "With linear smoothing, the largest singular value over the smallest at most.")
     aggregate: str = option(
         word("ties", "sum"), "ties", "How entries meet: the mean of those of the elected sign, or the sum."
     )
@@ -60,7 +56,7 @@ def dc_merge(
     blocks = [slice(end - part.rank, end) for end, part in zip(ends, parts.values(), strict=True)]
     votes = [_Votes(part.rank, left.device) for part in parts.values()]
     for (n, part), own in zip(parts.items(), blocks, strict=True):
-        entries = left[:, own] * (weights[n] * smoothed(part.S, options)) @ right[:, own].T  # M_i
+        entries = left[:, own] * (weights[n] * float(part.S.mean())) @ right[:, own].T  # M_i
         entries = trimmed(entries, max(1, int(options.density * entries.numel())))
         for block, vote in zip(blocks, votes, strict=True):
             vote.add(entries[block, block])
@@ -72,16 +68,6 @@ def dc_merge(
     merged = stacked(dict(zip(parts, found, strict=True)))
     merged = replace(merged, orthonormal=P.full and Q.full)
     return merged.select(merged.S.argsort(descending=True, stable=True)).compact(), {}
-
-
-def smoothed(values: Tensor, options: DcMergeOptions) -> Tensor:
-    """Singular values of the same sum, (r,), descending."""
-    total, rank = values.sum(), len(values)
-    if options.smoothing == "average":
-        return torch.full_like(values, float(total) / rank)
-    ratio = min(options.rho, float(values[0] / values[-1]))
-    falling = torch.linspace(ratio, 1.0, rank, dtype=values.dtype, device=values.device)
-    return total * falling / falling.sum()
 
 
 def trimmed(entries: Tensor, count: int) -> Tensor:

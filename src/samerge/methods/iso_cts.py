@@ -1,6 +1,6 @@
 """`iso-cts`: a common and a task's own subspaces, made orthonormal together and equal (Iso-CTS; Marczak et al. 2025).
 
-arXiv 2502.04959. With R = sum r_i, k = round(R (1 - common) / N) and c = R - N k:
+arXiv 2502.04959. With R = sum r_i, common = 0.8, k = round(R (1 - common) / N) and c = R - N k:
 
     U_c S_c V_c^T         the c leading triplets of sum_i w_i tau_i
     U_i S_i V_i^T         the k leading ones of (1 - U_c U_c^T) w_i tau_i
@@ -13,7 +13,7 @@ Cost: the singular triplets of the sum, and the Gram matrices of both stacks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from samerge.linalg.polar import polar
 from samerge.linalg.stack import stacked
@@ -22,24 +22,19 @@ from samerge.methods.by_triplets import by_triplets
 from samerge.methods.iso_c import existing
 from samerge.methods.method import Method
 from samerge.methods.tsv import leading
-from samerge.options.kinds import share
-from samerge.options.option import Options, option
+from samerge.options.option import Options
 
-
-@dataclass(frozen=True)
-class IsoCtsOptions(Options):
-    """Options of `iso-cts`."""
-
-    common: float = option(share(), 0.8, "Share of the directions that are the leading ones of the sum.")
+#: Share of the directions that are the leading ones of the sum.
+_COMMON = 0.8
 
 
 def iso_cts(
-    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: IsoCtsOptions
+    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: Options
 ) -> tuple[Triplets, Mapping[int, float]]:
     """The merged update."""
     stack = stacked({n: part.scaled(weights[n]) for n, part in parts.items()})
     wide = replace(stack, U=stack.U.double(), V=stack.V.double(), orthonormal=False)
-    own = max(0, round((1 - options.common) * wide.rank / len(parts)))
+    own = max(0, round((1 - _COMMON) * wide.rank / len(parts)))
     whole = existing(wide.orthonormalised(), float(stack.S.abs().max()))
     common = leading(whole, min(whole.rank, wide.rank - own * len(parts)))
     mixed: dict[int, Triplets] = {}
@@ -59,4 +54,4 @@ def iso_cts(
     return Triplets(P.columns.to(dtype), level.expand(found.rank), Q.columns.to(dtype), full).compact(), {}
 
 
-METHOD = Method("iso-cts", by_triplets(iso_cts), IsoCtsOptions, exact=True)
+METHOD = Method("iso-cts", by_triplets(iso_cts), exact=True)

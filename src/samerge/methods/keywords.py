@@ -32,35 +32,17 @@ class LiveKeywords(TypedDict, total=False):
     basis: Literal["native", "svd"] | None
     #: elementwise.
     agreement: Literal["paper", "task"] | None
-    #: ace.
-    eps: float | None
-    #: ace.
-    leading: float | None
-    #: aswudi, wudi.
-    cutoff: float | None
     #: breadcrumbs.
     top: float | None
-    #: consensus.
-    threshold: float | None
-    #: consensus.
-    used_by: int | None
     #: core-ties, ctm, dare-ties, dc-merge, della, knots-ties, ties.
     aggregate: Literal["mean", "sum"] | Literal["ties", "sum"] | None
-    #: core-ties, ctm, knots-ties, ties.
-    trim: Literal["adapter", "layer"] | None
-    #: ctm.
-    own_norm: float | None
     #: dare, dare-ties, della, lora-lego.
     seed: int | None
-    #: dc-merge.
-    smoothing: Literal["average", "linear"] | None
-    #: dc-merge.
-    rho: float | None
     #: della.
     epsilon: float | None
     #: della.
     elect: bool | None
-    #: doge, star.
+    #: doge.
     eta: float | None
     #: doge.
     shared: float | None
@@ -68,16 +50,12 @@ class LiveKeywords(TypedDict, total=False):
     steps: int | None
     #: doge.
     rate: float | None
-    #: iso-cts.
-    common: float | None
-    #: lora-lego.
-    restarts: int | None
-    #: pcb.
-    quantile: float | None
     #: robustmerge.
     floor: float | None
     #: svc.
     alpha: float | None
+    #: ties.
+    trim: Literal["adapter", "layer"] | None
     #: wudi.
     mu: float | None
 

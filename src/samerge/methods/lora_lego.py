@@ -5,7 +5,7 @@ A unit is (a_k, b_k), a row of A_i and the column of w_i s_i B_i that belongs to
 members; M = sum_c b_c a_c^T.
 
 The units are those of the factors as trained, so the result depends on the gauge, as published. k-means by Lloyd's
-algorithm from k-means++ starts, the best of `restarts`, seeded; in the Gram matrix of the units, O(R^2) a step. With as
+algorithm from k-means++ starts, the best of ten, seeded; in the Gram matrix of the units, O(R^2) a step. With as
 many clusters as units it is the weighted sum. A later reimplementation multiplies M by sqrt(R / rank); here that is not
 applied, `scaling` can do it.
 """
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,21 +24,15 @@ from samerge.methods.chance import SeedOptions
 from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site
-from samerge.options.kinds import whole
-from samerge.options.option import option
+
+#: Starts of k-means; the best one counts.
+_RESTARTS = 10
 
 #: Lloyd's steps at most.
 _STEPS = 300
 
 
-@dataclass(frozen=True)
-class LegoOptions(SeedOptions):
-    """Options of `lora-lego`."""
-
-    restarts: int = option(whole(), 10, "Starts of k-means; the best one counts.")
-
-
-def begin(problem: Problem, options: LegoOptions) -> Begun:
+def begin(problem: Problem, options: SeedOptions) -> Begun:
     """Cluster the units of every layer."""
     check_memory(problem)
 
@@ -52,7 +45,7 @@ def begin(problem: Problem, options: LegoOptions) -> Begun:
         units = concatenate(list(own.values()), [weights[n] for n in own])
         if units.rank > problem.target:
             gram = units.A.double() @ units.A.double().T + units.B.double().T @ units.B.double()
-            units = centroids(units, cluster(gram, problem.target, options.seed, options.restarts))
+            units = centroids(units, cluster(gram, problem.target, options.seed, _RESTARTS))
         return MergedLayer(from_factors(units), shares)
 
     return Begun(layer)
@@ -144,4 +137,4 @@ def _filled(labels: Tensor, count: int, apart: Tensor) -> Tensor:
     return labels
 
 
-METHOD = Method("lora-lego", begin, LegoOptions)
+METHOD = Method("lora-lego", begin, SeedOptions)

@@ -1,7 +1,7 @@
 """`pcb`: weigh every element by how it competes within and between adapters (PCB; Du et al. 2024).
 
-With v_i = w_i tau_i over the whole flattened adapter of d elements, N adapters, a_i = |v_i| clipped at its `quantile`
-and 1 - `quantile` quantiles, and n_i = a_i brought to [0, 1]:
+With v_i = w_i tau_i over the whole flattened adapter of d elements, N adapters, a_i = |v_i| clipped at its 10^-4
+and 1 - 10^-4 quantiles, and n_i = a_i brought to [0, 1]:
 
     intra_i = exp(N n_i^2)                 the element among those of its own adapter
     inter_i = tanh(v_i sum_j v_j)          and among the same element of all adapters, as trained: neither clipped nor
@@ -11,7 +11,7 @@ and 1 - `quantile` quantiles, and n_i = a_i brought to [0, 1]:
 
 An adapter that is 0 everywhere has no score, and no share in M. exp(N) has to be a number of float32: N is 88 at most.
 
-Published: quantile 10^-4, density 0.05 to 0.1, lambda 1.2. Quantiles and thresholds are exact values of the data, found
+Published: density 0.05 to 0.1, lambda 1.2. Quantiles and thresholds are exact values of the data, found
 by histograms over tiles: a share of p at the upper end is d - floor((1 - p) d) values, at the lower end floor(p d).
 Streamed, then truncated. Cost: four more passes (eight in float64).
 """
@@ -29,8 +29,11 @@ from samerge.linalg.order_statistics import largest_of
 from samerge.methods.method import Begun, Method
 from samerge.methods.problem import Problem
 from samerge.methods.rows import Combine, Layer, by_rows, column, magnitudes, sizes_of
-from samerge.options.kinds import real, share
+from samerge.options.kinds import share
 from samerge.options.option import Options, option
+
+#: Share of magnitudes that is clipped at either end.
+_QUANTILE = 1e-4
 
 #: exp(88) is a number of float32, exp(89) is not.
 _MOST_ADAPTERS = 88
@@ -41,7 +44,6 @@ class PcbOptions(Options):
     """Options of `pcb`."""
 
     density: float = option(share(), 0.1, "Share of its elements that each adapter keeps.")
-    quantile: float = option(real(0, 0.5, below=True), 1e-4, "Share of magnitudes that is clipped at either end.")
 
 
 def begin(problem: Problem, options: PcbOptions) -> Begun:
@@ -57,12 +59,12 @@ def begin(problem: Problem, options: PcbOptions) -> Begun:
 
 def prepare(layers: Sequence[Layer], options: PcbOptions) -> Combine:
     """`pcb` as `by_rows` runs it."""
-    density, quantile = options.density, options.quantile
+    density = options.density
     sizes = sizes_of(layers)
     if not sizes:
         return lambda layer, start, tiles: (tiles, tiles.sum(dim=0))
 
-    clips = magnitudes(layers, lambda size: clipping_ranks(size, quantile))
+    clips = magnitudes(layers, lambda size: clipping_ranks(size, _QUANTILE))
 
     def clipped(layer: Layer, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """a_i and n_i."""

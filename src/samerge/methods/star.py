@@ -4,41 +4,36 @@
     tau_i' = (s_1 + s_2 + ...) / (s_1 + ... + s_r) U_r S_r V_r^T        the nuclear norm is kept
     M = 1/N sum_i w_i tau_i'
 
-N counts the adapters of the whole merge, also those that do not change the layer. Cost: a copy of the triplets.
+eta is 0.4. N counts the adapters of the whole merge, also those that do not change the layer. Cost: a copy of the
+triplets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from samerge.linalg.stack import stacked
 from samerge.linalg.triplets import Triplets
 from samerge.methods.by_triplets import by_triplets
 from samerge.methods.method import Method
 from samerge.methods.tsv import leading
-from samerge.options.kinds import share
-from samerge.options.option import Options, option
+from samerge.options.option import Options
 
-
-@dataclass(frozen=True)
-class StarOptions(Options):
-    """Options of `star`."""
-
-    eta: float = option(share(), 0.4, "Share of the nuclear norm that the kept singular values reach.")
+#: Share of the nuclear norm that the kept singular values reach.
+_ETA = 0.4
 
 
 def star(
-    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: StarOptions
+    parts: Mapping[int, Triplets], weights: Mapping[int, float], count: int, options: Options
 ) -> tuple[Triplets, Mapping[int, float]]:
     """The merged update, and the share of its energy that each adapter kept before it was rescaled."""
     kept, energies = {}, {}
     for n, part in parts.items():
         sums = part.S.cumsum(0)
-        rank = int((sums < options.eta * sums[-1] * (1 - 1e-12)).sum()) + 1  # the sum's own rounding costs no component
+        rank = int((sums < _ETA * sums[-1] * (1 - 1e-12)).sum()) + 1  # the sum's own rounding costs no component
         kept[n] = leading(part, rank).scaled(weights[n] / count * float(sums[-1] / sums[rank - 1]))
         energies[n] = float(part.S[:rank].square().sum() / part.S.square().sum())
     return stacked(kept).compact(), energies
 
 
-METHOD = Method("star", by_triplets(star), StarOptions, exact=True)
+METHOD = Method("star", by_triplets(star), exact=True)

@@ -25,10 +25,16 @@ from samerge.options.option import option
 
 
 @dataclass(frozen=True)
-class TiesOptions(SignOptions):
-    """Options of `ties`."""
+class TrimOptions(SignOptions):
+    """How much stays of each adapter, and how signs are elected."""
 
     density: float = option(share(), 0.2, "Share of its elements that each adapter keeps.")
+
+
+@dataclass(frozen=True)
+class TiesOptions(TrimOptions):
+    """Options of `ties`."""
+
     trim: str = option(
         word("adapter", "layer"), "adapter", "The largest elements of the whole flattened adapter, or of each layer."
     )
@@ -36,7 +42,12 @@ class TiesOptions(SignOptions):
 
 def prepare(layers: Sequence[Layer], options: TiesOptions) -> Combine:
     """`ties` as `by_rows` runs it."""
-    trim = Trim(layers, options.density, options.trim)
+    return trimmed(layers, options, options.trim)
+
+
+def trimmed(layers: Sequence[Layer], options: TrimOptions, over: str) -> Combine:
+    """Trim over each "adapter" or each "layer", elect, merge."""
+    trim = Trim(layers, options.density, over)
 
     def combine(layer: Layer, start: int, tiles: Tensor) -> tuple[Tensor, Tensor]:
         kept = trim(layer, tiles)

@@ -40,21 +40,15 @@ from samerge.methods.method import Method
 from samerge.options.kinds import real
 from samerge.options.option import Options, option
 
+#: Eigenvalues of C below this share of the largest are zero.
+_CUTOFF = 1e-6
+
 #: Singular values of X below this share of the largest are rounding, whatever the cut-off.
 _ROUNDING = 1e-7
 
 
 @dataclass(frozen=True)
-class CutoffOptions(Options):
-    """Options of `aswudi`, and of `wudi`."""
-
-    cutoff: float = option(
-        real(0, 1, below=True), 1e-6, "Eigenvalues of the normal equations below this share of the largest are zero."
-    )
-
-
-@dataclass(frozen=True)
-class WudiOptions(CutoffOptions):
+class WudiOptions(Options):
     """Options of `wudi`."""
 
     mu: float = option(real(0), 0.0, "Ridge in units of the mean non-zero eigenvalue; 0 for none.")
@@ -65,7 +59,7 @@ def wudi(
 ) -> tuple[Triplets, Mapping[int, float]]:
     """The minimiser, with a cut-off or a ridge."""
     equations = NormalEquations(parts, weights)
-    alive = equations.alive(options.cutoff)
+    alive = equations.alive()
     if not options.mu:
         return equations.solved(alive), {}
     ridge = options.mu * float(equations.eigenvalues[alive].mean())
@@ -89,9 +83,9 @@ class NormalEquations:
         self.Y, values, self.E = singular_vectors(stack.V.double() * self.shares, _ROUNDING)
         self.eigenvalues = values.square()  # of C, descending
 
-    def alive(self, cutoff: float) -> Tensor:
-        """Which eigenvalues reach a share of the largest."""
-        return (self.eigenvalues > cutoff * self.eigenvalues[0]).nonzero().flatten()
+    def alive(self) -> Tensor:
+        """Which eigenvalues are not zero."""
+        return (self.eigenvalues > _CUTOFF * self.eigenvalues[0]).nonzero().flatten()
 
     def solved(self, kept: Tensor, ridge: float = 0.0) -> Triplets:
         """M within the span of some eigenvectors of C."""
