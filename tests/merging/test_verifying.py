@@ -7,12 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import Beast
 
 import samerge
 from samerge.errors import AdapterError
+from samerge.graph import build_graph
 from samerge.merging.verifying import verify
+from samerge.weights import FolderSource
 
 
 @pytest.fixture
@@ -77,7 +82,105 @@ def test_an_input_that_is_not_here_cannot_be_told(made) -> None:
     shutil.rmtree(sources["code"])
     found = {one.what: one.sound for one in verify(folder, reproduce=True)}
     assert found["input code"] is None
-    assert found["merged again"] is False
+    assert found["merged again"] is None
+
+
+def again(folder: Path) -> tuple[bool | None, str]:
+    """What is said of the merge that was made again, where all else is sound or cannot be told."""
+    *others, last = verify(folder, reproduce=True)
+    assert last.what == "merged again"
+    assert not [one for one in others if one.sound is False]
+    return last.sound, last.told
+
+
+def test_an_input_that_was_in_memory_cannot_be_told(llama: Beast, tmp_path: Path) -> None:
+    first = samerge.merge(None, llama.adapters, method="linear", progress=False)
+    sources = {"first": first, "math": llama.adapters["math"]}
+    out = samerge.merge(None, sources, method="linear", progress=False).save(tmp_path / "out")
+    assert again(out) == (None, "it cannot be made again: the adapter first was in memory")
+
+
+def test_adapters_on_a_live_model_cannot_be_told(llama: Beast, tmp_path: Path) -> None:
+    model = PeftModel.from_pretrained(llama.model(), llama.adapters["math"], adapter_name="math")
+    out = samerge.merge(model, ["math"], method="linear", progress=False).save(tmp_path / "out")
+    assert again(out) == (None, "it cannot be made again: the adapter math was in memory")
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_live_base_can_only_be_told_where_it_is_as_its_files(llama: Beast, tmp_path: Path, changed: bool) -> None:
+    model = llama.model()
+    for parameter in model.parameters() if changed else ():
+        parameter.data.add_(torch.randn(parameter.shape))
+    out = samerge.merge(model, llama.adapters, rank=2, progress=False).save(tmp_path / "out")
+    sound, told = again(out)
+    assert sound is (None if changed else True)
+    assert told.endswith("its base was a model in memory, which may not have been that of files") is changed
+    model.config._name_or_path = ""
+    out = samerge.merge(model, llama.adapters, rank=2, progress=False).save(tmp_path / "other")
+    assert again(out)[0] is None
+
+
+def test_a_flow_graph_of_ones_own_cannot_be_told(llama: Beast, tmp_path: Path) -> None:
+    source = FolderSource(llama.base)
+    graph = build_graph(source.config, source.shapes)
+    out = samerge.merge(llama.base, llama.adapters, connectivity=graph, progress=False).save(tmp_path / "out")
+    sound, told = again(out)
+    assert sound is None
+    assert "its flow graph was one of the user's own" in told
+
+
+def test_a_merge_of_checkpoints_as_an_adapter_is_not_made_again(llama: Beast, tmp_path: Path) -> None:
+    tuned = shutil.copytree(llama.base, tmp_path / "tuned")
+    tensors = load_file(tuned / "model.safetensors")
+    moved = {name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in tensors.items()}
+    save_file(moved, tuned / "model.safetensors", {"format": "pt"})
+    for outside in ("average", "base"):
+        merged = samerge.merge_full(llama.base, {"tuned": str(tuned)}, iterations=1, outside=outside, progress=False)
+        out = merged.as_lora(2).save(tmp_path / outside)
+        assert again(out) == (None, "only merges of adapters are made again")
+
+
+def test_an_option_of_another_version_cannot_be_told(made) -> None:
+    file = made[0] / "samerge.json"
+    record = json.loads(file.read_text())
+    record["options"]["gone"] = 3
+    file.write_text(json.dumps(record))
+    sound, told = again(made[0])
+    assert sound is None
+    assert "no option 'gone'" in told
+
+
+def test_an_output_that_cannot_be_read_is_no_question(made) -> None:
+    (made[0] / "adapter_model.safetensors").write_bytes(b"?")
+    assert [one.what for one in verify(made[0], reproduce=True) if one.sound is False] == [
+        "output adapter_model.safetensors",
+        "merged again",
+    ]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("what", ["base", "code"])
+def test_the_hub_is_not_asked(llama: Beast, made, what: str, cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read from the Hub is looked for in its cache alone."""
+    folder, sources = made
+    record = json.loads((folder / "samerge.json").read_text())
+    if what == "base":
+        record["base"]["name"] = "ada/on-the-hub"
+    else:
+        record["inputs"][1]["source"] = "ada/on-the-hub"
+    (folder / "samerge.json").write_text(json.dumps(record))
+    offline = []
+
+    def snapshot(repo: str, local_files_only: bool = False, **options: object) -> str:
+        offline.append(local_files_only)
+        if cached:
+            return llama.base if what == "base" else sources[what]
+        raise LocalEntryNotFoundError(f"{repo} is not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert again(folder)[0] is (True if cached else None)
+    assert offline
+    assert all(offline)
 
 
 @pytest.mark.parametrize(

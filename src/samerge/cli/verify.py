@@ -20,8 +20,8 @@ def verify(
 ) -> None:
     """Compare the files of a merge, and the adapters it was made of, with the digests in its record.
 
-    Nothing is changed, and the network is not asked: adapters of the Hub are looked for in the cache. The exit code is
-    0 only if all that could be compared is as recorded, and 2 otherwise:
+    Nothing is changed, and the network is not asked: base and adapters of the Hub are looked for in its cache. What
+    cannot be told is "unknown". The exit code is 0 if all that could be compared is as recorded, and 2 otherwise:
 
         samerge verify merged/ --reproduce
     """

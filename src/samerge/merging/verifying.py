@@ -15,7 +15,7 @@ import torch
 from samerge.adapters import CONFIG_NAME
 from samerge.adapters.formats.table import read_any
 from samerge.adapters.writer import HASH_FIELD, tensors_digest
-from samerge.errors import AdapterError, BaseModelError, HubError, SamergeError
+from samerge.errors import AdapterError, BaseModelError, HubError, OptionError, SamergeError
 from samerge.report.reading import raw_record
 from samerge.weights.fields import NUMBER, OBJECT, TEXT, check_fields, list_of, table_of
 from samerge.weights.hub import RECORD_NAME, resolve_adapter, resolve_base
@@ -24,6 +24,9 @@ from samerge.weights.untrusted import Origin, sha256
 
 #: What two runs of one merge may differ by, as a share of the largest entry of a layer: sums in another order.
 _ROUNDING = 1e-3
+
+#: What a record says of a flow graph that the user made.
+_OWN_GRAPH = "custom graph"
 
 _KINDS = {
     "inputs": list_of(OBJECT),
@@ -56,7 +59,8 @@ def verify(folder: str | Path, reproduce: bool = False) -> list[Finding]:
 
     Args:
         folder: what a merge wrote, a folder or a file.
-        reproduce: merge again, too, with the recorded options, and compare the updates.
+        reproduce: merge again, too, with the recorded options, and compare the updates. Base and adapters are read here
+            or from the Hub's cache; the network is not asked.
 
     Returns:
         A finding for each file of the output and each input, and one for the merge that was made again.
@@ -111,19 +115,19 @@ def _input(entry: Mapping[str, Any], origin: Origin) -> Finding:
     if not recorded or source is None:
         here = "; an older version wrote it" if source and os.path.lexists(source) else ", as of a model in memory"
         return Finding(what, None, f"the record has no digest of it{here}")
-    folder = _folder(source)
-    if folder is None:
+    place = _place(source)
+    if place is None:
         return Finding(what, None, f"{source} is not here, and not in the Hub's cache")
+    folder = place.parent if place.is_file() else place
     found = [_compared(what, folder, name, digest, origin) for name, digest in recorded.items()]
     return next((finding for finding in found if finding.sound is not True), found[0])
 
 
-def _folder(source: str) -> Path | None:
+def _place(source: str) -> Path | None:
     """Where an adapter or a checkpoint lies; None where it is not on this machine."""
     for resolve in (resolve_adapter, resolve_base):
         with contextlib.suppress(AdapterError, BaseModelError, HubError):
-            place = resolve(source, local_files_only=True)
-            return place.parent if place.is_file() else place
+            return resolve(source, local_files_only=True)
     return None
 
 
@@ -142,27 +146,57 @@ def _compared(what: str, folder: Path, name: str, digest: str, origin: Origin) -
 
 
 def _again(folder: Path, record: Mapping[str, Any]) -> Finding:
-    """Merge once more and compare the update of every module."""
+    """Merge once more and compare the update of every module; what cannot be made again is no worse for it."""
     what = "merged again"
-    made_alone = record.get("method") in ("compress", "extract", "convert")
-    if made_alone or (folder.is_dir() and not (folder / CONFIG_NAME).is_file()):
+    of_models = record.get("outside") or (folder.is_dir() and not (folder / CONFIG_NAME).is_file())
+    if of_models or record.get("method") in ("compress", "extract", "convert"):
         return Finding(what, None, "only merges of adapters are made again")
+    with tempfile.TemporaryDirectory() as parent:
+        try:
+            again = _merged(record, Path(parent) / "again")
+        except (SamergeError, TypeError) as error:  # TypeError: options of another version
+            return Finding(what, None, f"it cannot be made again: {error}")
+        try:
+            found = _alike(what, folder, again)
+        except SamergeError as error:
+            return Finding(what, False, str(error))
+    if found.sound is False and (record.get("base") or {}).get("live"):
+        return Finding(
+            what, None, f"{found.told}; its base was a model in memory, which may not have been that of files"
+        )
+    return found
+
+
+def _merged(record: Mapping[str, Any], target: Path) -> Path:
+    """The merge of a record, from local files and the Hub's cache alone.
+
+    Raises:
+        SamergeError: the record does not hold all of it, a source is not here, or this version merges in another way.
+    """
     from samerge.merging.merge_adapters import merge
 
-    try:
-        with tempfile.TemporaryDirectory() as parent:
-            merged = merge(
-                (record.get("base") or {}).get("name"),
-                {entry["name"]: entry.get("source") or "" for entry in record["inputs"]},
-                method=record.get("method"),
-                weights={entry["name"]: entry.get("weight", 1.0) for entry in record["inputs"]},
-                progress=False,
-                **{key: value for key, value in (record.get("options") or {}).items() if key != "weights"},
-            )
-            told = record.get("output") or {}
-            return _alike(what, folder, merged.save(Path(parent) / "again", format=told.get("format") or "peft"))
-    except (SamergeError, TypeError) as error:  # TypeError: options of another version
-        return Finding(what, False, f"it cannot be made again: {error}")
+    options = {key: value for key, value in (record.get("options") or {}).items() if key != "weights"}
+    if options.get("connectivity") == _OWN_GRAPH:
+        raise OptionError("its flow graph was one of the user's own, of which the record says no more")
+    places = {}
+    for entry in record["inputs"]:
+        name, source = entry["name"], entry.get("source")
+        place = None if source is None else _place(source)
+        if place is None:
+            in_memory = source is None or source.startswith(("live:", "memory:"))
+            where = "was in memory" if in_memory else f"({source}) is not here, and not in the Hub's cache"
+            raise AdapterError(f"the adapter {name} {where}")
+        places[name] = place
+    base = (record.get("base") or {}).get("name")
+    merged = merge(
+        None if base is None else resolve_base(base, local_files_only=True),
+        places,
+        method=record.get("method"),
+        weights={entry["name"]: entry.get("weight", 1.0) for entry in record["inputs"]},
+        progress=False,
+        **options,
+    )
+    return merged.save(target, format=(record.get("output") or {}).get("format") or "peft")
 
 
 def _alike(what: str, folder: Path, again: Path) -> Finding:

@@ -14,7 +14,7 @@ from samerge.adapters import Adapter
 from samerge.parallel.progress import Progress
 from samerge.report.stored import Base, Input
 from samerge.version import __version__
-from samerge.weights import WeightSource
+from samerge.weights import FolderSource, WeightSource
 
 
 class Origin(TypedDict):
@@ -53,7 +53,11 @@ def base_of(source: WeightSource | None) -> Base:
     listed = config.get("architectures")
     own = config.get("_class_name") or (listed[0] if isinstance(listed, (list, tuple)) and listed else None)
     known = own if isinstance(own, str) and own.isidentifier() else None
-    return Base(source.name, config.get("model_type") or config.get("_class_name"), known)
+    read = source
+    while hasattr(read, "source"):  # under other names
+        read = read.source
+    live = not isinstance(read, FolderSource)
+    return Base(source.name, config.get("model_type") or config.get("_class_name"), known, live)
 
 
 def input_of(adapter: Adapter, weight: float) -> Input:

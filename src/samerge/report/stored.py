@@ -138,11 +138,13 @@ class Base:
         name: as the user has it.
         model_type: its family; of a model of diffusers its class.
         model_class: the class that it was saved from, in transformers or diffusers.
+        live: whether it was a model in memory; older versions do not say it.
     """
 
     name: str | None = None
     model_type: str | None = None
     model_class: str | None = None
+    live: bool = False
 
 
 @dataclass(frozen=True)
