@@ -83,7 +83,7 @@ def as_adapter(
         options={**record.options, "svd_rank": rank, "energy": energy},
         warnings=(*record.warnings, *_warnings(assembly, record, transposed, able, lost, cap, energy)),
     )
-    return MergedAdapter(factors, layouts, settings, Report(told))
+    return MergedAdapter(factors, layouts, settings, Report(told), base=assembly.base.config)
 
 
 def _layer(record: Record, key: str, update: LoraFactors, lost: float) -> LayerRecord:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import Beast, write_adapter
 from torch import Tensor
 from typer.testing import CliRunner
@@ -102,6 +103,21 @@ def test_the_record_is_in_the_file(llama: Beast, tmp_path):
     assert [one["name"] for one in told["inputs"]] == ["math", "code"]
     assert told["output"]["format"] == "gguf"
     assert run(app, ["verify", str(out)]).exit_code == 0
+
+
+@pytest.mark.parametrize("how", ["full", "extract"])
+def test_a_whole_model_as_a_file(llama: Beast, tmp_path, how: str):
+    tuned = Path(shutil.copytree(llama.base, tmp_path / "tuned")) / "model.safetensors"
+    tensors = load_file(tuned)
+    for name in [name for name in tensors if "_proj" in name]:
+        tensors[name] = tensors[name] + 0.1 * torch.randn(tensors[name].shape)
+    save_file(tensors, tuned)
+    if how == "full":
+        adapter = samerge.merge_full(llama.base, [tuned.parent], iterations=1, progress=False).as_lora(4)
+    else:
+        adapter = samerge.extract_adapter(llama.base, tuned.parent, 4, progress=False)
+    plain = str(adapter.save(tmp_path / "adapter"))
+    same(formula(adapter.save(tmp_path / "out", format="gguf")), expected(plain, heads={"attn_q": 4, "attn_k": 2}))
 
 
 def test_what_cannot_be_told_without_a_base(llama: Beast, bert: Beast, tmp_path):
