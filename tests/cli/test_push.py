@@ -20,14 +20,14 @@ def uploaded(monkeypatch, tmp_path) -> list[tuple[Path, str, dict]]:
     """What was to be uploaded, kept."""
     found = []
 
-    def push(folder, repo_id, **options):
+    def push(folder, repo_id, ready, **options):
+        ready(repo_id)
         kept = tmp_path / f"uploaded-{len(found)}"
         shutil.copytree(folder, kept)
         found.append((kept, repo_id, options))
         return f"https://huggingface.co/{repo_id}"
 
     monkeypatch.setattr("samerge.weights.pushing.push_folder", push)
-    monkeypatch.setattr("samerge.report.saved.push_folder", push)
     return found
 
 
@@ -42,13 +42,14 @@ def test_it_uploads_what_the_merge_would_have(invoke, loras, tiny_base, uploaded
     assert "https://huggingface.co/ada/one" in result.stdout
     (one, _, options), (other, repo_id, given) = uploaded
     assert repo_id == "ada/one"
-    assert given == {**options, "commit_message": "mine"}
+    assert given == {**options, "commit_message": "mine", "revision": None, "create_pr": False}
     names = sorted(path.name for path in one.iterdir())
     assert sorted(path.name for path in other.iterdir()) == names
     for name in names:
         text, own = (one / name).read_bytes(), (other / name).read_bytes()
         assert text == own, name
         assert str(loras).encode() not in own
+    assert 'PeftModel.from_pretrained(base, "ada/one")' in (one / "README.md").read_text()
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert json.loads(invoke("push", "out", "ada/one", "--json").stdout)["url"].endswith("ada/one")
 
@@ -70,6 +71,7 @@ def test_a_file(invoke, uploaded, tmp_path) -> None:
     assert load_file(one / "merged.safetensors").keys() == load_file(other / "merged.safetensors").keys()
     assert str(tmp_path).encode() not in b"".join(path.read_bytes() for path in other.iterdir())
     assert read_report(other).record.output == read_report(one).record.output
+    assert "put ada/style where" in (one / "README.md").read_text() == (other / "README.md").read_text()
 
 
 def test_what_cannot_be_pushed(invoke, loras, uploaded, tmp_path) -> None:

@@ -307,15 +307,23 @@ def test_push(llama, monkeypatch):
 
     pushed = {}
 
-    def push_folder(folder, repo_id, **options):
-        pushed.update(names=sorted(path.name for path in folder.iterdir()), repo_id=repo_id, **options)
+    def push_folder(folder, repo_id, ready, **options):
+        ready(repo_id)
+        pushed.update(
+            card=(folder / "README.md").read_text(),
+            names=sorted(path.name for path in folder.iterdir()),
+            repo_id=repo_id,
+            **options,
+        )
         return "address"
 
     monkeypatch.setattr(pushing, "push_folder", push_folder)
     assert merge(llama).push_to_hub("ada/merged", private=True) == "address"
     assert pushed["repo_id"] == "ada/merged"
     assert pushed["private"] is True
+    assert pushed["commit_message"] == "Add model"
     assert "model.safetensors" in pushed["names"]
+    assert 'LlamaForCausalLM.from_pretrained("ada/merged")' in pushed["card"]
 
 
 class TestAsLora:

@@ -124,7 +124,10 @@ class TestPush:
         assert bytes_of(back, names) == bytes_of(folder, names)
 
     def test_a_bare_name_is_the_users(self, hub, folder):
-        assert push_folder(folder, "merged", token="hf_ada", endpoint=hub.endpoint) == f"{hub.endpoint}/ada/merged"
+        named = []
+        url = push_folder(folder, "merged", token="hf_ada", endpoint=hub.endpoint, ready=named.append)
+        assert url == f"{hub.endpoint}/ada/merged"
+        assert named == ["ada/merged"]
         assert list(hub.repos) == ["ada/merged"]
 
     def test_private_and_again(self, hub, folder, monkeypatch):

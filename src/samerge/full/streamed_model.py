@@ -10,12 +10,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from samerge.errors import OptionError, OutputExistsError
 from samerge.full.given_models import Opened
 from samerge.parallel.progress import Progress
 from samerge.report.report import Report
 from samerge.weights.folder import file_stem
+from samerge.weights.pushing import Upload
 
 MARKER = "config.json"
 
@@ -129,46 +131,29 @@ class StreamedModel:
         self,
         repo_id: str,
         *,
-        token: str | None = None,
-        private: bool | None = None,
-        revision: str | None = None,
-        commit_message: str = "Add model",
-        create_pr: bool = False,
         max_shard_size: int | str = "5GB",
         trust_remote_code: bool = False,
+        **how: Unpack[Upload],
     ) -> str:
         """Write the model to a temporary folder and upload it to the Hugging Face Hub.
 
         Args:
             repo_id: `user/name`; made if it is not there.
-            token: access token; the one of `hf auth login` by default.
-            private: whether a new repository is private.
-            revision: branch to commit to.
-            commit_message: of the commit.
-            create_pr: open a pull request instead of committing.
             max_shard_size: of a file of weights.
             trust_remote_code: upload the base's own code, too.
+            **how: `token`, `private`, `revision`, `commit_message` and `create_pr`; see `Upload`.
 
         Returns:
-            The URL of the commit or pull request.
+            The URL of the repository or pull request.
 
         Raises:
             HubError: the Hub refused; says what to do.
         """
-        from samerge.report.sharing import shareable
-        from samerge.weights.pushing import push_folder
+        from samerge.report.uploading import upload
 
         save = partial(self.save, max_shard_size=max_shard_size, trust_remote_code=trust_remote_code)
-        with shareable(save, "model") as saved:
-            return push_folder(
-                saved,
-                repo_id,
-                token=token,
-                private=private,
-                revision=revision,
-                commit_message=commit_message,
-                create_pr=create_pr,
-            )
+        how = {"commit_message": "Add model", **how}
+        return upload(save, "model", repo_id, **how)
 
     def _refuse_inputs(self, target: Path) -> None:
         from samerge.adapters.atomic import is_at

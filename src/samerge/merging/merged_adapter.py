@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from samerge.adapters.layouts import Layout, stored_tensors
 from samerge.errors import OptionError
@@ -16,6 +17,7 @@ from samerge.linalg.factors import LoraFactors
 from samerge.report.card import model_card
 from samerge.report.record import Record
 from samerge.report.report import Report
+from samerge.weights.pushing import Upload
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -138,47 +140,24 @@ class MergedAdapter:
         write_text(folder, record.json(), model_card(record))
         return folder
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        token: str | None = None,
-        private: bool | None = None,
-        revision: str | None = None,
-        commit_message: str = "Add merged LoRA adapter",
-        create_pr: bool = False,
-        format: str | None = None,
-    ) -> str:
+    def push_to_hub(self, repo_id: str, *, format: str | None = None, **how: Unpack[Upload]) -> str:
         """Upload the adapter, its record and its card to the Hugging Face Hub.
 
         Args:
             repo_id: `user/name`; made if it is not there.
-            token: access token; the one of `hf auth login` by default.
-            private: whether a new repository is private.
-            revision: branch to commit to.
-            commit_message: of the commit.
-            create_pr: open a pull request instead of committing.
             format: as in `save`.
+            **how: `token`, `private`, `revision`, `commit_message` and `create_pr`; see `Upload`.
 
         Returns:
-            The URL of the commit or pull request.
+            The URL of the repository or pull request.
 
         Raises:
             HubError: the Hub refused; says what to do.
         """
-        from samerge.report.sharing import shareable
-        from samerge.weights.pushing import push_folder
+        from samerge.report.uploading import upload
 
-        with shareable(lambda folder: self._save_to_share(folder, format), "adapter") as saved:
-            return push_folder(
-                saved,
-                repo_id,
-                token=token,
-                private=private,
-                revision=revision,
-                commit_message=commit_message,
-                create_pr=create_pr,
-            )
+        how = {"commit_message": "Add merged LoRA adapter", **how}
+        return upload(lambda folder: self._save_to_share(folder, format), "adapter", repo_id, **how)
 
     def _repr_html_(self) -> str:
         """The report, for notebooks."""

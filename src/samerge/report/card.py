@@ -14,14 +14,13 @@ from samerge.report.wording import in_words, made, origin_of, what
 from samerge.weights.published import Card
 
 
-def model_card(record: Record, repo_id: str | None = None) -> str:
+def model_card(record: Record) -> str:
     """The text of `README.md`: metadata for the Hub, what was merged, how, what became of it, and how to load it.
 
     Local folders, of the base or of the inputs, are named by their last part only, and stay out of the metadata.
 
     Args:
         record: of what was made.
-        repo_id: where it will be on the Hub, for the example. Default: a placeholder.
 
     Returns:
         Markdown with a YAML header, ending in a newline.
@@ -29,7 +28,7 @@ def model_card(record: Record, repo_id: str | None = None) -> str:
     sections = [
         _title(record),
         _method(record),
-        _usage(record, repo_id),
+        _usage(record),
         _inputs(record),
         _options(record),
         _figures(record),
@@ -97,11 +96,11 @@ def _method(record: Record) -> str:
     return f"## Method\n\n{in_words(record)}\n\nThe result: {facts}."
 
 
-def _usage(record: Record, repo_id: str | None) -> str:
+def _usage(record: Record) -> str:
     if not _is_model(record) and record.output.format is not None:
         format = named(record.output.format)
-        return f"## Use\n\nThis is {format.title}: {code(format.use.format(path=repo_id or ADAPTER))}"
-    return f"## Use\n\n```python\n{transformers_or_peft(record, repo_id).code}\n```"
+        return f"## Use\n\nThis is {format.title}: {code(format.use.format(path=ADAPTER))}"
+    return f"## Use\n\n```python\n{transformers_or_peft(record).code}\n```"
 
 
 def _inputs(record: Record) -> str:

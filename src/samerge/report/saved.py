@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file
+from typing_extensions import Unpack
 
 from samerge.adapters.formats.header import RECORD_FIELD
 from samerge.adapters.formats.table import named
@@ -14,23 +15,14 @@ from samerge.adapters.writer import write_file, write_text
 from samerge.errors import AdapterError, OptionError
 from samerge.report.card import model_card
 from samerge.report.reading import read_record
-from samerge.report.sharing import shareable
+from samerge.report.uploading import upload
 from samerge.weights.hub import RECORD_NAME
-from samerge.weights.pushing import push_folder
+from samerge.weights.pushing import Upload
 from samerge.weights.tensorfile import TensorFile
 from samerge.weights.untrusted import Origin
 
 
-def push_saved(
-    path: str | Path,
-    repo_id: str,
-    *,
-    token: str | None = None,
-    private: bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "Upload what samerge made",
-    create_pr: bool = False,
-) -> str:
+def push_saved(path: str | Path, repo_id: str, **how: Unpack[Upload]) -> str:
     """Upload an adapter or a model that samerge wrote earlier, as `push_to_hub` of its result would have.
 
     Only the files that its record names are uploaded; the record's local folders are told by their last part.
@@ -38,14 +30,10 @@ def push_saved(
     Args:
         path: the folder, or the file.
         repo_id: `user/name`; made if it is not there.
-        token: access token; the one of `hf auth login` by default.
-        private: whether a new repository is private.
-        revision: branch to commit to.
-        commit_message: of the commit.
-        create_pr: open a pull request instead of committing.
+        **how: `token`, `private`, `revision`, `commit_message` and `create_pr`; see `Upload`.
 
     Returns:
-        The URL of the commit or pull request.
+        The URL of the repository or pull request.
 
     Raises:
         AdapterError: samerge did not write it, or a file of it is gone.
@@ -53,16 +41,9 @@ def push_saved(
         HubError: the Hub refused; says what to do.
     """
     path = Path(path).expanduser()
-    with shareable(lambda folder: _copied(path, folder), path.stem if path.is_file() else path.name) as ready:
-        return push_folder(
-            ready,
-            repo_id,
-            token=token,
-            private=private,
-            revision=revision,
-            commit_message=commit_message,
-            create_pr=create_pr,
-        )
+    name = path.stem if path.is_file() else path.name
+    how = {"commit_message": "Upload what samerge made", **how}
+    return upload(lambda folder: _copied(path, folder), name, repo_id, **how)
 
 
 def _copied(path: Path, folder: Path) -> Path:

@@ -5,71 +5,15 @@ A source that can be a repository's id is told as it is, a local folder by its l
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from samerge.report.reading import read_record
 from samerge.report.record import Record
 from samerge.report.stored import Input
-from samerge.weights.hub import CONFIG_NAME, RECORD_NAME
-from samerge.weights.untrusted import Origin, sha256
-
-
-@contextmanager
-def shareable(save: Callable[[Path], Path], name: str) -> Iterator[Path]:
-    """A folder to upload, which is gone afterwards: what `save` writes, without the names of local folders.
-
-    Args:
-        save: writes a folder at a path that is free, and returns it.
-        name: of the folder, as messages have it.
-    """
-    with tempfile.TemporaryDirectory() as parent:
-        saved = save(Path(parent) / name)
-        conceal(saved)
-        yield saved
-
-
-def conceal(folder: Path) -> None:
-    """Shorten the local folders in a folder's files to their last part, as the card does; in place.
-
-    Args:
-        folder: made for uploading, and no user's own.
-    """
-    file = folder / RECORD_NAME
-    text = file.read_text(encoding="utf-8")
-    record = read_record(folder)
-    for name in local_folders(record):
-        for ascii_only in (True, False):
-            text = text.replace(_inside(name, ascii_only), _inside(last_part(name), ascii_only))
-    _conceal_base(folder / CONFIG_NAME)
-    for name, digest in (record.files or {}).items():
-        if (folder / name).is_file():  # that of the configuration may be another one now
-            text = text.replace(digest, sha256(folder / name, Origin(f"sharing {folder.name}")))
-    file.write_text(text, encoding="utf-8")
-
-
-def _inside(name: str, ascii_only: bool) -> str:
-    """A name as it stands between the quotes of JSON."""
-    return json.dumps(name, ensure_ascii=ascii_only)[1:-1]
-
-
-def _conceal_base(file: Path) -> None:
-    """An adapter's configuration names a base on the machine of whoever trained it, which is of no use elsewhere."""
-    if not file.is_file():
-        return
-    config = json.loads(file.read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path")
-    if base and not on_hub(base):
-        config["base_model_name_or_path"] = last_part(base)
-        text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
-        file.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def on_hub(name: str) -> bool:
@@ -118,35 +62,40 @@ def shortened(text: str, folders: Iterable[str]) -> str:
     Example:
         >>> shortened("of /home/ada/a, not /home/ada/a-b", ["/home/ada/a"])
         'of a, not /home/ada/a-b'
+        >>> shortened("file:///home/ada/a, not other/loras/a", ["/home/ada/a", "loras/a"])
+        'file://a, not other/loras/a'
     """
     for folder in folders:
-        text = last_part(folder).join(re.split(rf"(?<![\w./-]){re.escape(folder)}(?![\w-])", text))
+        before = r"[\w.-]" if folder.startswith("/") else r"[\w./-]"
+        text = last_part(folder).join(re.split(rf"(?<!{before}){re.escape(folder)}(?![\w-])", text))
     return text
 
 
 def concealed(record: Record) -> Record:
-    """The record with local folders by their last part: in names, options, notes and warnings."""
+    """The record with local folders by their last part, wherever words may name them."""
     folders = local_folders(record)
 
-    def told(value: Any) -> Any:
-        if isinstance(value, str):
-            short = shortened(value, folders)
-            return last_part(short) if is_path(short) else short
-        if isinstance(value, Mapping):
-            return {key: told(item) for key, item in value.items()}
-        return [told(item) for item in value] if isinstance(value, (list, tuple)) else value
+    def short(text: str) -> str:
+        return shortened(text, folders)
 
-    def words(value: str | None) -> str | None:
-        return None if value is None else shortened(value, folders)
+    def option(text: str) -> str:
+        return last_part(short(text)) if is_path(short(text)) else short(text)
 
-    return replace(
-        record,
-        base=replace(record.base, name=words(record.base.name)),
-        inputs=tuple(replace(one, source=words(one.source), base_model=words(one.base_model)) for one in record.inputs),
-        options=told(record.options),
-        notes=tuple(shortened(one, folders) for one in record.notes),
-        warnings=tuple(shortened(one, folders) for one in record.warnings),
+    said = {name: _each(getattr(record, name), short) for name in ("notes", "warnings", "left_out", "tuning")}
+    inputs = tuple(
+        replace(one, source=_each(one.source, short), base_model=_each(one.base_model, short)) for one in record.inputs
     )
+    base = replace(record.base, name=_each(record.base.name, short))
+    return replace(record, base=base, inputs=inputs, options=_each(record.options, option), **said)
+
+
+def _each(value: Any, told: Callable[[str], str]) -> Any:
+    """A value in which every text is told otherwise."""
+    if isinstance(value, str):
+        return told(value)
+    if isinstance(value, Mapping):
+        return {key: _each(item, told) for key, item in value.items()}
+    return type(value)(_each(item, told) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def is_path(value: Any) -> bool:
