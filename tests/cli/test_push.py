@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import samerge
 from samerge.errors import HubError
+from samerge.report.card import model_card
 from samerge.report.report import read_report
 
 
@@ -52,6 +53,38 @@ def test_it_uploads_what_the_merge_would_have(invoke, loras, tiny_base, uploaded
     assert 'PeftModel.from_pretrained(base, "ada/one")' in (one / "README.md").read_text()
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert json.loads(invoke("push", "out", "ada/one", "--json").stdout)["url"].endswith("ada/one")
+
+
+def test_local_folders_from_another_folder(invoke, loras, tiny_base, uploaded, tmp_path, monkeypatch) -> None:
+    """Relative names look like repositories where the folders are not."""
+    home = tmp_path / "home"
+    shutil.copytree(tiny_base, home / "models" / "base")
+    for name in ("math", "code"):
+        config = json.loads((shutil.copytree(loras / name, home / "loras" / name) / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = "models/base"
+        (home / "loras" / name / "adapter_config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(home)
+    samerge.merge("models/base", ["loras/math", "loras/code"], progress=False).save("out")
+    samerge.merge(None, ["loras/math", "loras/code"], method="linear", progress=False).save("without")
+    samerge.bake("models/base", ["loras/math"], progress=False).save("baked")
+    samerge.merge_full("models/base", ["models/base"], iterations=1, progress=False).save("whole")
+    for name in ("out", "without", "baked", "whole"):
+        monkeypatch.chdir(home)
+        assert invoke("push", name, "ada/one").exit_code == 0
+        monkeypatch.chdir(tmp_path)
+        assert invoke("push", home / name, "ada/one").exit_code == 0
+        one, other = (kept for kept, _, _ in uploaded[-2:])
+        for file in other.glob("*.*[nd]"):  # README.md and JSON
+            text = file.read_text()
+            assert text == (one / file.name).read_text()
+            assert "models/base" not in text
+            assert "loras/" not in text
+            assert "huggingface.co" not in text
+        told = read_report(other).record
+        assert told.base.name in ("base", None)
+        again = model_card(told)  # whoever reads what was pushed takes no folder for a repository either
+        assert "huggingface.co" not in again
+        assert "base_model" not in again
 
 
 def test_a_file(invoke, uploaded, tmp_path) -> None:

@@ -71,6 +71,18 @@ class TestMetadata:
         assert "base_model" not in metadata(card)
         assert "- llama-x, not: nosecret/llama-x secret/llama-x2" in card
 
+    def test_what_was_read_from_the_hub_is_of_the_hub_wherever_the_card_is_made(self, tmp_path, monkeypatch):
+        record = changed(
+            base=Base("ada/llama", local=()), inputs=(Input("math", "ada/math", local=()), RECORD.inputs[1])
+        )
+        before = model_card(record)
+        (tmp_path / "ada" / "llama").mkdir(parents=True)
+        (tmp_path / "ada" / "math").mkdir()
+        monkeypatch.chdir(tmp_path)
+        assert metadata(before)["base_model"] == "ada/llama"
+        assert "[ada/math](https://huggingface.co/ada/math)" in before
+        assert model_card(record) == before
+
     @pytest.mark.parametrize("name", [None, ""])
     def test_without_a_base(self, name):
         card = model_card(changed(base=Base(name)))

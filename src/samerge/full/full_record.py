@@ -14,7 +14,7 @@ from samerge.full.measure import Measured
 from samerge.merging.alignment.checkpoints import Mismatch
 from samerge.merging.inputs import dtype_of
 from samerge.parallel.progress import Progress
-from samerge.report.origin import base_of, name_of, origin, seconds_of
+from samerge.report.origin import base_of, here, name_of, origin, seconds_of
 from samerge.report.record import Record
 from samerge.report.stored import AdapterInLayer, Input, LayerRecord, Output
 from samerge.saliency.elements import Pruner
@@ -92,6 +92,7 @@ def _input(expert: Opened, weight: float) -> Input:
         sha256=expert.sha256(),
         revision=expert.published.revision,
         card=expert.published.card,
+        local=here(expert.source.name),
     )
 
 

@@ -8,7 +8,7 @@ from samerge.adapters.formats.table import named
 from samerge.report.loading import ADAPTER, library_of, transformers_or_peft
 from samerge.report.markdown import code, one_line, table
 from samerge.report.record import Record
-from samerge.report.sharing import is_path, last_part, local_folders, on_hub, repository, shortened
+from samerge.report.sharing import is_path, last_part, local_folders, repository, shortened
 from samerge.report.tables import adapters_table
 from samerge.report.wording import in_words, made, origin_of, what
 from samerge.weights.published import Card
@@ -43,7 +43,7 @@ def model_card(record: Record) -> str:
 
 def _metadata(record: Record) -> str:
     base = record.base.name or ""
-    known = [base] if base and on_hub(base) else []
+    known = [base] if repository(record.base) else []
     inherited = {**_terms(record), **_merged_from(record)}
     if _is_model(record):
         public = list(dict.fromkeys([*known, *filter(None, map(repository, record.inputs))]))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from samerge.adapters.formats.table import named
 from samerge.adapters.servers import of_pictures, vllm_rank
 from samerge.report.record import Record
-from samerge.report.sharing import last_part, on_hub
+from samerge.report.sharing import last_part, repository
 
 _CLASS_OF_TASK = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -120,7 +120,7 @@ def _diffusers(place: str | None) -> Way:
 def base_name(record: Record) -> str:
     """The base as an example names it: a repository as it is, a local folder by its last part."""
     base = record.base.name or ""
-    return base if base and on_hub(base) else f"path/to/{last_part(base)}" if base else "path/to/base"
+    return base if base and repository(record.base) else f"path/to/{last_part(base)}" if base else "path/to/base"
 
 
 def library_of(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from datetime import datetime, timezone
 from functools import cache
@@ -57,11 +58,12 @@ def base_of(source: WeightSource | None) -> Base:
     while hasattr(read, "source"):  # under other names
         read = read.source
     live = not isinstance(read, FolderSource)
-    return Base(source.name, config.get("model_type") or config.get("_class_name"), known, live)
+    return Base(source.name, config.get("model_type") or config.get("_class_name"), known, live, here(source.name))
 
 
 def input_of(adapter: Adapter, weight: float) -> Input:
     """An adapter as a record names it."""
+    base = adapter.config.get("base_model_name_or_path")
     return Input(
         adapter.name,
         adapter.source,
@@ -69,11 +71,17 @@ def input_of(adapter: Adapter, weight: float) -> Input:
         adapter.rank,
         len(adapter.modules),
         name_of(adapter.dtype),
-        adapter.config.get("base_model_name_or_path"),
+        base,
         {adapter.weights_name: adapter.sha256} if adapter.sha256 else None,
         adapter.published.revision,
         adapter.published.card,
+        here(adapter.source, base),
     )
+
+
+def here(*names: str | None) -> tuple[str, ...]:
+    """Those names that are folders or files of this machine, from the current folder."""
+    return tuple(dict.fromkeys(name for name in names if name and os.path.exists(os.path.expanduser(name))))
 
 
 def seconds_of(progress: Progress) -> dict[str, float]:

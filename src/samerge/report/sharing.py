@@ -7,19 +7,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from samerge.report.record import Record
-from samerge.report.stored import Input
+from samerge.report.stored import Base, Input
 
 
-def on_hub(name: str) -> bool:
-    """Whether a source can be a repository id; a folder that exists is read first, so it is the folder."""
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or Path(name).exists():
+def on_hub(name: str, local: Collection[str] | None) -> bool:
+    """Whether a source can be a repository id.
+
+    Args:
+        name: of the source.
+        local: the names that were folders when it was read, which a repository of that name gives way to; None asks
+            for a folder of that name now, as there is nothing better.
+    """
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         return False  # without the import, which takes as long as a small merge
+    if os.path.exists(name) if local is None else name in local:
+        return False
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -30,24 +38,33 @@ def on_hub(name: str) -> bool:
     return True
 
 
-def repository(one: Input) -> str | None:
-    """The repository on the Hub that an input was read from, without revision and folder in it; None for local files.
+def repository(one: Input | Base) -> str | None:
+    """The repository on the Hub that something was read from, without revision and folder in it; None for local files.
 
     Example:
         >>> repository(Input("math", "ada/loras/math@v2", revision="4d5c" * 10))
         'ada/loras'
+        >>> repository(Base("models/llama", local=("models/llama",)))
     """
-    name = one.source or ""
-    if one.revision:
+    name, revision = (one.name, None) if isinstance(one, Base) else (one.source, one.revision)
+    if name and revision:
         name = "/".join(name.partition("@")[0].split("/")[:2])
-    return name if name and on_hub(name) else None
+    return name if name and on_hub(name, one.local) else None
+
+
+def known_local(record: Record) -> set[str] | None:
+    """All names that were local when the record was made; None where an older version made it."""
+    told = [record.base.local, *(one.local for one in record.inputs)]
+    known = [names for names in told if names is not None]
+    return {name for names in known for name in names} if known else None
 
 
 def local_folders(record: Record) -> list[str]:
     """The local folders that the record names, as given and in full, the longest first."""
+    known = known_local(record)
     sources = [one.source or "" for one in record.inputs if repository(one) is None]
     given = [record.base.name or "", *sources, *(one.base_model or "" for one in record.inputs)]
-    local = {name for name in given if ("/" in name or "\\" in name) and not on_hub(name)}
+    local = {name for name in given if ("/" in name or "\\" in name) and not on_hub(name, known)}
     return sorted(local | {os.path.abspath(name) for name in local}, key=lambda name: (-len(name), name))
 
 
@@ -82,10 +99,9 @@ def concealed(record: Record) -> Record:
         return last_part(short(text)) if is_path(short(text)) else short(text)
 
     said = {name: _each(getattr(record, name), short) for name in ("notes", "warnings", "left_out", "tuning")}
-    inputs = tuple(
-        replace(one, source=_each(one.source, short), base_model=_each(one.base_model, short)) for one in record.inputs
-    )
-    base = replace(record.base, name=_each(record.base.name, short))
+    named = ("source", "base_model", "local")
+    inputs = tuple(replace(one, **{key: _each(getattr(one, key), short) for key in named}) for one in record.inputs)
+    base = replace(record.base, name=_each(record.base.name, short), local=_each(record.base.local, short))
     return replace(record, base=base, inputs=inputs, options=_each(record.options, option), **said)
 
 

@@ -116,6 +116,8 @@ class Input:
         sha256: of its files, by name.
         revision: the commit that was read on the Hub; None for local files.
         card: what its card says of its licence and use.
+        local: of `source` and `base_model`, what was a folder or a file here when this was told; None where an older
+            version told it.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Input:
     sha256: Mapping[str, str] | None = None
     revision: str | None = None
     card: Card | None = None
+    local: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,14 @@ class Base:
         model_type: its family; of a model of diffusers its class.
         model_class: the class that it was saved from, in transformers or diffusers.
         live: whether it was a model in memory; older versions do not say it.
+        local: the name, where it was a folder here when this was told; None where an older version told it.
     """
 
     name: str | None = None
     model_type: str | None = None
     model_class: str | None = None
     live: bool = False
+    local: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

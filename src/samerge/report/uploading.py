@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from typing_extensions import Unpack
@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from samerge.adapters.writer import CARD_NAME, write_text
 from samerge.report.loading import ADAPTER, MODEL
 from samerge.report.reading import read_record
-from samerge.report.sharing import concealed, last_part, on_hub
+from samerge.report.sharing import concealed, known_local, last_part, on_hub
 from samerge.weights import pushing
 from samerge.weights.hub import CONFIG_NAME
 
@@ -46,18 +46,18 @@ def make_public(folder: Path, repo_id: str) -> None:
         repo_id: where it will be.
     """
     record = read_record(folder)
-    _conceal_base(folder / CONFIG_NAME)
+    _conceal_base(folder / CONFIG_NAME, known_local(record))
     card = (folder / CARD_NAME).read_text(encoding="utf-8")
     write_text(folder, concealed(record).json(), card.replace(ADAPTER, repo_id).replace(MODEL, repo_id))
 
 
-def _conceal_base(file: Path) -> None:
+def _conceal_base(file: Path, local: Collection[str] | None) -> None:
     """An adapter's configuration names a base on the machine of whoever trained it, which is of no use elsewhere."""
     if not file.is_file():
         return
     config = json.loads(file.read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path")
-    if base and not on_hub(base):
+    if base and not on_hub(base, local):
         config["base_model_name_or_path"] = last_part(base)
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         file.write_text(text + "\n", encoding="utf-8", newline="\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from samerge.methods.registry import summaries
 from samerge.report.markdown import code, one_line
 from samerge.report.record import Record
-from samerge.report.sharing import last_part, on_hub, repository
+from samerge.report.sharing import last_part, repository
 from samerge.report.stored import Input
 
 _PAPER = "[Saliency-Aware Model Merging](https://arxiv.org/abs/2606.00511) (SA-Merging)"
@@ -70,7 +70,8 @@ def what(record: Record, most: int | None = None) -> str:
     base = record.base.name or ""
     of_base = ""
     if base:
-        of_base = f" of {_link(base, base)}" if on_hub(base) else f" of {code(last_part(base))} (from a local folder)"
+        place = repository(record.base)
+        of_base = f" of {_link(base, place)}" if place else f" of {code(last_part(base))} (from a local folder)"
     count = f" {len(names)}" if made(record) == "merged" else ""
     told = f"One LoRA adapter{of_base}, {made(record)} from{count}: {listed}"
     if record.method == "bake":
