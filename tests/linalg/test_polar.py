@@ -56,15 +56,15 @@ def test_down_to_the_cut_off(d, n, least):
     X = with_values(d, n, values)
     found = polar(X)
     assert size(found.columns - dense_polar(X)) < 1e-9 * 20**0.5
-    torch.testing.assert_close(found.values, values, rtol=1e-8, atol=0)
 
 
 def test_what_lies_below_the_cut_off_does_not_exist():
     values = torch.tensor([1.0, 0.5, 2e-6, 5e-7, 1e-9], dtype=torch.float64)
     X = with_values(30, 12, values)
-    assert polar(X).values.tolist() == pytest.approx([1.0, 0.5, 2e-6], rel=1e-8)
-    assert polar(X, cutoff=1e-5).values.tolist() == pytest.approx([1.0, 0.5], rel=1e-8)
-    assert not polar(X).full
+    found = polar(X)
+    there = torch.tensor([1.0] * 3 + [0.0] * 9, dtype=torch.float64)
+    torch.testing.assert_close(torch.linalg.svdvals(found.columns), there, rtol=0, atol=1e-8)
+    assert not found.full
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 999), st.sampled_from([1e-18, 1.0, 1e18]))
@@ -75,11 +75,10 @@ def test_shapes_and_sizes(d, n, seed, scale):
 
 
 @given(st.sampled_from(KINDS), st.integers(0, 99), st.data())
-def test_some_columns_are_those_of_the_whole_and_the_order_does_not_matter(kind, seed, data):
+def test_the_order_of_the_columns_does_not_matter(kind, seed, data):
     X = stack(kind, seed).U
     order = torch.tensor(data.draw(st.permutations(range(X.shape[1]))))
     whole = polar(X).columns
-    torch.testing.assert_close(polar(X, order[:3]).columns, whole[:, order[:3]], rtol=0, atol=1e-9)
     torch.testing.assert_close(polar(X[:, order]).columns, whole[:, order], rtol=0, atol=1e-9)
 
 
@@ -88,7 +87,6 @@ def test_nothing_and_zero():
         found = polar(X)
         assert found.columns.shape == X.shape
         assert not found.columns.any()
-        assert len(found.values) == 0
     assert polar(torch.zeros(5, 0)).full
 
 

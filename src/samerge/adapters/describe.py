@@ -157,20 +157,11 @@ def _load(
     return _evened(factors, *sizes)
 
 
-def evened(factors: LoraFactors) -> LoraFactors:
+def _evened(factors: LoraFactors, size_A: float, size_B: float) -> LoraFactors:
     """The same update of factors of like size, where the two are so unequal that a square of one is no number.
 
     Powers of two are moved from one to the other, which is exact: only what is 2^-100 of the largest entry can be lost.
-
-    Example:
-        >>> even = evened(LoraFactors(torch.full((1, 2), 2.0**-100), torch.full((2, 1), 2.0**100)))
-        >>> even.A.max().item(), even.B.max().item()
-        (1.0, 1.0)
     """
-    return _evened(factors, _largest(factors.A), _largest(factors.B))
-
-
-def _evened(factors: LoraFactors, size_A: float, size_B: float) -> LoraFactors:
     A, B = factors.A, factors.B
     if A.dtype not in _WIDE or B.dtype not in _WIDE or not size_A or not size_B:
         return factors

@@ -66,14 +66,14 @@ class Layout:
             return module.removesuffix(".out_proj") + ".base_layer.out_proj"
         return parameter_of(module)[0] if self.kind == "parameter" else module
 
-    def delta(self, factors: LoraFactors, shape: tuple[int, ...] | None = None) -> Tensor:
+    def delta(self, factors: LoraFactors) -> Tensor:
         """The dense update in the orientation and shape of the base weight. For checks."""
         dense = factors.delta()
         if self.transposed:
             dense = dense.T
         if self.kind == "conv":
             dense = dense.reshape(dense.shape[0], *self.kernel)
-        return dense if shape is None else dense.reshape(shape)
+        return dense
 
 
 def layout_of(

@@ -34,11 +34,6 @@ def stderr() -> Console:
     return console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def percent(value: float | None) -> str:
-    """A share in whole per cent; a dash for what does not exist."""
-    return "-" if value is None else f"{value:.0%}"
-
-
 def show_json(value: Any) -> None:
     """Print one JSON document on stdout. Numbers that are not finite become null."""
     from samerge.report.sinks import visible_json

@@ -125,9 +125,9 @@ def unique(adapters: Sequence[AdapterSpec], what: str = "adapter") -> tuple[Adap
     return tuple(adapters)
 
 
-def given_adapters(*texts: Sequence[str] | None, what: str = "adapter") -> tuple[AdapterSpec, ...]:
+def given_adapters(*texts: Sequence[str] | None) -> tuple[AdapterSpec, ...]:
     """The adapters of all places where the user named some."""
-    return unique([parse_adapter(text) for place in texts for text in place or ()], what)
+    return unique([parse_adapter(text) for place in texts for text in place or ()])
 
 
 def given_weights(text: str | None, adapters: Sequence[AdapterSpec]) -> dict[str, float] | str:

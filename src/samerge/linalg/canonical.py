@@ -21,16 +21,15 @@ from samerge.linalg.triplets import Triplets
 NEAR = 1e-4
 
 
-def canonical(stack: Triplets, weights: Tensor, near: float = NEAR) -> Triplets:
+def canonical(stack: Triplets, weights: Tensor) -> Triplets:
     """The stack with a basis of its own in every block of near-equal singular values.
 
-    Within a block all S become its root mean square (a change of `near` at most), and the components are sorted by
+    Within a block all S become its root mean square (a change of `NEAR` at most), and the components are sorted by
     |c|, descending. The rest of the stack is as it was; the stack itself comes back where no two values are near.
 
     Args:
         stack: components of all adapters, each adapter's together and with S > 0 descending; `owners` tells them apart.
         weights: (R,), of the adapter that each component comes from; what T is made with.
-        near: relative.
 
     Example:
         >>> turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)
@@ -43,7 +42,7 @@ def canonical(stack: Triplets, weights: Tensor, near: float = NEAR) -> Triplets:
         tensor([[1., 0., 1.],
                 [0., 1., 0.]], dtype=torch.float64)
     """
-    found = blocks(stack, near)
+    found = blocks(stack)
     if not found:
         return stack
     U, S, V = stack.U.clone(), stack.S.clone(), stack.V.clone()
@@ -63,30 +62,29 @@ def canonical(stack: Triplets, weights: Tensor, near: float = NEAR) -> Triplets:
     return Triplets(U, S, V, stack.orthonormal, stack.owners)
 
 
-def has_own_basis(S: Tensor, near: float = NEAR) -> bool:
+def has_own_basis(S: Tensor) -> bool:
     """Whether no two singular values of one adapter are near, so that `canonical` leaves its triplets as they are.
 
     Args:
         S: (k,) descending.
-        near: relative.
 
     Example:
         >>> has_own_basis(torch.tensor([2.0, 1.0])), has_own_basis(torch.tensor([2.0, 1.0, 1.0]))
         (True, False)
     """
-    return not bool((S[:-1] - S[1:] <= near * S[:-1]).any())
+    return not bool((S[:-1] - S[1:] <= NEAR * S[:-1]).any())
 
 
-def blocks(stack: Triplets, near: float = NEAR) -> list[Tensor]:
+def blocks(stack: Triplets) -> list[Tensor]:
     """The columns of each block of two or more near-equal singular values of one adapter, (b,) long each.
 
-    A block ends where a value is less than its first by more than `near`: no chain of small steps makes it long.
+    A block ends where a value is less than its first by more than `NEAR`: no chain of small steps makes it long.
     """
     S = stack.S.tolist()
     owners = [0] * len(S) if stack.owners is None else stack.owners.tolist()
     found, start = [], 0
     for k in range(1, len(S) + 1):
-        if k == len(S) or owners[k] != owners[start] or S[start] - S[k] > near * S[start]:
+        if k == len(S) or owners[k] != owners[start] or S[start] - S[k] > NEAR * S[start]:
             if k - start > 1:
                 found.append(torch.arange(start, k, device=stack.S.device))
             start = k

@@ -1,6 +1,6 @@
 """Truncated SVD of a matrix that is only ever seen some rows at a time (Halko, Martinsson and Tropp, 2011).
 
-For M (m, n), a rank k and a random W (m, l), l = k + oversample:
+For M (m, n), a rank k and a random W (m, l), l = k + OVERSAMPLE:
 
     V_0 = orth(M^T W)                        one pass over the rows
     V_j = orth(M^T (M V_(j-1)))              `power` passes: each tile T gives T^T (T V)
@@ -29,6 +29,9 @@ Rows = Callable[[int, int], Tensor]
 #: Entries of a tile where no number of rows is asked for.
 TILE_ELEMENTS = 1 << 20
 
+#: Directions looked for beyond the rank.
+OVERSAMPLE = 8
+
 #: A matrix with no more rows or columns than this is gathered and decomposed exactly.
 SMALL = 64
 
@@ -39,9 +42,7 @@ def truncated_svd(
     rank: int,
     *,
     energy: float | None = None,
-    oversample: int = 8,
     power: int = 3,
-    seed: int = 0,
     step: int | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -54,9 +55,7 @@ def truncated_svd(
         shape: (m, n) of the matrix.
         rank: at least 1; where the matrix has fewer singular values, all of them are kept.
         energy: keep no more components than this share of ||M||_F^2 needs, in (0, 1]; at least one.
-        oversample: directions looked for beyond `rank`.
-        power: passes that sharpen the directions.
-        seed: of the random directions; the global generator is not touched.
+        power: passes that sharpen the directions, which are random and the same each time.
         step: rows of a tile.
         device: where to compute.
         dtype: what to compute the products in.
@@ -74,17 +73,17 @@ def truncated_svd(
         >>> values, round(lost, 4)
         (tensor([3., 2.], dtype=torch.float64), 0.0714)
     """
-    if rank < 1 or oversample < 0 or power < 0 or (energy is not None and not 0 < energy <= 1):
+    if rank < 1 or power < 0 or (energy is not None and not 0 < energy <= 1):
         raise ValueError(
-            f"truncated_svd needs rank >= 1, oversample >= 0, power >= 0 and energy in (0, 1]; got rank={rank}, "
-            f"oversample={oversample}, power={power}, energy={energy}"
+            f"truncated_svd needs rank >= 1, power >= 0 and energy in (0, 1]; got rank={rank}, power={power}, "
+            f"energy={energy}"
         )
     matrix = _Matrix(rows, shape, step, torch.device(device), dtype)
-    width = min(rank + oversample, *shape)
+    width = min(rank + OVERSAMPLE, *shape)
     if min(shape) <= SMALL or width * (shape[0] + shape[1]) >= shape[0] * shape[1]:
         u, s, vh, total = _exact(matrix)
     else:
-        u, s, vh, total = _sketched(matrix, width, power, seed)
+        u, s, vh, total = _sketched(matrix, width, power)
     return _cut(u, s, vh, total, rank if energy is None else min(rank, rank_for(s.square(), total, energy)))
 
 
@@ -127,10 +126,10 @@ def _exact(matrix: _Matrix) -> tuple[Tensor, Tensor, Tensor, float]:
     return u.to(matrix.dtype), s, vh.to(matrix.dtype), total
 
 
-def _sketched(matrix: _Matrix, width: int, power: int, seed: int) -> tuple[Tensor, Tensor, Tensor, float]:
+def _sketched(matrix: _Matrix, width: int, power: int) -> tuple[Tensor, Tensor, Tensor, float]:
     m, n = matrix.shape
     # drawn on the CPU, so that every device looks in the same directions
-    drawn = torch.randn(m, width, generator=torch.Generator().manual_seed(seed)).to(matrix.device, matrix.dtype)
+    drawn = torch.randn(m, width, generator=torch.Generator().manual_seed(0)).to(matrix.device, matrix.dtype)
     found = drawn.new_zeros(n, width)
     total = 0.0
     for span, tile, square in matrix.measured():

@@ -51,7 +51,7 @@ def whole(least: int = 1) -> Kind:
     return Kind(lambda name, value: check_whole(name, value, least), "int", "N", schema=schema)
 
 
-def real(low: float = -math.inf, high: float = math.inf, *, below: bool = False, metavar: str = "FLOAT") -> Kind:
+def real(low: float = -math.inf, high: float = math.inf, *, below: bool = False) -> Kind:
     """A finite number between two bounds; `below`: less than `high`."""
 
     def read(name: str, value: Any) -> float:
@@ -63,7 +63,7 @@ def real(low: float = -math.inf, high: float = math.inf, *, below: bool = False,
 
     bounds = {"minimum": low, "exclusiveMaximum" if below else "maximum": high}
     schema = {"type": "number"} | {name: bound for name, bound in bounds.items() if math.isfinite(bound)}
-    return Kind(read, "float", metavar, schema=schema)
+    return Kind(read, "float", "FLOAT", schema=schema)
 
 
 def share() -> Kind:

@@ -40,11 +40,6 @@ def _between(words: str) -> str:
     return html.escape(re.sub(r"\s+", " ", words)) if words.strip() else words
 
 
-def paragraphs(lines: Iterable[str]) -> str:
-    """A paragraph for each line."""
-    return "".join(f"<p>{escaped(line)}</p>" for line in lines)
-
-
 def items(pairs: Iterable[tuple[str, str]]) -> str:
     """Names and what they are, beside each other."""
     return (
