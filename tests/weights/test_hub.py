@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,6 +61,10 @@ def hub(monkeypatch, tmp_path):
     clock = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
     monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
     server = HubServer()
+    # as HF_ENDPOINT has it, which huggingface_hub reads when it is imported
+    monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    address = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
     yield server
     server.close()
     huggingface_hub.close_session()
@@ -100,7 +103,7 @@ ADAPTER = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights"
 
 class TestPush:
     def test_what_is_pushed_comes_back(self, hub, folder):
-        url = push_folder(folder, "ada/merged", token="hf_ada", endpoint=hub.endpoint)
+        url = push_folder(folder, "ada/merged", token="hf_ada")
         assert url == f"{hub.endpoint}/ada/merged"
         stored = hub.repos["ada/merged"]
         assert {k: v for k, v in stored.commits[stored.branches["main"]].items() if k in FILES} == bytes_of(folder)
@@ -115,7 +118,7 @@ class TestPush:
             "tags": ["peft", "lora", "merge", "samerge"],
         }
 
-        back = resolve_adapter("ada/merged", endpoint=hub.endpoint)
+        back = resolve_adapter("ada/merged")
         assert back != folder
         assert sorted(path.name for path in back.iterdir()) == [
             *("README.md", "adapter_config.json", "adapter_model.safetensors")
@@ -125,7 +128,7 @@ class TestPush:
 
     def test_a_bare_name_is_the_users(self, hub, folder):
         named = []
-        url = push_folder(folder, "merged", token="hf_ada", endpoint=hub.endpoint, ready=named.append)
+        url = push_folder(folder, "merged", token="hf_ada", ready=named.append)
         assert url == f"{hub.endpoint}/ada/merged"
         assert named == ["ada/merged"]
         assert list(hub.repos) == ["ada/merged"]
@@ -133,27 +136,27 @@ class TestPush:
     def test_private_and_again(self, hub, folder, monkeypatch):
         for message in ("one", "two"):
             (folder / "README.md").write_text(f"---\ntags: []\n---\n{message}")
-            push_folder(folder, "ada/m", token="hf_ada", private=True, commit_message=message, endpoint=hub.endpoint)
+            push_folder(folder, "ada/m", token="hf_ada", private=True, commit_message=message)
         assert hub.repos["ada/m"].private
         assert hub.repos["ada/m"].messages == ["initial commit", "one", "two"]
         with pytest.raises(HubError, match=r"ada/m.*hf auth login"):
-            resolve_adapter("ada/m", endpoint=hub.endpoint)
+            resolve_adapter("ada/m")
         monkeypatch.setenv("HF_TOKEN", "hf_reader")
-        assert resolve_adapter("ada/m", endpoint=hub.endpoint).is_dir()
+        assert resolve_adapter("ada/m").is_dir()
 
     def test_to_a_branch(self, hub, folder):
         for _ in range(2):
-            push_folder(folder, "ada/m", token="hf_ada", revision="v2", endpoint=hub.endpoint)
+            push_folder(folder, "ada/m", token="hf_ada", revision="v2")
         repo = hub.repos["ada/m"]
         assert "adapter_config.json" not in repo.commits[repo.branches["main"]]
         assert "adapter_config.json" in repo.commits[repo.branches["v2"]]
-        assert resolve_adapter("ada/m@v2", endpoint=hub.endpoint).is_dir()
+        assert resolve_adapter("ada/m@v2").is_dir()
         with pytest.raises(AdapterError, match=r"no adapter_config\.json"):
-            resolve_adapter("ada/m", endpoint=hub.endpoint)
+            resolve_adapter("ada/m")
 
     def test_as_a_pull_request_to_anothers(self, hub, folder):
         add_repo(hub, "bob/m", {"README.md": b""})
-        url = push_folder(folder, "bob/m", token="hf_ada", create_pr=True, endpoint=hub.endpoint)
+        url = push_folder(folder, "bob/m", token="hf_ada", create_pr=True)
         assert url == f"{hub.endpoint}/bob/m/discussions/1"
         repo = hub.repos["bob/m"]
         assert list(repo.commits[repo.branches["main"]]) == ["README.md"]
@@ -161,8 +164,8 @@ class TestPush:
 
     @pytest.mark.parametrize("create_pr", [False, True])
     def test_nothing_has_changed(self, hub, folder, create_pr):
-        push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
-        url = push_folder(folder, "ada/m", token="hf_ada", create_pr=create_pr, endpoint=hub.endpoint)
+        push_folder(folder, "ada/m", token="hf_ada")
+        url = push_folder(folder, "ada/m", token="hf_ada", create_pr=create_pr)
         assert url == f"{hub.endpoint}/ada/m"
         assert len(hub.repos["ada/m"].messages) == 2
 
@@ -179,7 +182,7 @@ class TestPush:
     )
     def test_refused(self, hub, folder, token, repo_id, words):
         with pytest.raises(HubError, match="pushing merged to") as caught:
-            push_folder(folder, repo_id, token=token, endpoint=hub.endpoint)
+            push_folder(folder, repo_id, token=token)
         assert words in str(caught.value)
         assert repr(repo_id) in str(caught.value)
         assert caught.value.__cause__ is not None
@@ -188,18 +191,18 @@ class TestPush:
     def test_an_upload_that_fails_halfway(self, hub, folder):
         hub.full = True
         with pytest.raises(HubError, match=r"HfHubHTTPError: 403 Forbidden: Storage limit reached.*may not do that"):
-            push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
+            push_folder(folder, "ada/m", token="hf_ada")
         assert hub.repos["ada/m"].messages == ["initial commit"]
 
     def test_out_of_reach(self, hub, folder):
         hub.close()
         with pytest.raises(HubError, match=r"pushing merged to 'ada/m': ConnectError.*check the connection"):
-            push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
+            push_folder(folder, "ada/m", token="hf_ada")
 
     def test_offline(self, hub, folder, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(HubError, match="HF_HUB_OFFLINE") as raised:
-            push_folder(folder, "ada/m", token="hf_ada", endpoint=hub.endpoint)
+            push_folder(folder, "ada/m", token="hf_ada")
         assert "nothing was pushed" in str(raised.value)
         assert "samerge push FOLDER ada/m" in str(raised.value)
         assert not any(word in str(raised.value) for word in ("cache", "hf download"))
@@ -207,12 +210,12 @@ class TestPush:
 
     def test_what_is_no_folder(self, hub, tmp_path):
         with pytest.raises(OptionError, match="no such folder"):
-            push_folder(tmp_path / "absent", "ada/m", endpoint=hub.endpoint)
+            push_folder(tmp_path / "absent", "ada/m")
         assert hub.requests == []
 
     def test_pull_request_and_revision(self, hub, folder):
         with pytest.raises(OptionError, match="create_pr"):
-            push_folder(folder, "ada/m", create_pr=True, revision="v2", endpoint=hub.endpoint)
+            push_folder(folder, "ada/m", create_pr=True, revision="v2")
         assert hub.requests == []
 
 
@@ -221,7 +224,7 @@ class TestResolveAdapter:
         assert resolve_adapter(folder) == folder
         monkeypatch.chdir(folder.parent)
         (folder.parent / "ada" / "merged").mkdir(parents=True)
-        assert resolve_adapter("ada/merged", endpoint=hub.endpoint) == Path("ada/merged")
+        assert resolve_adapter("ada/merged") == Path("ada/merged")
         assert hub.requests == []
 
     @pytest.mark.parametrize(
@@ -229,65 +232,65 @@ class TestResolveAdapter:
     )
     def test_a_path_that_is_not_there(self, hub, source):
         with pytest.raises(AdapterError, match="no such folder"):
-            resolve_adapter(source, endpoint=hub.endpoint)
+            resolve_adapter(source)
         assert hub.requests == []
 
     def test_a_file_and_an_address(self, hub, folder):
         with pytest.raises(AdapterError, match="it is a file; give the folder"):
-            resolve_adapter(folder / "adapter_config.json", endpoint=hub.endpoint)
+            resolve_adapter(folder / "adapter_config.json")
         with pytest.raises(AdapterError, match="give the repository id"):
-            resolve_adapter("https://huggingface.co/ada/merged", endpoint=hub.endpoint)
+            resolve_adapter("https://huggingface.co/ada/merged")
         assert hub.requests == []
 
     def test_only_the_adapters_files(self, hub):
         add_repo(hub, "ada/m", {**ADAPTER, "optimizer.pt": b"x", "sub/adapter_config.json": b"{}"})
-        folder = resolve_adapter("ada/m", endpoint=hub.endpoint)
+        folder = resolve_adapter("ada/m")
         assert [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*"))] == sorted(ADAPTER)
 
     def test_a_subfolder(self, hub):
         add_repo(hub, "ada/m", {f"sub/math/{name}": data for name, data in ADAPTER.items()})
-        folder = resolve_adapter("ada/m/sub/math@main", endpoint=hub.endpoint)
+        folder = resolve_adapter("ada/m/sub/math@main")
         assert bytes_of(folder, ADAPTER) == ADAPTER
         with pytest.raises(AdapterError, match="subfolder"):
-            resolve_adapter("ada/m", endpoint=hub.endpoint)
+            resolve_adapter("ada/m")
 
     def test_a_revision(self, hub):
         first = add_repo(hub, "ada/m", ADAPTER)
         hub.repos["ada/m"].commit({"adapter_model.safetensors": b"newer"})
-        newest = resolve_adapter("ada/m", endpoint=hub.endpoint)
-        older = resolve_adapter(f"ada/m@{first}", endpoint=hub.endpoint)
+        newest = resolve_adapter("ada/m")
+        older = resolve_adapter(f"ada/m@{first}")
         assert (newest / "adapter_model.safetensors").read_bytes() == b"newer"
         assert (older / "adapter_model.safetensors").read_bytes() == b"weights"
 
     def test_revision_and_folder_in_one_text(self, hub):
         first = add_repo(hub, "ada/m", {**ADAPTER, **{f"sub/math/{name}": data for name, data in ADAPTER.items()}})
         hub.repos["ada/m"].commit({"adapter_model.safetensors": b"newer"})
-        older = resolve_adapter(f"ada/m@{first}", endpoint=hub.endpoint)
+        older = resolve_adapter(f"ada/m@{first}")
         assert (older / "adapter_model.safetensors").read_bytes() == b"weights"
-        inner = resolve_adapter("ada/m/sub/math@main", endpoint=hub.endpoint)
+        inner = resolve_adapter("ada/m/sub/math@main")
         assert bytes_of(inner, ADAPTER) == ADAPTER
         with pytest.raises(HubError, match=r"'ada/m@v9'.*check the revision"):
-            resolve_adapter("ada/m@v9", endpoint=hub.endpoint)
+            resolve_adapter("ada/m@v9")
 
     def test_the_files_beside_an_adapter(self, hub, tmp_path):
         add_repo(hub, "ada/m", {**ADAPTER, "vit.safetensors": b"x", "sub/math/value_head.bin": b"x"})
-        assert set(files_beside("ada/m", endpoint=hub.endpoint)) == {*ADAPTER, "vit.safetensors"}
-        assert files_beside("ada/m/sub/math@main", endpoint=hub.endpoint) == ("value_head.bin",)
-        assert files_beside(tmp_path) == files_beside("ada/absent", endpoint=hub.endpoint) == ()
+        assert set(files_beside("ada/m")) == {*ADAPTER, "vit.safetensors"}
+        assert files_beside("ada/m/sub/math@main") == ("value_head.bin",)
+        assert files_beside(tmp_path) == files_beside("ada/absent") == ()
 
     def test_the_record_alone(self, hub):
         add_repo(hub, "ada/m", {**ADAPTER, "samerge.json": b'{"warnings": []}', "sub/adapter_config.json": b"{}"})
-        folder = resolve_record("ada/m", endpoint=hub.endpoint)
+        folder = resolve_record("ada/m")
         assert [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*"))] == ["samerge.json"]
         with pytest.raises(AdapterError, match=r"has no samerge\.json, so samerge did not merge it"):
-            resolve_record("ada/m/sub@main", endpoint=hub.endpoint)
+            resolve_record("ada/m/sub@main")
         with pytest.raises(AdapterError, match="no such folder"):
-            resolve_record("./absent", endpoint=hub.endpoint)
+            resolve_record("./absent")
 
     def test_a_pickle_is_named_and_left(self, hub):
         add_repo(hub, "ada/m", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})
         with pytest.raises(AdapterError, match=r"only adapter_model\.bin, which is in PyTorch's pickle format"):
-            resolve_adapter("ada/m", endpoint=hub.endpoint)
+            resolve_adapter("ada/m")
         assert ("GET", "/ada/m/resolve/main/adapter_model.bin") not in hub.requests
         assert b"pickle" not in hub.objects.values()
 
@@ -302,7 +305,7 @@ class TestResolveAdapter:
     def test_asking_for_a_pickle_fails(self, hub, monkeypatch, how, words):
         add_repo(hub, "ada/m", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})
         with pytest.raises(AdapterError, match="pickle format"):  # the cache has the configuration from here on
-            resolve_adapter("ada/m", endpoint=hub.endpoint)
+            resolve_adapter("ada/m")
         if how == "variable":
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         elif how == "down":
@@ -311,17 +314,17 @@ class TestResolveAdapter:
             hub.close()
         asked = r"'ada/m' from the Hub: there is no adapter_model\.safetensors, and asking for what else it has fail"
         with pytest.raises(HubError, match=f"{asked}ed: .*{words}") as caught:
-            resolve_adapter("ada/m", endpoint=hub.endpoint)
+            resolve_adapter("ada/m")
         assert caught.value.__cause__ is not None
         assert "Errno" not in str(caught.value)
 
     def test_a_cache_without_the_weights_asks_no_one(self, hub):
         add_repo(hub, "ada/m", {"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"})
         with pytest.raises(AdapterError, match="pickle format"):
-            resolve_adapter("ada/m", endpoint=hub.endpoint)
+            resolve_adapter("ada/m")
         hub.requests.clear()
         with pytest.raises(AdapterError, match=r"cache: there is no adapter_model\.safetensors.*local_files_only"):
-            resolve_adapter("ada/m", endpoint=hub.endpoint, local_files_only=True)
+            resolve_adapter("ada/m", local_files_only=True)
         assert hub.requests == []
 
     @pytest.mark.parametrize(
@@ -336,7 +339,7 @@ class TestResolveAdapter:
     def test_missing(self, hub, token, words, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", token)
         with pytest.raises(HubError, match="'ada/absent'") as caught:
-            resolve_adapter("ada/absent", endpoint=hub.endpoint)
+            resolve_adapter("ada/absent")
         assert words in str(caught.value)
         assert isinstance(caught.value.__cause__, huggingface_hub.errors.HfHubHTTPError)
 
@@ -344,31 +347,31 @@ class TestResolveAdapter:
         monkeypatch.setenv("HF_TOKEN", "hf_ada")
         add_repo(hub, "bob/m", ADAPTER, gated=True)
         with pytest.raises(HubError, match=r"ask for access on the page of bob/m.*hf auth login"):
-            resolve_adapter("bob/m", endpoint=hub.endpoint)
+            resolve_adapter("bob/m")
 
     def test_an_invalid_id(self, hub):
         with pytest.raises(HubError, match=r"'user name/m'.*check the name"):
-            resolve_adapter("user name/m", endpoint=hub.endpoint)
+            resolve_adapter("user name/m")
         assert hub.requests == []
 
     def test_down(self, hub):
         hub.down = True
         with pytest.raises(HubError, match=r"'ada/m'.*answered 503; try again later"):
-            resolve_adapter("ada/m", endpoint=hub.endpoint)
+            resolve_adapter("ada/m")
 
     @pytest.mark.parametrize("how", ["variable", "argument", "unplugged"])
     def test_from_the_cache(self, hub, monkeypatch, how):
         add_repo(hub, "ada/m", ADAPTER)
-        online = resolve_adapter("ada/m", endpoint=hub.endpoint)
+        online = resolve_adapter("ada/m")
         if how == "variable":
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         if how == "unplugged":
             hub.close()
         hub.requests.clear()
         only = how == "argument"
-        assert resolve_adapter("ada/m", endpoint=hub.endpoint, local_files_only=only) == online
+        assert resolve_adapter("ada/m", local_files_only=only) == online
         with pytest.raises(HubError, match=r"'ada/other'.*not in the cache.*hf download ada/other"):
-            resolve_adapter("ada/other", endpoint=hub.endpoint, local_files_only=only)
+            resolve_adapter("ada/other", local_files_only=only)
         assert hub.requests == []
 
 
@@ -382,11 +385,11 @@ class TestResolveBase:
         }
         others = ["pytorch_model.bin", "consolidated.safetensors", "original/model.safetensors", "tokenizer.json"]
         add_repo(hub, "ada/base", {**wanted, **dict.fromkeys(others, b"x")})
-        folder = resolve_base("ada/base", endpoint=hub.endpoint)
+        folder = resolve_base("ada/base")
         assert bytes_of(folder, wanted) == wanted
         assert len(list(folder.rglob("*"))) == len(wanted)
         hub.close()
-        assert resolve_base("ada/base", endpoint=hub.endpoint) == folder
+        assert resolve_base("ada/base") == folder
 
     def test_a_model_in_a_folder_of_a_repository(self, hub):
         wanted = {"unet/config.json": b"{}", "unet/diffusion_pytorch_model.safetensors": b"w"}
@@ -397,14 +400,14 @@ class TestResolveBase:
             "unet/onnx/a.safetensors",
         ]
         add_repo(hub, "ada/sd", {**wanted, **dict.fromkeys(others, b"x")})
-        folder = resolve_base("ada/sd/unet@main", endpoint=hub.endpoint)
+        folder = resolve_base("ada/sd/unet@main")
         assert folder.name == "unet"
         assert bytes_of(folder.parent, wanted) == wanted
         assert len([path for path in folder.parent.rglob("*") if path.is_file()]) == len(wanted)
         with pytest.raises(BaseModelError, match=r"no \*\.safetensors in absent/.*given as ada/sd/FOLDER@main"):
-            resolve_base("ada/sd/absent@main", endpoint=hub.endpoint)
+            resolve_base("ada/sd/absent@main")
         with pytest.raises(BaseModelError, match=r"no such folder.*'user/name/folder@revision'"):
-            resolve_base("ada/sd/unet", endpoint=hub.endpoint)
+            resolve_base("ada/sd/unet")
 
     def test_a_whole_pipeline(self, hub):
         """What adapters can be of, and of it one set of weights; not the file of the whole beside it."""
@@ -414,26 +417,26 @@ class TestResolveBase:
         others = ["sd_xl.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors", "unet/openvino/a.safetensors"]
         others += ["vae/config.json", "vae/diffusion_pytorch_model.safetensors", "tokenizer/vocab.json"]
         add_repo(hub, "ada/sd", {**wanted, **dict.fromkeys(others, b"x")})
-        folder = resolve_base("ada/sd", endpoint=hub.endpoint)
+        folder = resolve_base("ada/sd")
         assert bytes_of(folder, wanted) == wanted
         assert len([path for path in folder.rglob("*") if path.is_file()]) == len(wanted)
         hub.close()
-        assert resolve_base("ada/sd", endpoint=hub.endpoint) == folder
+        assert resolve_base("ada/sd") == folder
 
     def test_a_folder_as_it_is(self, hub, tmp_path):
-        assert resolve_base(str(tmp_path), endpoint=hub.endpoint) == tmp_path
+        assert resolve_base(str(tmp_path)) == tmp_path
         with pytest.raises(BaseModelError, match="no such folder"):
-            resolve_base(tmp_path / "absent", endpoint=hub.endpoint)
+            resolve_base(tmp_path / "absent")
         assert hub.requests == []
 
     def test_without_safetensors(self, hub):
         add_repo(hub, "ada/base", {"config.json": b"{}", "pytorch_model.bin": b"x"})
         with pytest.raises(BaseModelError, match=r"'ada/base'.*no \*\.safetensors"):
-            resolve_base("ada/base", endpoint=hub.endpoint)
+            resolve_base("ada/base")
 
     def test_missing(self, hub):
         with pytest.raises(HubError, match="reading the base model 'ada/absent'"):
-            resolve_base("ada/absent", endpoint=hub.endpoint)
+            resolve_base("ada/absent")
 
 
 LOAD = """
@@ -455,7 +458,7 @@ save_file({k: v.contiguous() for k, v in get_peft_model_state_dict(model).items(
 
 @pytest.mark.slow
 def test_peft_loads_it_from_the_hub(hub, folder, tmp_path):
-    push_folder(folder, "ada/merged", token="hf_ada", endpoint=hub.endpoint)
+    push_folder(folder, "ada/merged", token="hf_ada")
     hub.requests.clear()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.upper().endswith(("_PROXY", "_TOKEN"))},
@@ -493,26 +496,26 @@ class TestOneFileOfARepository:
 
     def test_the_only_one(self, hub):
         add_repo(hub, "ada/m", {"style-v2.safetensors": b"x", "README.md": b"#", "model.safetensors": b"no adapter"})
-        found = resolve_adapter("ada/m", endpoint=hub.endpoint)
+        found = resolve_adapter("ada/m")
         assert found.name == "style-v2.safetensors"
         assert found.read_bytes() == b"x"
         assert not (found.parent / "model.safetensors").exists()
-        assert resolve_adapter("ada/m", endpoint=hub.endpoint, local_files_only=True) == found
+        assert resolve_adapter("ada/m", local_files_only=True) == found
         hub.down = True
-        assert resolve_adapter("ada/m", endpoint=hub.endpoint) == found
+        assert resolve_adapter("ada/m") == found
 
     def test_one_of_several(self, hub):
         files = {"a.safetensors": b"a", "c.gguf": b"c", "inner/b.safetensors": b"b"}
         add_repo(hub, "ada/m", files)
         with pytest.raises(AdapterError, match=r"it has a\.safetensors, c\.gguf, inner/b\.safetensors; .*ada/m/FILE"):
-            resolve_adapter("ada/m", endpoint=hub.endpoint)
+            resolve_adapter("ada/m")
         for name, data in files.items():
-            assert resolve_adapter(f"ada/m/{name}", endpoint=hub.endpoint).read_bytes() == data
-            assert resolve_adapter(f"ada/m/{name}@main", endpoint=hub.endpoint).read_bytes() == data
-            assert files_beside(f"ada/m/{name}", hub.endpoint) == ()
-        assert resolve_adapter("ada/m/inner@main", endpoint=hub.endpoint).name == "b.safetensors"
+            assert resolve_adapter(f"ada/m/{name}").read_bytes() == data
+            assert resolve_adapter(f"ada/m/{name}@main").read_bytes() == data
+            assert files_beside(f"ada/m/{name}") == ()
+        assert resolve_adapter("ada/m/inner@main").name == "b.safetensors"
         with pytest.raises(AdapterError, match=r"no absent\.safetensors; it has a\.safetensors"):
-            resolve_adapter("ada/m/absent.safetensors", endpoint=hub.endpoint)
+            resolve_adapter("ada/m/absent.safetensors")
 
 
 class TestWhatIsPublished:
@@ -521,12 +524,8 @@ class TestWhatIsPublished:
     CARD = "---\nlicense: {}\npipeline_tag: text-generation\n---\n# One\n"
 
     @pytest.fixture
-    def merged(self, hub, monkeypatch, tmp_path):
+    def merged(self, hub, tmp_path):
         def merged(*licences):
-            monkeypatch.setattr(
-                "samerge.merging.inputs.resolve_adapter", partial(resolve_adapter, endpoint=hub.endpoint)
-            )
-            monkeypatch.setattr("samerge.merging.inputs.files_beside", partial(files_beside, endpoint=hub.endpoint))
             commits = {}
             for seed, (name, licence) in enumerate(zip(("math", "code"), licences, strict=True)):
                 folder = written(tmp_path / name, seed)

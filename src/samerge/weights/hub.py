@@ -1,6 +1,7 @@
 """The Hugging Face Hub, read: a folder, a file or a repository id turned into a local path.
 
-huggingface_hub is imported inside the functions, so that `import samerge` stays light.
+huggingface_hub is imported inside the functions, so that `import samerge` stays light. It knows the Hub's address:
+huggingface.co, or HF_ENDPOINT.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "L
 def resolve_adapter(
     source: str | Path,
     *,
-    endpoint: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
     """The local folder or file of an adapter: as it is, or a repository of the Hub, downloaded or from the cache.
@@ -57,7 +57,6 @@ def resolve_adapter(
     Args:
         source: a folder or a file, or `user/name` on the Hub; `user/name/folder@revision` or
             `user/name/file.safetensors`. Private and gated repositories need `hf auth login`, or HF_TOKEN.
-        endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
         local_files_only: use what is in the cache and no network; HF_HUB_OFFLINE=1 means the same. Default: False.
 
     Returns:
@@ -86,7 +85,6 @@ def resolve_adapter(
             doing,
             allow_patterns=[CARD_NAME, *(glob.escape(prefix + name) for name in names)],
             revision=revision,
-            endpoint=endpoint,
             local_files_only=local_files_only,
         ) / (prefix or "")
 
@@ -104,7 +102,7 @@ def resolve_adapter(
             f"{source}` where there is a network; check the revision, and whether the adapter lies in a subfolder"
         )
     try:
-        there = _files_of(str(source), f"{doing} from the Hub: there is no {absent}", revision, endpoint)
+        there = _files_of(str(source), f"{doing} from the Hub: there is no {absent}", revision)
     except HubError:
         if known is None:
             raise
@@ -139,7 +137,7 @@ def only_adapter(names: Iterable[str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def files_beside(source: str | Path, endpoint: str | None = None) -> tuple[str, ...]:
+def files_beside(source: str | Path) -> tuple[str, ...]:
     """The names of the files in an adapter's folder of a repository of the Hub, downloaded or not.
 
     Returns:
@@ -150,7 +148,7 @@ def files_beside(source: str | Path, endpoint: str | None = None) -> tuple[str, 
     name, inner, revision = _parts(str(source))
     prefix = f"{inner}/" if inner else ""
     try:
-        files = _files_of(name, f"listing the files beside {source}", revision, endpoint)
+        files = _files_of(name, f"listing the files beside {source}", revision)
     except HubError as error:  # offline, or a Hub that does not answer: the adapter itself is in the cache
         logger.debug("the files beside %s are not known: %s", source, error)
         return ()
@@ -162,7 +160,6 @@ def files_beside(source: str | Path, endpoint: str | None = None) -> tuple[str, 
 def resolve_base(
     source: str | Path,
     *,
-    endpoint: str | None = None,
     local_files_only: bool = False,
     companions: bool = False,
 ) -> Path:
@@ -174,7 +171,6 @@ def resolve_base(
     Args:
         source: a folder, or `user/name`, `user/name@revision` or `user/name/folder@revision` on the Hub; private and
             gated ones need `hf auth login`, or HF_TOKEN.
-        endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
         local_files_only: use what is in the cache and no network; HF_HUB_OFFLINE=1 means the same. Default: False.
         companions: fetch the tokenizer, processor, generation settings and code of the model, too. Default: False.
 
@@ -203,7 +199,6 @@ def resolve_base(
             allow_patterns=[CARD_NAME, *(glob.escape(prefix) + pattern for pattern in names)],
             ignore_patterns=[glob.escape(prefix) + pattern for pattern in ignored],
             revision=revision,
-            endpoint=endpoint,
             local_files_only=local_files_only,
         ) / (prefix or "")
 
@@ -225,13 +220,12 @@ def resolve_base(
     return folder
 
 
-def resolve_record(source: str | Path, *, endpoint: str | None = None) -> Path:
+def resolve_record(source: str | Path) -> Path:
     """Where the record of a merge is: the folder with `samerge.json`, of here or of a repository, or a file.
 
     Args:
         source: a folder, a file with the record in its header, or `user/name`, `user/name/folder@revision` on the Hub,
             of which only the record is downloaded.
-        endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
 
     Raises:
         AdapterError: there is no such folder.
@@ -247,7 +241,6 @@ def resolve_record(source: str | Path, *, endpoint: str | None = None) -> Path:
         doing,
         allow_patterns=[f"{inner}/{RECORD_NAME}" if inner else RECORD_NAME],
         revision=revision,
-        endpoint=endpoint,
     )
     if not (root / inner / RECORD_NAME).is_file():
         raise AdapterError(
@@ -302,7 +295,6 @@ def _download(
     allow_patterns: list[str],
     ignore_patterns: list[str] | None = None,
     revision: str | None,
-    endpoint: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
     from huggingface_hub import snapshot_download
@@ -314,16 +306,15 @@ def _download(
                 revision=revision,
                 allow_patterns=allow_patterns,
                 ignore_patterns=ignore_patterns,
-                endpoint=endpoint,
                 local_files_only=local_files_only,
                 library_name="samerge",
             )
         )
 
 
-def _files_of(repo_id: str, doing: str, revision: str | None, endpoint: str | None) -> list[str]:
+def _files_of(repo_id: str, doing: str, revision: str | None) -> list[str]:
     """All files of a repository; asks the Hub."""
     from huggingface_hub import HfApi
 
     with hub_errors(f"{doing}, and asking for what else it has failed", repo_id):
-        return list(HfApi(endpoint=endpoint, library_name="samerge").list_repo_files(repo_id, revision=revision))
+        return list(HfApi(library_name="samerge").list_repo_files(repo_id, revision=revision))

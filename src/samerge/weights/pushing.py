@@ -37,7 +37,6 @@ def push_folder(
     revision: str | None = None,
     commit_message: str = "Upload a merged adapter made with samerge",
     create_pr: bool = False,
-    endpoint: str | None = None,
     ready: Callable[[str], object] = lambda full_id: None,
 ) -> str:
     """Upload a folder to a model repository on the Hub, as one commit; the repository is created if missing.
@@ -46,7 +45,6 @@ def push_folder(
         folder: what `write_adapter` wrote.
         repo_id: `user/name`, or `name` for a repository of the user who is logged in.
         token, private, revision, commit_message, create_pr: see `Upload`.
-        endpoint: the address of the Hub. Default: huggingface.co, or HF_ENDPOINT.
         ready: called with the full `user/name` before the upload; may change the folder.
 
     Returns:
@@ -70,7 +68,7 @@ def push_folder(
         )
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=endpoint, token=token, library_name="samerge")
+    api = HfApi(token=token, library_name="samerge")
     doing = f"pushing {path.name} to {repo_id!r}"
     with hub_errors(doing, repo_id, pushing=True):
         # A bare name means "mine": creating it answers with the full id, which the other routes ask for. Anyone may
