@@ -54,6 +54,15 @@ def test_the_bases_that_the_sources_name_are_concealed_too(tmp_path: Path) -> No
     assert "home" not in model_card(record)
 
 
+@pytest.mark.parametrize("field", ["base_model_name_or_path", "model"])
+def test_a_base_is_concealed_under_the_name_of_every_format(tmp_path: Path, field: str) -> None:
+    """PEFT's, and MLX'."""
+    write_text(tmp_path, RECORD.json(), "")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({field: "/home/ada/llama", "r": 2}))
+    make_public(tmp_path, "ada/mine")
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == {field: "llama", "r": 2}
+
+
 def test_a_base_on_the_hub_stays(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# Mine\n")
     (tmp_path / "samerge.json").write_text(json.dumps(RECORD.json()))

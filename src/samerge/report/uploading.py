@@ -16,6 +16,9 @@ from samerge.report.sharing import concealed, known_local, last_part, on_hub
 from samerge.weights import pushing
 from samerge.weights.hub import CONFIG_NAME
 
+#: What the base is called in an adapter's configuration, by PEFT and by MLX.
+_BASE = ("base_model_name_or_path", "model")
+
 
 def upload(save: Callable[[Path], Path], name: str, repo_id: str, **how: Unpack[pushing.Upload]) -> str:
     """Push what `save` writes.
@@ -56,8 +59,8 @@ def _conceal_base(file: Path, local: Collection[str] | None) -> None:
     if not file.is_file():
         return
     config = json.loads(file.read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path")
-    if base and not on_hub(base, local):
-        config["base_model_name_or_path"] = last_part(base)
+    named = {key: config[key] for key in _BASE if config.get(key) and not on_hub(config[key], local)}
+    if named:
+        config |= {key: last_part(base) for key, base in named.items()}
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         file.write_text(text + "\n", encoding="utf-8", newline="\n")
