@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
+from full_disk import filled
 from tiny import Beast
 from typer.testing import CliRunner
 
@@ -59,5 +62,18 @@ def test_the_shell(llama: Beast, tmp_path, monkeypatch):
     assert run("init", "a/b", "--overwrite").exit_code == 0
     assert "no adapter given" in run("init", "--out", "x.yaml").output
     assert "did you mean 'saliency'" in run("init", "a/b", "-m", "salience", "--out", "x.yaml").output
-    assert "No such file" in run("init", "a/b", "--out", "no/x.yaml").output
     assert not (tmp_path / "x.yaml").exists()
+    assert run("init", "a/b", "--out", "new/x.yaml").exit_code == 0
+
+
+@pytest.mark.parametrize("there", [None, "mine: true\n"])
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, there):
+    monkeypatch.chdir(tmp_path)
+    if there:
+        (tmp_path / "recipe.yaml").write_text(there)
+    monkeypatch.setattr("pathlib.Path.write_text", filled(Path.write_text))
+    result = run("init", "a/b", "--overwrite")
+    assert result.exit_code == 2
+    assert "writing recipe.yaml: No space left on device" in result.output
+    monkeypatch.undo()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == ([("recipe.yaml", there)] if there else [])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from full_disk import filled
 from methods.dense import updates
 
 from samerge.linalg.factors import LoraFactors
@@ -113,3 +115,15 @@ def test_the_picture_shows_the_cosines(tmp_path):
     assert found.heat().values == found.cosine
     assert "red" in found.heat().how
     assert found.picture(tmp_path / "cosines.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_full_disk_leaves_no_part_of_a_picture(tmp_path, monkeypatch):
+    part, other = updates(10, 16, (2, 2))
+    folders = {"a": write(tmp_path, "a", {"q": part}), "b": write(tmp_path, "b", {"q": other})}
+    found = conflicts(open_adapters(None, folders))
+    drawn = tmp_path / "pictures"
+    drawn.mkdir()
+    monkeypatch.setattr("pathlib.Path.write_bytes", filled(Path.write_bytes))
+    with pytest.raises(OSError, match="No space left"):
+        found.picture(drawn / "cosines.png")
+    assert not list(drawn.iterdir())

@@ -6,7 +6,6 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +13,7 @@ import typer
 from samerge.cli.console import show_warnings, stderr
 from samerge.cli.named_adapter import AdapterSpec, given_adapters
 from samerge.cli.shared_options import Adapters, Base, MethodName, Positional
-from samerge.errors import OptionError
+from samerge.errors import OptionError, OutputExistsError
 
 if TYPE_CHECKING:
     from samerge.options.option import Option
@@ -59,7 +58,7 @@ def init(
 
         show_json(recipe_schema())
         return
-    from samerge.adapters.atomic import check_free_file
+    from samerge.adapters.atomic import atomic_file
     from samerge.cli.recipe import parse_recipe
 
     if one and not adapter and len(one) == 1 and one[0].endswith((".yaml", ".yml")):
@@ -67,10 +66,11 @@ def init(
     else:
         text = recipe_text(given_adapters(one, adapter), base, method)
     parse_recipe(text, out)
-    target = Path(out).expanduser()
-    check_free_file(target, overwrite)
     try:
-        target.write_text(text, encoding="utf-8")
+        with atomic_file(out, overwrite) as file:
+            file.write_text(text, encoding="utf-8")
+    except OutputExistsError:
+        raise
     except OSError as error:
         raise OptionError(f"writing {out}: {error.strerror}") from error
     stderr().print(f"saved in {out}; next: samerge run {out}", markup=False)

@@ -232,11 +232,11 @@ def new_figure(width: float, height: float, path: str | Path) -> Any:
 
 def write(figure: Any, path: str | Path) -> Path:
     """Draw in memory, then put the file in its place in one step, so that none is left half written."""
+    from samerge.adapters.atomic import atomic_file
+
     target = Path(path)
     drawn = BytesIO()
     figure.savefig(drawn, format=target.suffix.removeprefix(".").lower(), dpi=150)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.part")
-    beside.write_bytes(drawn.getvalue())
-    os.replace(beside, target)
+    with atomic_file(target, overwrite=True) as file:
+        file.write_bytes(drawn.getvalue())
     return target
