@@ -28,6 +28,25 @@ out: merged/
 """
 
 
+@pytest.mark.parametrize(
+    "adapters",
+    [
+        "[{name: no, source: ./norwegian}]",
+        "{no: ./norwegian}",
+        "[{name: '', source: ./a}]",
+        "[{name: [a], source: ./a}]",
+    ],
+)
+def test_a_name_that_yaml_takes_for_something_else_is_refused(adapters) -> None:
+    with pytest.raises(OptionError, match=r"adapter 1: its name is .*in quotes"):
+        parse_recipe(f"adapters: {adapters}", "r.yaml")
+
+
+def test_names_in_quotes_of_digits_and_left_empty() -> None:
+    request = parse_recipe("adapters: [{name: 'no', source: a/b}, {name: 1, source: a/c}, {name: , source: a/d}]", "r")
+    assert [one.name for one in request.adapters] == ["no", "1", "d"]
+
+
 def test_parse() -> None:
     request = parse_recipe(RECIPE, "r.yaml")
     assert request.base == "meta-llama/Llama-3.1-8B"

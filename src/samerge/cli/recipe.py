@@ -110,7 +110,19 @@ def _adapter(item: Mapping[Any, Any], doing: str) -> AdapterSpec:
     if not isinstance(source, str) or not source:
         raise OptionError(f"{doing}: its source is {source!r}; it must be a folder or a hub id")
     weight = _read(check_number, "weight", item.get("weight", 1.0), doing)
-    return AdapterSpec(str(item.get("name", default_name(source))), source, weight)
+    return AdapterSpec(_name(item.get("name"), source, doing), source, weight)
+
+
+def _name(value: Any, source: str, doing: str) -> str:
+    """What an adapter is called; YAML reads `no`, a language among others, as false."""
+    if value is None:
+        return default_name(source)
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+        raise OptionError(
+            f"{doing}: its name is {value!r}; it must be text, in quotes where YAML takes a word (no, yes, on) for "
+            f"something else"
+        )
+    return str(value)
 
 
 def _read(read: Any, key: str, value: Any, doing: str) -> Any:
