@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -80,6 +82,18 @@ def test_a_family_that_is_not_known_likewise(tmp_path) -> None:
         samerge.merge(base, adapters, method="saliency", progress=False)
     local = samerge.merge(base, adapters, connectivity="local", progress=False)
     assert local.report.record.method == "saliency"
+
+
+def test_a_base_of_a_known_family_that_lacks_layers_is_told_as_such(llama: Beast, tmp_path) -> None:
+    """It may be half a download: that its architecture were not known would send its owner the wrong way."""
+    base = shutil.copytree(llama.folder, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    merged = samerge.merge(base, llama.adapters, progress=False)
+    [note] = [note for note in merged.report.notes if "method even" in note]
+    assert "the configuration says 5 layers, but 2 were found" in note
+    assert "no shard is missing), so the components were ranked by their size alone" in note
+    assert "architecture has no flow graph" not in note
 
 
 @pytest.mark.parametrize("options", [{"method": "saliency"}, {"iterations": 3}, {"connectivity": "local"}])

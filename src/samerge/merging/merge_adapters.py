@@ -14,6 +14,8 @@ from typing_extensions import Unpack
 from samerge.adapters import Adapter
 from samerge.errors import GraphError, OptionError
 from samerge.graph import FlowGraph
+from samerge.graph.families import find_family
+from samerge.graph.naming import WAYS_ON
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.spelling import Together
 from samerge.merging.companions import chosen_companions
@@ -248,12 +250,20 @@ def _graph(planned: Plan, sites: Sequence[Site], source: WeightSource | None) ->
         return planned, assemble.flow_graph(sites, source, connectivity, residual)
     except GraphError as error:
         other = planned.without_base(
-            "the base's architecture has no flow graph here, so the components were ranked by their size alone (method "
-            "even); connectivity='local', or a graph of your own, ranks them by their saliency"
+            f"{_why_no_graph(source, error)}, so the components were ranked by their size alone (method even); "
+            f"connectivity='local', or a graph of your own, ranks them by their saliency"
         )
         if other is None:
             raise error
         return other, None
+
+
+def _why_no_graph(source: WeightSource, error: GraphError) -> str:
+    """A family that is not known needs no more words; a base that is not as its family is may be a broken one."""
+    if find_family(str(source.config.get("model_type"))) is None:
+        return "the base's architecture has no flow graph here"
+    reason = str(error).replace(WAYS_ON, "").strip().rstrip(".")
+    return f"the base's flow graph could not be made ({reason})"
 
 
 def _plain(
