@@ -345,3 +345,17 @@ def test_picture_of_cosines(llama, trained, tmp_path):
             expected = cosine(flat(dense, here, dense), flat(own, here, dense)) if own else None
             assert found.values[i][j] == (expected if expected is None else close(expected))
     assert "red" in found.how
+
+
+@pytest.mark.parametrize("method", ["saliency", "paper"])
+def test_nothing_is_said_of_an_adapter_of_weight_0(llama, method):
+    """It was not read: its norm is not 0, it has layers, and log R is not that of the base alone."""
+    merged = samerge.merge(llama.base, llama.adapters, weights=[0.0, 1.0, 1.0], method=method, progress=False)
+    record = merged.report.record
+    assert record.adapters["math"].log_connectivity is None
+    assert all(record.adapters[name].log_connectivity is not None for name in ("code", "talk"))
+    shown = merged.report.table()
+    titles = [column.title for column in shown.columns]
+    [row] = [row for row in shown.rows if row[0] == "math"]
+    assert dict(zip(titles, row, strict=True))["weight"] == "0"
+    assert set(row[2:]) == {"-"}

@@ -166,7 +166,9 @@ class Finisher:
                 task_type=settings.get("task_type"),
             ),
             layers=layers,
-            log_connectivity={problem.names[n]: value for n, value in self.begun.log_connectivity.items()},
+            log_connectivity={
+                problem.names[n]: value for n, value in self.begun.log_connectivity.items() if problem.weights[n]
+            },
             kernel=self.begun.kernel,
             timings=seconds_of(problem.progress),
             notes=(*self.notes, *notes_of(problem, planned, self.begun)),

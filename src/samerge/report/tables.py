@@ -21,10 +21,13 @@ def adapters_table(record: Record) -> Facts:
     shares = [one for layer in record.layers.values() for one in layer.adapters.values()]
     columns: list[tuple[Column, Callable[[AdapterRecord], str]]] = [
         (Column("weight", "how strongly it was merged; 1 is as trained."), lambda one: f"{one.weight:g}"),
-        (Column("norm", "Frobenius norm of its whole update, as trained."), lambda one: f"{one.norm:.3g}"),
+        (
+            Column("norm", "Frobenius norm of its whole update, as trained."),
+            lambda one: f"{one.norm:.3g}" if one.layers else "-",
+        ),
     ]
     if len({one.layers for one in rows.values()}) > 1:
-        columns.append((Column("layers", "how many it has."), lambda one: str(one.layers)))
+        columns.append((Column("layers", "how many it has."), lambda one: str(one.layers or "-")))
     if any(abs(one.balance - 1) > _ROUNDING for one in shares):
         told = "what its norm was multiplied with, so that each adapter has one voice."
         columns.append((Column("balance", told), lambda one: number(one.balance)))
@@ -139,6 +142,8 @@ def worst_table(record: Record, count: int) -> Facts | None:
 
 
 def _kept(one: AdapterRecord) -> str:
+    if not one.layers:  # of weight 0: it was not read, and nothing of it is in the merge
+        return "-"
     if one.elements:
         return percent(one.elements[0] / max(1, one.elements[1]))
     return "all" if one.kept is None else f"{one.kept}/{one.components}"
