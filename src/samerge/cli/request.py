@@ -92,6 +92,8 @@ def _summary(merged: MergedAdapter, request: Request, url: str | None) -> dict[s
 def _show(merged: MergedAdapter, request: Request, url: str | None, seconds: float) -> None:
     console = stdout()
     console.print(merged.report.table())
-    console.print(f"{len(request.adapters)} adapters merged in {seconds:.1f} s.", markup=False)
+    console.print(
+        f"{len(request.adapters)} adapter{'s' * (len(request.adapters) > 1)} merged in {seconds:.1f} s.", markup=False
+    )
     placed = request.target.place(merged)
     show_ways(placed and placed[1], url, placed and f"samerge inspect {placed[0]}")

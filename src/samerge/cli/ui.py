@@ -35,10 +35,9 @@ def ui(
 ) -> None:
     """Open a page to merge on: choose adapters, see what they contain and how they conflict, move weights, merge.
 
-        pip install 'samerge[ui]'
-        samerge ui --folder loras/ --folder models/
+    It needs gradio, which pip install 'samerge[ui]' brings. Stop it with Control-C.
 
-    Stop it with Control-C.
+        samerge ui --folder loras/ --folder models/
     """
     from samerge.ui.places import named_folders
     from samerge.ui.server import LOOPBACK, served, until_interrupted

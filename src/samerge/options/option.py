@@ -115,14 +115,15 @@ def unknown(name: str, known: Iterable[str], where: str) -> OptionError:
 
 
 def meant(name: str, known: Iterable[str]) -> str:
-    """The near miss as a question, which ends a sentence; without one its full stop.
+    """The near miss as a question, which ends a sentence; without one its full stop. Capitals count for nothing.
 
     Example:
-        >>> meant("dare_tie", ["dare_ties", "ties"]), meant("x", ["ties"])
-        ("; did you mean 'dare_ties'?", '.')
+        >>> meant("dare_tie", ["dare_ties", "ties"]), meant("TIES", ["ties"]), meant("x", ["ties"])
+        ("; did you mean 'dare_ties'?", "; did you mean 'ties'?", '.')
     """
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"; did you mean {near[0]!r}?" if near else "."
+    written = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), written, 1)
+    return f"; did you mean {written[near[0]]!r}?" if near else "."
 
 
 def _row(item: Field[Any]) -> Option:
