@@ -41,8 +41,8 @@ OUR_ROLES = ("default", "own", "variation")
 #: What issues of evidence are open.
 NOT_RUN = (
     "**Not measured**: models beyond 135 million weights; more than two trainings of a domain's adapter; "
-    "more than 2,048 tokens a domain of the first language set (`language-mixed` has 20,480, for the leading merges "
-    "only). CT-Merging, Net Utility and "
+    "more than 2,048 tokens a domain of text but for the leading merges (20,480, on both language sets); strengths of "
+    "merges that came out far behind. CT-Merging, Net Utility and "
     "DO-Merging are not among the merges: neither their papers' formulas nor their authors' code could be had. "
     "`dc-merge` and `iso-cts` were written from their papers, `svc`, `ace`, `pico`, `consensus`, "
     "`localize-and-stitch` and `doge` from published code, in their forms without data. "
