@@ -38,7 +38,8 @@ def with_inputs(records: Sequence[Mapping[str, Any]]) -> str:
             "## Do a few inputs help?",
             "Where there are some unlabelled inputs of each task, a merge can see what each module takes. "
             "RegMean solves for it in closed form; the default's chain can work in the metric of the inputs "
-            f"(`benchmarks/inputs.py`). Strengths {both}, in this order; `{ALONE}` sees weights alone.",
+            f"(`benchmarks/inputs.py`; none of it is in samerge, which sees weights alone). Strengths {both}, in this "
+            f"order; `{ALONE}` is the default's chain without inputs.",
             table(head, cells),
             _verdict(scores, columns),
             strengths,
