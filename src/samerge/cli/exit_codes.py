@@ -73,10 +73,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             _say("error", in_shell_words(str(error), _options(kwargs)))
             raise typer.Exit(BAD_INPUT) from None
         except Terminated as ended:
-            _say("ended", f"by {ended}; nothing was written unless said above")
+            _say("ended", f"by {ended}; nothing was left half-written")
             raise typer.Exit(128 + ended.number) from None
         except KeyboardInterrupt:
-            _say("interrupted", "nothing was written unless said above")
+            _say("interrupted", "nothing was left half-written")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
             raise  # the reader of our output has gone; click ends quietly
@@ -108,13 +108,13 @@ def _of_the_machine(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in told:
         return (
             f"there is not enough memory ({told or 'a request of Python failed'}); merge fewer adapters at a time, or "
-            f"use a machine with more. Nothing was written unless said above"
+            f"use a machine with more. Nothing was left half-written"
         )
     if isinstance(error, OSError):
         if error.strerror:
             told = error.strerror + (f": {error.filename}" if error.filename else "")
         way = _WAYS_OUT.get(error.errno or 0, f"set {TRACEBACK_VARIABLE}=1 to see where")
-        return f"{told}: {way}. Nothing was written unless said above"
+        return f"{told}: {way}. Nothing was left half-written"
     return None
 
 
