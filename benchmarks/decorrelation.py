@@ -167,7 +167,16 @@ def table(records: list[dict[str, Any]]) -> str:
         [item["method"], f"{item['seconds']:.1f}", f"{item['ratio_to_floor']:.1f}", str(item["grown_mib"])]
         for item in sorted(told, key=lambda item: float(item["seconds"]))
     ]
-    cells += [[item["method"], "refused", "", ""] for item in many if item not in told]
+    cells += [
+        [
+            item["method"],
+            item["refused"].removesuffix(" s") if item["refused"].startswith("more than") else "refused",
+            "",
+            "",
+        ]
+        for item in many
+        if item not in told
+    ]
     return (
         f"{tables.rows(['method', 'processor s', 'times the floor', 'memory, MiB'], cells)}\n\n{tables.origin(many[0])}"
     )

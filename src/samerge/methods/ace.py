@@ -56,7 +56,9 @@ def ace(
     uneven = is_uneven(squares)
     tasks = [_Task(tau, basis, uneven) for tau in taus]
 
-    covariance = torch.stack([task.right.T @ task.weighted for task in tasks]).sum(dim=0)  # Q^T (sum_t C_t) Q
+    covariance = basis.new_zeros(basis.shape[1], basis.shape[1])  # Q^T (sum_t C_t) Q, however many t
+    for task in tasks:
+        covariance.addmm_(task.right.T, task.weighted)
     ridge = sum(task.ridge for task in tasks) * torch.eye(len(covariance), device=basis.device, dtype=basis.dtype)
     sums = basis.sum(dim=0)  # Q^T 1
     shared = sums @ covariance / len(basis) / (squares.mean() if uneven else 1.0)  # c^T Q
