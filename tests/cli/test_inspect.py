@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -203,3 +204,25 @@ def test_a_report_of_several_adapters(invoke, loras, tmp_path) -> None:
     assert [row[1] for row in found.tables["Sizes"][1:]] == [f"{norm:.3g}" for norm in told["norms"]]
     assert len(found.tables["Each with each"]) == 1 + 3
     assert told["reading"] in " ".join(found.text_of("p"))
+
+
+def test_an_adapter_of_weight_0_has_no_figures(invoke, loras, tmp_path) -> None:
+    words = ("merge", "-a", loras / "math", "-a", f"{loras / 'code'}:0", "-o", "out", "--method", "linear", "--json")
+    result = invoke(*words)
+    assert result.exit_code == 0, result.stderr
+    printed = json.loads(result.stdout)
+    stored = json.loads((tmp_path / "out" / "samerge.json").read_text(encoding="utf-8"))
+    inspected = json.loads(invoke("inspect", "out", "--json").stdout)
+    for told in (printed, stored, inspected):
+        assert told["adapters"]["code"] == {"weight": 0.0, "layers": 0}
+        assert told["adapters"]["math"]["norm"] > 0
+
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| `code` | 0 | - | - |" in card
+    shown = invoke("inspect", "out", "--report", "p.html").stdout
+    assert re.search(r"\n *code +0 +- +- ", shown), shown
+    tables = Page((tmp_path / "p.html").read_text(encoding="utf-8")).tables
+    head, _, row = next(rows for title, rows in tables.items() if title.startswith("linear: "))
+    assert (head[:4], row[:4]) == (["adapter", "weight", "norm", "layers"], ["code", "0", "-", "-"])
+    verified = invoke("verify", "out", "--reproduce")
+    assert verified.exit_code == 0, verified.stdout + verified.stderr

@@ -34,8 +34,8 @@ class AdapterRecord:
 
     Args:
         weight: in the merge.
-        layers: how many it has.
-        norm: of its whole update as trained.
+        layers: how many of its own are in the merge; none where its weight is 0.
+        norm: of its update as trained, over those layers; None where there are none, since nobody read it.
         energy_kept: None for a zero update.
         components: None where the method knows none.
         kept: how many of the components; None where the method does not choose any.
@@ -49,7 +49,7 @@ class AdapterRecord:
 
     weight: float
     layers: int
-    norm: float
+    norm: float | None = None
     energy_kept: float | None = None
     components: int | None = None
     kept: int | None = None
@@ -219,7 +219,7 @@ def adapter_record(
     return AdapterRecord(
         weight=weight,
         layers=len(own),
-        norm=size,
+        norm=size if own else None,
         energy_kept=energy_kept(own),
         components=None if None in counts or not own else sum(c for c in counts if c is not None),
         kept=sum(one.left for one in own) if chosen else None,

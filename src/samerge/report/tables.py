@@ -23,11 +23,11 @@ def adapters_table(record: Record) -> Facts:
         (Column("weight", "how strongly it was merged; 1 is as trained."), lambda one: f"{one.weight:g}"),
         (
             Column("norm", "Frobenius norm of its whole update, as trained."),
-            lambda one: f"{one.norm:.3g}" if one.layers else "-",
+            lambda one: "-" if one.norm is None else f"{one.norm:.3g}",
         ),
     ]
     if len({one.layers for one in rows.values()}) > 1:
-        columns.append((Column("layers", "how many it has."), lambda one: str(one.layers or "-")))
+        columns.append((Column("layers", "how many of its own are in the merge."), lambda one: str(one.layers or "-")))
     if any(abs(one.balance - 1) > _ROUNDING for one in shares):
         told = "what its norm was multiplied with, so that each adapter has one voice."
         columns.append((Column("balance", told), lambda one: number(one.balance)))
