@@ -32,6 +32,7 @@ GRAPH = FlowGraph([Weight("x", "y", "w")], ["x"], ["y"])
         (whole(), np.int64(4), 4),
         (whole(), torch.tensor(4), 4),
         (whole(0), 0, 0),
+        (whole(0, 4), 4, 4),
         (real(), "1e-1", 0.1),
         (real(), np.float32(0.5), 0.5),
         (real(0, 1, below=True), 0, 0.0),
@@ -66,6 +67,7 @@ def test_what_a_kind_takes(kind, given, value) -> None:
             (whole(), value, r"x=.* must be a whole number of at least 1")
             for value in (0, -3, 1.5, "a", True, math.nan)
         ],
+        *[(whole(0, 4), value, r"x=.* must be a whole number from 0 to 4") for value in (-1, 5, 1e300)],
         *[(whole(), value, r"x=.* must be a whole number") for value in (math.inf, [1], torch.ones(2), None)],
         *[(real(), value, r"x=.* must be a finite number") for value in (math.nan, math.inf, True, [1.0], "much")],
         (real(0.1, 0.5), 0.6, r"must be in \[0.1, 0.5\]"),
@@ -102,6 +104,16 @@ def test_every_option_of_a_method_has_help_and_a_default_of_its_kind(name: str) 
         assert row.help.endswith(".")
         assert row.read(row.default) == row.default
         assert row.default is not None or row.told, f"{name}: --help cannot tell the default of {row.name}"
+
+
+def test_rounds_beyond_all_use_are_refused_where_options_are_read() -> None:
+    kinds = [FullOptions, *(find(name).options for name in available_methods())]
+    asked = [kind for kind in kinds if any(row.name == "iterations" for row in table(kind))]
+    assert len(asked) >= 4
+    for kind in asked:
+        assert filled(kind, {"iterations": 1000}).iterations == 1000
+        with pytest.raises(OptionError, match="iterations=1000000 must be a whole number from 1 to 1000"):
+            filled(kind, {"iterations": 1_000_000})
 
 
 def test_common_options_say_what_becomes_of_none() -> None:

@@ -36,7 +36,7 @@ from samerge.methods.memory import check_memory, factor_bytes
 from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site, iterate
 from samerge.options.connectivity import HELP, connectivity
-from samerge.options.kinds import flag, share, whole, word
+from samerge.options.kinds import flag, rounds, share, word
 from samerge.options.option import Options, option
 from samerge.parallel.shared_work import everywhere
 from samerge.parallel.supply import elsewhere
@@ -48,7 +48,7 @@ class PaperOptions(Options):
     """Options of `paper`."""
 
     density: float = option(share(), 0.1, "Share of its components that each adapter keeps in each layer.")
-    iterations: int = option(whole(), 10, "Scoring and pruning steps.")
+    iterations: int = option(rounds(), 10, "Scoring and pruning steps.")
     basis: str = option(
         word("native", "svd"),
         "native",

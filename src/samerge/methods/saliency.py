@@ -36,7 +36,7 @@ from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, Method
 from samerge.methods.problem import Problem, Site, iterate
 from samerge.options.connectivity import HELP, connectivity
-from samerge.options.kinds import flag, whole
+from samerge.options.kinds import flag, rounds
 from samerge.options.option import option
 from samerge.parallel.shared_work import everywhere
 from samerge.parallel.supply import elsewhere
@@ -46,7 +46,7 @@ from samerge.parallel.supply import elsewhere
 class SaliencyOptions(ChainOptions):
     """Options of `saliency`."""
 
-    iterations: int = option(whole(), 1, "Rounds of scoring and pruning.")
+    iterations: int = option(rounds(), 1, "Rounds of scoring and pruning.")
     connectivity: str | FlowGraph = option(connectivity(), "flow", HELP)
     residual: bool = option(flag(), True, "Whether the flow graph has the residual edges.")
 

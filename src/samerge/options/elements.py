@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from samerge.options.connectivity import HELP, connectivity
-from samerge.options.kinds import flag, share, whole, word
+from samerge.options.kinds import flag, rounds, share, word
 from samerge.options.option import Options, option
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class ElementOptions(Options):
     """How elements are scored, and how many stay."""
 
     density: float = option(share(), 0.1, "Share of its elements that each input keeps in each weight of the graph.")
-    iterations: int = option(whole(), 10, "Scoring and pruning steps.")
+    iterations: int = option(rounds(), 10, "Scoring and pruning steps.")
     agreement: str = option(
         word("paper", "task"),
         "paper",

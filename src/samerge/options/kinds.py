@@ -19,6 +19,9 @@ NUMBER = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
 #: together, and an update has a size of its own.
 WEAKEST, STRONGEST = 1e-30, 1e15
 
+#: Of scoring and pruning; SA-Merging takes 10.
+MOST_ROUNDS = 1000
+
 _SHARE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 
 
@@ -45,10 +48,18 @@ class Kind:
     schema: Mapping[str, Any] = field(default_factory=dict)
 
 
-def whole(least: int = 1) -> Kind:
+def whole(least: int = 1, most: int | None = None) -> Kind:
     """A whole number; 16.0 and "16" are 16."""
-    schema = {"type": "integer", "minimum": least}
-    return Kind(lambda name, value: check_whole(name, value, least), "int", "N", schema=schema)
+    schema = {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most})
+    return Kind(lambda name, value: check_whole(name, value, least, most), "int", "N", schema=schema)
+
+
+def rounds() -> Kind:
+    """How many rounds of scoring and pruning.
+
+    A round that removes nothing is for nothing, and each reads the base: more of them than this are a slip.
+    """
+    return whole(1, MOST_ROUNDS)
 
 
 def real(low: float = -math.inf, high: float = math.inf, *, below: bool = False) -> Kind:
@@ -134,15 +145,17 @@ def check_strength(name: str, value: Any) -> float:
     return found
 
 
-def check_whole(name: str, value: Any, least: int = 1) -> int:
-    """A whole number of at least `least`; 16.0 and "16" will do.
+def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """A whole number of at least `least`, and of at most `most`; 16.0 and "16" will do.
 
     Raises:
         OptionError: it is none.
     """
     found = _numeric(value)
-    if found is None or found != found // 1 or found < least or math.isinf(found):
-        raise OptionError(f"{name}={_shown(value)} must be a whole number of at least {least}")
+    high = math.inf if most is None else most
+    if found is None or found != found // 1 or not least <= found <= high or math.isinf(found):
+        reach = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise OptionError(f"{name}={_shown(value)} must be a whole number {reach}")
     return int(found)
 
 
