@@ -15,6 +15,8 @@ from typer.testing import CliRunner, Result
 
 from samerge.cli import app
 
+from .own_words import foreign_options
+
 WIDTH, HIDDEN, LAYERS = 16, 24, 2
 
 
@@ -73,13 +75,17 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def invoke(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """Run the command line in this process, in an empty folder."""
+    """Run the command line in this process, in an empty folder; it may speak of no option that it has not got."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.delenv("SAMERGE_TRACEBACK", raising=False)
 
     def run(*args: object) -> Result:
-        return CliRunner().invoke(app, [str(arg) for arg in args])
+        words = [str(arg) for arg in args]
+        result = CliRunner().invoke(app, words)
+        if result.exit_code:
+            assert not foreign_options(words, result.output), words
+        return result
 
     return run
 

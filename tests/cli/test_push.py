@@ -111,7 +111,7 @@ def test_what_cannot_be_pushed(invoke, loras, uploaded, tmp_path) -> None:
     for words, told in (
         (("push", loras / "math", "ada/x"), "was this made by samerge?"),
         (("push", tmp_path / "nothing", "ada/x"), "was this made by samerge?"),
-        (("push", loras / "math", "a/b/c"), "A repository id is"),
+        (("push", loras / "math", "a/b/c"), "error: 'a/b/c': a repository id is"),
         (("push", loras / "math", "ada/x", "--create-pr", "--revision", "v2"), "leave one of them out"),
     ):
         result = invoke(*words)

@@ -10,6 +10,7 @@ import typer
 from samerge.cli.console import show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import given_adapters, given_weights
 from samerge.cli.shared_options import Adapters, Base, Manner, Positional, Weights
+from samerge.cli.shell_words import said
 from samerge.cli.spread import FromTable
 from samerge.cli.target import Target
 from samerge.errors import OptionError
@@ -80,9 +81,9 @@ def bake(
 
         console = stdout()
         many = f"{len(specs)} adapters" if len(specs) > 1 else "1 adapter"
-        said = f"{many} baked into {record.output.modules:,} weights of {record.output.size}"
-        console.print(f"{said} in {time.perf_counter() - start:.1f} s.", markup=False)
+        done = f"{many} baked into {record.output.modules:,} weights of {record.output.size}"
+        console.print(f"{done} in {time.perf_counter() - start:.1f} s.", markup=False)
         for note in record.notes:
-            console.print(f"Note: {note}", markup=False, soft_wrap=True)
+            console.print(f"Note: {said(note)}", markup=False, soft_wrap=True)
         loader = model_class(record)
         show_ways(f'{loader}.from_pretrained("{target.out}")' if target.out else None, url)

@@ -72,7 +72,7 @@ def _told(report: AdapterReport) -> Text:
     lines += [("contains", line, "") for line in report.contents()]
     if report.mergeable:
         lines.append(("merge", "yes", "green"))
-    names = option_names()
+    names = option_names() | {"base"}  # of a merge, which the line is about
     lines += [("merge", f"no: {in_shell_words(problem, names)}", "red") for problem in report.problems]
     for server, reasons in (report.serving or {}).items():
         read = f"({VERSIONS[server]})"

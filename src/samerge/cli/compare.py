@@ -14,12 +14,11 @@ from samerge.cli.console import show_json, show_warnings, stderr, stdout
 from samerge.cli.exit_codes import BAD_INPUT
 from samerge.cli.named_adapter import given_adapters, given_weights
 from samerge.cli.shared_options import Adapters, Base, Manner, Picture, Positional, Weights
-from samerge.cli.shell_words import in_shell_words
+from samerge.cli.shell_words import said
 from samerge.cli.spread import FromTable, methods_offered
 from samerge.cli.target import check_folder
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
-from samerge.options.option import table
 from samerge.report.picture import check_picture
 
 if TYPE_CHECKING:
@@ -103,10 +102,8 @@ def _show(found: Comparison, saved: dict[str, str], drawn: str | None, manner: M
         show_json({"ways": found.rows(), "saved": saved, "picture": drawn, "warnings": notes})
     elif not manner.quiet:
         stdout().print(found.table())
-    words = {"base", "method", *(row.name for row in table(CommonOptions))}
     for way, reason in found.failed.items():
-        reason = in_shell_words(reason, words)
-        stderr().print(f"failed: {way}: {reason}", style="red", markup=False)
+        stderr().print(f"failed: {way}: {said(reason)}", style="red", markup=False)
     if not manner.quiet:
         for way, folder in saved.items():
             stderr().print(f"saved {way} in {folder}", markup=False)

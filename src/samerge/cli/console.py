@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from samerge.cli.shell_words import in_shell_words, option_names
+from samerge.cli.shell_words import said
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,13 +47,13 @@ def show_warnings(warnings: Iterable[str]) -> None:
 
     console = stderr()
     for warning in warnings:
-        console.print(Text.assemble(("warning: ", "bold yellow"), in_shell_words(warning, option_names())))
+        console.print(Text.assemble(("warning: ", "bold yellow"), said(warning)))
 
 
 def show_notes(notes: Iterable[str]) -> None:
     """Print what is worth knowing of a merge on stderr, where no table shows it."""
     for note in notes:
-        stderr().print(f"note: {in_shell_words(note, option_names())}", markup=False)
+        stderr().print(f"note: {said(note)}", markup=False)
 
 
 def show_ways(load: str | None, url: str | None, look: str | None = None) -> None:

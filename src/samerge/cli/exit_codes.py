@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import errno
 import functools
 import os
 import signal
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, ParamSpec
 
 import typer
 
 from samerge.cli.console import stderr
-from samerge.cli.shell_words import in_shell_words, option_names
+from samerge.cli.shell_words import said, speaking
 from samerge.errors import SamergeError
 
 UNEXPECTED = 1
@@ -65,12 +66,16 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with speaking(kwargs):
+            attempt(*args, **kwargs)
+
+    def attempt(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             with _signals(), _warnings():
                 command(*args, **kwargs)
         except SamergeError as error:
             _show_traceback(error, wanted=False)
-            _say("error", in_shell_words(str(error), _options(kwargs)))
+            _say("error", said(str(error)))
             raise typer.Exit(BAD_INPUT) from None
         except Terminated as ended:
             _say("ended", f"by {ended}; nothing was left half-written")
@@ -89,17 +94,6 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(UNEXPECTED) from None
 
     return run
-
-
-def _options(given: Mapping[str, object]) -> set[str]:
-    """The options that a message may name: a recipe file has the library's own words.
-
-    Options of a way of `compare` are written as in Python, and what names it is `--method`.
-    """
-    names = {str(name) for name in given}
-    if "recipe" in names:
-        return names
-    return names | ({"method"} if "ways" in names else option_names())
 
 
 def _of_the_machine(error: Exception) -> str | None:
@@ -149,9 +143,10 @@ def _signals() -> Iterator[None]:
 def _warnings() -> Iterator[None]:
     """Warnings through our own console, which escapes what they quote."""
     before = warnings.showwarning
+    here = contextvars.copy_context()  # of the command; a thread that warns has one of its own
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        _say("warning", in_shell_words(str(message), option_names() | {"format"}))
+        _say("warning", here.copy().run(said, str(message)))
 
     warnings.showwarning = show
     try:

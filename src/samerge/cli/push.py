@@ -8,7 +8,7 @@ import typer
 
 from samerge.cli.console import show_json, show_ways
 from samerge.cli.shared_options import Manner
-from samerge.cli.target import CommitMessage, CreatePr, Private, Revision, Target
+from samerge.cli.target import CommitMessage, CreatePr, Private, Revision, check_branch, check_repository
 
 
 def push(
@@ -27,14 +27,8 @@ def push(
 
     Only the files that its record names are uploaded, and the record tells local folders by their last part.
     """
-    target = Target(
-        push_to_hub=repository,
-        private=private,
-        revision=revision,
-        commit_message=commit_message,
-        create_pr=create_pr,
-    )
-    target.check()
+    check_branch(create_pr, revision)
+    check_repository(repository)
     from samerge.report.saved import push_saved
 
     told: dict[str, Any] = {"commit_message": commit_message} if commit_message else {}

@@ -15,7 +15,7 @@ from samerge.cli.target import AdapterTarget
 
 def run_recipe(
     *,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The recipe, in YAML.")],
+    recipe: Annotated[str, typer.Argument(metavar="FILE", help="The recipe, in YAML.")],
     target: AdapterTarget,
     manner: Manner,
 ) -> None:
@@ -37,4 +37,4 @@ def run_recipe(
     base (`model: BASE+ADAPTER`); --out says where the adapter goes.
     """
     given = {item.name: getattr(target, item.name) for item in fields(target) if getattr(target, item.name)}
-    carry_out(read_recipe(file, given), manner)
+    carry_out(read_recipe(recipe, given), manner)

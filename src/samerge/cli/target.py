@@ -88,13 +88,9 @@ class Target:
         given = [f"--{name.replace('_', '-')}" for name in hub if getattr(self, name)]
         if given and not self.push_to_hub:
             raise OptionError(f"{given[0]} is for a repository on the Hub; give --push-to-hub USER/NAME, too")
-        if self.create_pr and self.revision:
-            raise OptionError(
-                f"--create-pr opens a pull request against the main branch and --revision {self.revision} names "
-                f"another; leave one of them out"
-            )
+        check_branch(self.create_pr, self.revision)
         if self.push_to_hub:
-            _check_repository(self.push_to_hub)
+            check_repository(self.push_to_hub, "--push-to-hub ")
 
     def deliver(self, result: MergedAdapter | StreamedModel, quiet: bool, **sized: Any) -> str | None:
         """Save and push; the address of what was pushed. A push that fails loses nothing.
@@ -230,11 +226,35 @@ def check_folder(out: str, overwrite: bool, marker: str | None = None) -> None:
     check_parent(target)
 
 
-def _check_repository(repository: str) -> None:
+def check_branch(create_pr: bool, revision: str | None) -> None:
+    """Refuse a pull request that is to go to a branch.
+
+    Raises:
+        OptionError: it is.
+    """
+    if create_pr and revision:
+        raise OptionError(
+            f"--create-pr opens a pull request against the main branch and --revision {revision} names another; leave "
+            f"one of them out"
+        )
+
+
+def check_repository(repository: str, option: str = "") -> None:
+    """Refuse what can be no repository.
+
+    Args:
+        repository: what the user wrote.
+        option: before it, for messages.
+
+    Raises:
+        OptionError: it can be none.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
+
+    from samerge.weights.hub_errors import REPOSITORY_ID
 
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise OptionError(f"--push-to-hub {repository!r}: {error}. A repository id is 'name' or 'user/name'") from error
+        raise OptionError(f"{option}{repository!r}: {REPOSITORY_ID}") from error

@@ -17,6 +17,7 @@ from samerge.cli.exit_codes import INTERRUPTED
 from samerge.cli.named_adapter import given_adapters, given_weights
 from samerge.cli.own_options import own_options
 from samerge.cli.shared_options import Adapters, Base, Manner, MethodName, Picture, Weights
+from samerge.cli.shell_words import said
 from samerge.cli.spread import FromTable
 from samerge.cli.target import AdapterTarget
 from samerge.errors import OptionError
@@ -202,7 +203,7 @@ def _score(command: str | None, function: str | None) -> Callable[[MergedAdapter
 def _say(trial: TuneTrial) -> None:
     """One line a trial where no bar is shown; failed ones always."""
     if trial.error is not None:
-        stderr().print(f"trial {trial.number} failed: {trial.error}", markup=False)
+        stderr().print(f"trial {trial.number} failed: {said(trial.error)}", markup=False)
     elif not sys.stderr.isatty():
         stderr().print(f"trial {trial.number}: {trial.score:.6g}", markup=False)
 

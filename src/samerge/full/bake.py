@@ -163,8 +163,7 @@ def _dtypes(base: Opened, chosen: torch.dtype | None, dequantise: bool) -> dict[
         raise BaseModelError(
             f"baking into {source.name!r}: it is quantised ({', '.join(sorted(packed)[:2]) or 'by its configuration'}"
             f"{' ...' if len(packed) > 2 else ''}), and an update cannot be added to packed weights without rounding "
-            f"them once more. Bake into the unquantised model, or write it in full precision with dequantise=True "
-            f"(--dequantise)"
+            f"them once more. Bake into the unquantised model, or write it in full precision with dequantise=True"
         )
     said = source.config.get("dtype") or source.config.get("torch_dtype")
     own = dtype_of(str(said).removeprefix("torch.")) if said else None

@@ -95,7 +95,7 @@ def _found(base: Path, code: bool) -> tuple[list[Path], list[str]]:
         notes.append(
             f"the model holds code of its base, which runs when it is loaded with trust_remote_code=True: {names}"
             if code
-            else f"the base's own code was left out ({names}); trust_remote_code=True (--trust-remote-code) copies it"
+            else f"the base's own code was left out ({names}); trust_remote_code=True copies it"
         )
     return inside, notes
 

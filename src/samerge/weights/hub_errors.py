@@ -10,6 +10,8 @@ from samerge.errors import HubError
 
 #: What the system puts before its words.
 _ERRNO = re.compile(r"\[(Errno|WinError) -?\d+\] ")
+#: Our own words: those of huggingface_hub name an argument of its own.
+REPOSITORY_ID = "a repository id is 'name' or 'user/name', of letters, digits, '-', '_' and '.'; check the name"
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -22,15 +24,16 @@ def hub_errors(doing: str, repo_id: str, pushing: bool = False) -> Iterator[None
         # an upload's error is wrapped in a RuntimeError that says only which file it was
         told = error.__cause__ if type(error) is RuntimeError and isinstance(error.__cause__, Exception) else error
         lines = [line.strip() for line in _ERRNO.sub("", str(told)).splitlines() if line.strip()] or ["no details"]
-        raise HubError(f"{doing}: {type(told).__name__}: {lines[0]}; {_way_out(told, repo_id, pushing)}") from error
+        cause = "" if _invalid(told) else f"{type(told).__name__}: {lines[0]}; "
+        raise HubError(f"{doing}: {cause}{_way_out(told, repo_id, pushing)}") from error
 
 
 def _way_out(error: Exception, repo_id: str, pushing: bool) -> str:
     from huggingface_hub import errors
 
     status = _status(error)
-    if isinstance(error, errors.HFValidationError):
-        return "a repository id is 'name' or 'user/name', of letters, digits, '-', '_' and '.'; check the name"
+    if _invalid(error):
+        return REPOSITORY_ID
     if isinstance(error, errors.GatedRepoError):
         return f"ask for access on the page of {repo_id} on the Hub, and {_LOGIN}"
     if isinstance(error, errors.RevisionNotFoundError):
@@ -58,6 +61,13 @@ def _way_out(error: Exception, repo_id: str, pushing: bool) -> str:
             f"run `hf download {repo_id}` where there is a network, or give a folder"
         )
     return "check the connection, and try again"
+
+
+def _invalid(error: Exception) -> bool:
+    """Whether the name can be that of no repository."""
+    from huggingface_hub import errors
+
+    return isinstance(error, errors.HFValidationError)
 
 
 def _status(error: BaseException | None) -> int | None:
