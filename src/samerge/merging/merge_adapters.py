@@ -18,6 +18,7 @@ from samerge.graph.families import find_family
 from samerge.graph.naming import WAYS_ON
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.spelling import Together
+from samerge.merging.calibration.calibrate import Channels, calibrate
 from samerge.merging.companions import chosen_companions
 from samerge.merging.conversion.dora import check_dora, converted
 from samerge.merging.finish import Finisher
@@ -28,6 +29,7 @@ from samerge.merging.plan import Plan, Weights, plan
 from samerge.merging.trained_parts import check_extras
 from samerge.methods.keywords import MergeKeywords
 from samerge.methods.problem import Problem, Site, iterate
+from samerge.options.calibration import Calibration
 from samerge.parallel.processes import group
 from samerge.parallel.progress import Progress
 from samerge.weights import WeightSource
@@ -122,9 +124,11 @@ class Shared:
 
     Args:
         converted: sites whose DoRA modules were converted, with what that lost, by all that it depends on.
+        measured: the sizes of input channels, likewise.
     """
 
     converted: dict[Any, tuple[tuple[Site, ...], Mapping[str, Mapping[str, float]]]] = field(default_factory=dict)
+    measured: dict[Any, Channels] = field(default_factory=dict)
 
 
 def merge_opened(
@@ -192,8 +196,10 @@ def merge_opened(
     )
     if rule:
         problem = replace(problem, weights=nan_weights(problem))
+    measured = _measured(problem, base, source, planned, shared)
+    problem = replace(problem, channels=measured.of)
     begun = group().together(lambda: planned.method.begin(problem, planned.own))
-    finisher = Finisher(problem, experts, planned, begun, dora_lost, notes=spelled.notes)
+    finisher = Finisher(problem, experts, planned, begun, dora_lost, notes=(*spelled.notes, *measured.notes))
 
     def layers() -> None:
         for site in iterate(problem, "merging"):
@@ -264,6 +270,28 @@ def _why_no_graph(source: WeightSource, error: GraphError) -> str:
         return "the base's architecture has no flow graph here"
     reason = str(error).replace(WAYS_ON, "").strip().rstrip(".")
     return f"the base's flow graph could not be made ({reason})"
+
+
+def _measured(
+    problem: Problem, base: object, source: WeightSource | None, planned: Plan, shared: Shared | None
+) -> Channels:
+    """The sizes of the input channels where they are asked for; the first of several processes runs the base."""
+    given: Calibration | None = getattr(planned.own, "calibration", None)
+    if given is None:
+        return Channels()
+    held = {} if shared is None else shared.measured
+    key = (given, str(problem.device), *(site.module for site in problem.sites))
+    if key not in held:
+        one = group()
+        found = one.each(
+            lambda: (
+                calibrate(given, problem.sites, base, source, problem.device, problem.progress)
+                if one.first
+                else Channels()
+            )
+        )
+        held[key] = found[0]
+    return held[key]
 
 
 def _plain(

@@ -16,6 +16,7 @@ from samerge.adapters import CONFIG_NAME
 from samerge.adapters.formats.table import read_any
 from samerge.adapters.writer import HASH_FIELD, tensors_digest
 from samerge.errors import AdapterError, BaseModelError, HubError, OptionError, SamergeError
+from samerge.options.calibration import IN_MEMORY, RANDOM
 from samerge.report.reading import raw_record
 from samerge.weights.fields import NUMBER, OBJECT, TEXT, check_fields, list_of, table_of
 from samerge.weights.hub import RECORD_NAME, resolve_adapter, resolve_base
@@ -160,11 +161,13 @@ def _again(folder: Path, record: Mapping[str, Any]) -> Finding:
             found = _alike(what, folder, again)
         except SamergeError as error:
             return Finding(what, False, str(error))
-    if found.sound is False and (record.get("base") or {}).get("live"):
-        return Finding(
-            what, None, f"{found.told}; its base was a model in memory, which may not have been that of files"
-        )
-    return found
+    doubts = {
+        "its base was a model in memory, which may not have been that of files": (record.get("base") or {}).get("live"),
+        "the texts that its base was run on may have been others": (record.get("options") or {}).get("calibration")
+        not in (None, RANDOM),
+    }
+    doubt = next((told for told, there in doubts.items() if there), None)
+    return found if found.sound is not False or doubt is None else Finding(what, None, f"{found.told}; {doubt}")
 
 
 def _merged(record: Mapping[str, Any], target: Path) -> Path:
@@ -178,6 +181,8 @@ def _merged(record: Mapping[str, Any], target: Path) -> Path:
     options = {key: value for key, value in (record.get("options") or {}).items() if key != "weights"}
     if options.get("connectivity") == _OWN_GRAPH:
         raise OptionError("its flow graph was one of the user's own, of which the record says no more")
+    if options.get("calibration") == IN_MEMORY:
+        raise OptionError("its base was run on inputs in memory, of which the record says no more")
     places = {}
     for entry in record["inputs"]:
         name, source = entry["name"], entry.get("source")

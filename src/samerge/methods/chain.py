@@ -38,6 +38,7 @@ from samerge.linalg.twins import joined
 from samerge.linalg.voices import several, voices
 from samerge.methods.method import MergedLayer, Share
 from samerge.methods.problem import Part, Problem, Site, taken_apart
+from samerge.options.calibration import HELP, Calibration, calibration
 from samerge.options.kinds import share
 from samerge.options.option import Options, option
 
@@ -56,6 +57,7 @@ class ChainOptions(Options):
         "rank 16 makes 24.",
         told="as many as the rank",
     )
+    calibration: Calibration | None = option(calibration(), None, HELP, told="no: the weights alone")
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,10 @@ def stacked(parts: Mapping[int, Part], weights: tuple[float, ...]) -> Stack:
 
 def settled(parts: Mapping[int, Part], weights: tuple[float, ...]) -> dict[int, Part]:
     """The same updates by triplets, with a basis of their own where near-equal singular values leave it open."""
-    own = taken_apart(parts)
+    seen = {n: part.seen for n, part in parts.items()}
+    own = taken_apart(seen)
     if not all(has_own_basis(one.S) for one in own.values()):
-        own = apart(canonical_stack(parts, weights).triplets)
+        own = apart(canonical_stack(seen, weights).triplets)
     return {n: part.with_triplets(own[n]) if n in own else part for n, part in parts.items()}
 
 
@@ -147,6 +150,11 @@ def chain_layer(
     """
 
     def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
+        merged = as_seen(site, {n: part.seen for n, part in parts.items()})
+        channels = problem.channels.get(site.module)
+        return merged if channels is None else unscaled(merged, channels)
+
+    def as_seen(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
         present = {n: parts[n] for n, own in taken_apart(parts).items() if own.rank}
         if len(present) < 2:
             own = settled(present, problem.weights_at(site)) if settle else present
@@ -198,6 +206,18 @@ def strength(sigma: Tensor, kept: Tensor, adapters: int, heard: float) -> float:
     loud = LOUDNESS**2 * float(sigma.square().sum()) / adapters / math.sqrt(len(kept) * len(sigma) / adapters)
     share = min(1.0, max(0.0, heard - 1))
     return math.sqrt((1 - share) * alone + share * loud)
+
+
+def unscaled(merged: MergedLayer, channels: Tensor) -> MergedLayer:
+    """A layer that was merged with its input channels multiplied by s (d_in,), as it is without: M diag(s)^-1.
+
+    The sums of the adapters that it knows are not those of what was trained, so they are left out; signs are the same.
+    """
+    one = merged.update
+    V = one.V / channels.to(one.V)[:, None]
+    norms = torch.linalg.vector_norm(V, dim=0)
+    update = Triplets(one.U, one.S * norms.double(), V / norms, False, one.owners)
+    return replace(merged, update=update, summed=None)
 
 
 def _voices(stack: Stack, left: Decorrelated, right: Decorrelated) -> float:

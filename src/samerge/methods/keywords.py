@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, TypedDict
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
 import torch
 
@@ -22,6 +23,8 @@ class LiveKeywords(TypedDict, total=False):
     dora: str | None
     companions: str | None
     modules: Mapping[str, float | Mapping[str, float]] | None
+    #: saliency, even.
+    calibration: str | os.PathLike[str] | Sequence[str] | Callable[[Any], Any] | None
     #: saliency, paper, elementwise.
     iterations: int | None
     #: saliency, paper, elementwise.

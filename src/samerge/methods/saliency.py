@@ -75,7 +75,7 @@ def _prepared(problem: Problem) -> dict[str, dict[int, int]]:
 
     def load(site: Site) -> dict[int, int]:
         problem.held[site.module] = settled(problem.parts(site), problem.weights_at(site))
-        return {n: part.triplets.rank for n, part in problem.parts(site).items()}
+        return {n: part.seen.triplets.rank for n, part in problem.parts(site).items()}
 
     return everywhere(problem.sites, load, iterate(problem, "preparing"))
 
@@ -90,10 +90,16 @@ def _updates(
         picks = left[site.module]
         if site.module in own:
             parts = problem.parts(site)
-            found[site.module] = {n: parts[n].components(picks[n]) for n in picks}
+            seen = {n: parts[n].seen.components(picks[n]) for n in picks}
+            found[site.module] = seen if (s := problem.channels.get(site.module)) is None else _unscaled(seen, s)
         else:
             found[site.module] = {n: elsewhere(len(pick), site.shape) for n, pick in picks.items()}
     return found
+
+
+def _unscaled(seen: Mapping[int, LoraFactors], channels: Tensor) -> dict[int, LoraFactors]:
+    """The components as the model has them, whose input channels were multiplied by s (d_in,)."""
+    return {n: LoraFactors(own.A / channels.to(own.A), own.B) for n, own in seen.items()}
 
 
 def _pruned(
@@ -107,7 +113,7 @@ def _pruned(
 
     def stay(site: Site) -> dict[int, list[int]]:
         parts = problem.parts(site)
-        present = {n: part for n, part in parts.items() if part.triplets.rank}
+        present = {n: part.seen for n, part in parts.items() if part.seen.triplets.rank}
         picks = left[site.module]
         if len(present) < 2:
             return {n: pick.tolist() for n, pick in picks.items()}

@@ -12,6 +12,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
 from samerge.errors import OptionError
+from samerge.options.calibration import Calibration
 from samerge.options.kinds import Kind
 from samerge.options.module_weights import ModuleWeights
 
@@ -134,4 +135,4 @@ def _row(item: Field[Any]) -> Option:
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return value.plain() if isinstance(value, ModuleWeights) else "custom graph"
+    return value.plain() if isinstance(value, (ModuleWeights, Calibration)) else "custom graph"

@@ -1,0 +1,81 @@
+"""`calibration`: what the base is run on, so that a merge knows how large the inputs of its modules are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samerge.errors import OptionError
+from samerge.options.kinds import Kind
+
+#: Tokens drawn at random: the word for it.
+RANDOM = "random"
+_ENDING = ".jsonl"
+#: What a record says of inputs that are in no file.
+IN_MEMORY = "inputs in memory"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the base is run on.
+
+    Args:
+        file: a JSON Lines file of texts.
+        texts: texts.
+        run: called with the model; runs it.
+
+    Without any of them: tokens drawn at random.
+    """
+
+    file: Path | None = None
+    texts: tuple[str, ...] = ()
+    run: Callable[[Any], Any] | None = None
+
+    def plain(self) -> str:
+        """As the record has it.
+
+        Example:
+            >>> Calibration().plain(), Calibration(file=Path("texts.jsonl")).plain(), Calibration(texts=("a",)).plain()
+            ('random', 'texts.jsonl', 'inputs in memory')
+        """
+        if self.texts or self.run is not None:
+            return IN_MEMORY
+        return RANDOM if self.file is None else str(self.file)
+
+
+def calibration() -> Kind:
+    """ "random", a JSON Lines file, a list of texts, or a function that runs the model."""
+
+    def read(name: str, value: Any) -> Calibration:
+        if isinstance(value, Calibration):
+            return value
+        if value == RANDOM:
+            return Calibration()
+        if isinstance(value, (str, os.PathLike)):
+            if not str(value).endswith(_ENDING):
+                raise OptionError(
+                    f"{name}={str(value)!r} is not known; give {RANDOM}, or a file {_ENDING} with a line "
+                    f'{{"text": "..."}} for each input'
+                )
+            return Calibration(file=Path(value))
+        if callable(value):
+            return Calibration(run=value)
+        if isinstance(value, Sequence) and value and all(isinstance(one, str) and one for one in value):
+            return Calibration(texts=tuple(value))
+        raise OptionError(
+            f"{name}={type(value).__name__} is not known; give {RANDOM!r}, a file {_ENDING}, a list of texts, or a "
+            f"function that runs the model it is given"
+        )
+
+    schema = {"anyOf": [{"enum": [RANDOM]}, {"type": "string", "pattern": rf"\{_ENDING}$"}]}
+    annotation = "str | os.PathLike[str] | Sequence[str] | Callable[[Any], Any]"
+    return Kind(read, annotation, f"{RANDOM}|FILE{_ENDING}", (RANDOM,), schema=schema)
+
+
+HELP = (
+    "Run the base first, and weigh what the adapters do to each input channel by how large the channel is: on tokens "
+    "drawn at random, on the texts of a file, in Python also on a list of texts or by a function that runs the model."
+)

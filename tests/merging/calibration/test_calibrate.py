@@ -1,0 +1,355 @@
+"""The base run on a few inputs: what is measured, on what, and what becomes of the model and of mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import NAMES, Beast
+from torch import nn
+
+import samerge
+from samerge.errors import AdapterError, BaseModelError, OptionError
+from samerge.merging.calibration.calibrate import POWER, RIDGE, Channels, calibrate
+from samerge.merging.calibration.texts import LENGTH, MOST_TOKENS, ROWS
+from samerge.merging.inputs import open_base
+from samerge.merging.verifying import verify
+from samerge.methods.problem import Site
+from samerge.options.calibration import Calibration
+from samerge.parallel.progress import Progress
+
+CPU = torch.device("cpu")
+
+
+def sites(model: nn.Module, *endings: str) -> list[Site]:
+    """The linear layers of a model by the ends of their names, as if adapters had them."""
+    from samerge.adapters.layouts import Layout
+
+    found = []
+    for name, module in model.named_modules():
+        if name.endswith(endings) and isinstance(module, nn.Linear):
+            found.append(Site(name, f"{name}.weight", Layout(), tuple(module.weight.shape), {}))
+    return found
+
+
+def measured(given: Calibration, wanted: list[Site], base) -> Channels:
+    return calibrate(given, wanted, base, open_base(base, required=False), CPU, Progress(False))
+
+
+def scale(squares: torch.Tensor) -> torch.Tensor:
+    return ((squares / squares.mean() + RIDGE) ** POWER).float()
+
+
+def words(folder: Path, count: int = 40) -> None:
+    """A tokenizer beside a tiny model: one word, w3, for each number."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    own = Tokenizer(models.WordLevel({f"w{i}": i for i in range(count)}, unk_token="w0"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=own, unk_token="w0").save_pretrained(folder)
+
+
+@pytest.fixture
+def with_words(llama: Beast, tmp_path) -> str:
+    """The tiny Llama with a tokenizer."""
+    llama.model().save_pretrained(tmp_path / "base")
+    words(tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+# --- what is measured ---
+
+
+def test_the_squares_are_those_of_what_a_layer_takes(llama: Beast) -> None:
+    """By the model's own hidden states: the first projection takes the embeddings after the norm."""
+    model = llama.model()
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    found = measured(Calibration(run=lambda m: m(input_ids=ids)), sites(model, "q_proj", "down_proj"), model)
+    with torch.no_grad():
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        taken = model.model.layers[1].input_layernorm(states[1])
+    squares = taken.double().flatten(0, 1).square().mean(0)
+    torch.testing.assert_close(found.of["model.layers.1.self_attn.q_proj"], scale(squares))
+    assert found.of["model.layers.0.mlp.down_proj"].shape == (24,)
+
+
+def test_all_runs_of_a_function_count(llama: Beast) -> None:
+    model = llama.model()
+    one, other = torch.tensor([[5, 6, 7]]), torch.tensor([[9, 10, 11]])
+    wanted = sites(model, "q_proj")
+
+    def both(m: nn.Module) -> None:
+        m(input_ids=one)
+        m(input_ids=other)
+
+    apart = measured(Calibration(run=both), wanted, model)
+    together = measured(Calibration(run=lambda m: m(input_ids=torch.cat([one, other]))), wanted, model)
+    for name, s in together.of.items():
+        torch.testing.assert_close(apart.of[name], s)
+
+
+def test_random_tokens_are_the_same_each_time_and_in_the_vocabulary(llama: Beast) -> None:
+    seen = []
+    model = llama.model()
+    model.register_forward_pre_hook(lambda m, given, named: seen.append(named["input_ids"]), with_kwargs=True)
+    wanted = sites(model, "q_proj")
+    one, other = measured(Calibration(), wanted, model), measured(Calibration(), wanted, model)
+    ids = torch.cat(seen[:ROWS])
+    assert ids.shape == (ROWS, LENGTH)
+    assert 0 <= int(ids.min()) < int(ids.max()) < 40
+    for name, s in one.of.items():
+        torch.testing.assert_close(other.of[name], s)
+    assert one.notes == (f"calibration: the base was run on {ROWS * LENGTH} tokens drawn at random",)
+
+
+def test_no_more_tokens_than_the_model_has_places_for(zoo) -> None:
+    """Tiny GPT-2 has 32 positions."""
+    gpt2 = zoo("gpt2")
+    merged = samerge.merge(gpt2.base, gpt2.adapters, calibration="random", progress=False)
+    assert f"{ROWS * 28} tokens" in " ".join(merged.report.record.notes)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5"])
+def test_every_kind_of_text_model_from_its_folder(zoo, name) -> None:
+    """As a live model and from files: the same scales, for all that is adapted."""
+    own = zoo(name)
+    merged = samerge.merge(own.base, own.adapters, calibration="random", progress=False)
+    assert not any("go without" in note for note in merged.report.record.notes)
+    live = samerge.merge(own.model(), own.adapters, calibration="random", progress=False)
+    for module in merged.factors:
+        torch.testing.assert_close(merged.delta(module), live.delta(module), rtol=1e-3, atol=1e-5)
+    without = samerge.merge(own.base, own.adapters, progress=False)
+    assert any(not torch.allclose(without.delta(m), merged.delta(m), rtol=1e-2) for m in merged.factors)
+
+
+def test_images_by_a_function(zoo) -> None:
+    vit = zoo("vit")
+    pictures = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    merged = samerge.merge(vit.model(), vit.adapters, calibration=lambda m: m(pixel_values=pictures), progress=False)
+    assert "calibration: the base was run on inputs of a function" in merged.report.record.notes
+    assert merged.report.record.options["calibration"] == "inputs in memory"
+    with pytest.raises(OptionError, match="ViTForImageClassification does not take any"):
+        samerge.merge(vit.base, vit.adapters, calibration="random", progress=False)
+
+
+def test_convolutions_are_weighed_by_their_channels() -> None:
+    """A column of a convolution's update is one place of the kernel in one channel."""
+    from pipelines import unet
+
+    model = unet()
+    conv = model.conv_in
+    assert conv.weight.shape[1:] == (4, 3, 3)
+    from samerge.adapters.layouts import Layout
+
+    site = Site("conv_in", "conv_in.weight", Layout("conv", kernel=(4, 3, 3)), (conv.weight.shape[0], 36), {})
+    x = torch.randn(2, 4, 8, 8) * torch.tensor([1.0, 2.0, 3.0, 10.0])[:, None, None]
+    found = measured(Calibration(run=lambda m: m(x, 1, torch.randn(2, 3, 16))), [site], model)
+    squares = x.double().square().mean(dim=(0, 2, 3))
+    torch.testing.assert_close(found.of["conv_in"], scale(squares)[:, None].expand(4, 9).flatten())
+
+
+# --- texts ---
+
+
+def test_a_file_of_texts(with_words, llama: Beast, tmp_path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "w5 w6 w7 w8"}\n\n{"text": "w9 w10", "label": 1}\n')
+    wanted = sites(llama.model(), "q_proj")
+    found = measured(Calibration(file=file), wanted, with_words)
+    assert found.notes == (f"calibration: the base was run on 2 texts of 6 tokens of {file}",)
+
+    def by_hand(model: nn.Module) -> None:
+        model(input_ids=torch.tensor([[5, 6, 7, 8]]))
+        model(input_ids=torch.tensor([[9, 10]]))
+
+    for name, s in measured(Calibration(run=by_hand), wanted, llama.model()).of.items():
+        torch.testing.assert_close(found.of[name], s)
+
+
+def test_a_list_of_texts_long_ones_cut(with_words, llama: Beast) -> None:
+    found = measured(Calibration(texts=("w5 " * 300, "w6 w7")), sites(llama.model(), "q_proj"), with_words)
+    assert found.notes == (f"calibration: the base was run on 2 texts of {MOST_TOKENS + 2} tokens",)
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("", "has no line"),
+        ("not json\n", "line 1 of .* is no JSON"),
+        ('{"text": "w1"}\n{"txt": "w2"}\n', "line 2 of .* has neither a text nor messages"),
+        ('{"text": 5}\n', "line 1 of .* has neither"),
+        ('["w1"]\n', "line 1 of .* has neither"),
+        ('{"messages": [{"role": "user", "content": "w1"}]}\n', "chat template does not take the messages"),
+    ],
+)
+def test_files_that_are_none(with_words, llama: Beast, tmp_path, written, told) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text(written)
+    with pytest.raises(OptionError, match=told):
+        measured(Calibration(file=file), sites(llama.model(), "q_proj"), with_words)
+
+
+def test_a_file_that_is_not_there(llama: Beast, tmp_path) -> None:
+    with pytest.raises(OptionError, match="cannot be read"):
+        samerge.merge(llama.base, llama.adapters, calibration=tmp_path / "none.jsonl", progress=False)
+
+
+def test_a_base_without_a_tokenizer(llama: Beast) -> None:
+    with pytest.raises(
+        BaseModelError, match=r"tokenizer of the base .* cannot be read .*calibration='random' needs none"
+    ):
+        samerge.merge(llama.base, llama.adapters, calibration=["w1 w2"], progress=False)
+
+
+@pytest.mark.parametrize("value", ["texts.txt", "randm", [], [""], ["a", 5], 3, {"a": "b"}])
+def test_values_that_are_none(llama: Beast, value) -> None:
+    with pytest.raises(OptionError, match=r"calibration=.* is not known"):
+        samerge.merge(llama.base, llama.adapters, calibration=value, progress=False)
+
+
+# --- the model ---
+
+
+def test_adapters_of_a_live_model_do_not_take_part_and_nothing_of_it_changes(llama: Beast) -> None:
+    model = llama.peft_model()
+    model.train()
+    model.base_model.model.model.layers[0].mlp.eval()
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    modes = [m.training for m in model.modules()]
+    merged = samerge.merge(model, list(NAMES), calibration="random", progress=False)
+    alone = samerge.merge(llama.model(), llama.adapters, calibration="random", progress=False)
+    for module in merged.factors:
+        torch.testing.assert_close(merged.delta(module), alone.delta(module), rtol=1e-3, atol=1e-5)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == trained
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+    assert [m.training for m in model.modules()] == modes
+    assert model.active_adapter == "math"
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert not any(getattr(m, "disable_adapters", False) is True for m in model.modules())
+
+
+def test_a_model_whose_adapters_are_disabled_stays_so(llama: Beast) -> None:
+    model = llama.peft_model()
+    model.base_model.disable_adapter_layers()
+    samerge.merge(model, list(NAMES), calibration="random", progress=False)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    assert all(m.disable_adapters for m in model.modules() if isinstance(m, BaseTunerLayer))
+
+
+def test_merged_adapters_are_refused(llama: Beast) -> None:
+    model = llama.peft_model()
+    model.merge_adapter(["math"])
+    with pytest.raises(AdapterError, match="unmerge_adapter"):
+        samerge.merge(model, list(NAMES), calibration="random", progress=False)
+
+
+def test_a_function_that_fails_leaves_the_model_as_it_was(llama: Beast) -> None:
+    model = llama.peft_model().train()
+
+    def fails(m: nn.Module) -> None:
+        m(input_ids=torch.tensor([[5, 6]]))
+        raise RuntimeError("my own mistake")
+
+    with pytest.raises(RuntimeError, match="my own mistake"):
+        samerge.merge(model, list(NAMES), calibration=fails, progress=False)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert all(m.training for m in model.modules())
+
+
+def test_a_function_that_does_not_run_the_model(llama: Beast) -> None:
+    with pytest.raises(OptionError, match="no module that is adapted took part"):
+        samerge.merge(llama.model(), llama.adapters, calibration=lambda model: None, progress=False)
+
+
+def test_on_a_live_model_by_pefts_names(llama: Beast) -> None:
+    model = llama.peft_model()
+    merged = samerge.add_weighted_adapter(model, list(NAMES), adapter_name="one", calibration="random", progress=False)
+    alone = samerge.merge(llama.base, llama.adapters, calibration="random", progress=False)
+    for module in alone.factors:
+        torch.testing.assert_close(merged.delta(module), alone.delta(module), rtol=1e-3, atol=1e-5)
+
+
+def test_a_broken_base_is_told(llama: Beast) -> None:
+    model = llama.model()
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("inf")
+    with pytest.raises(BaseModelError, match=r"hands to .* is not finite"):
+        samerge.merge(model, llama.adapters, method="even", calibration="random", progress=False)
+
+
+def test_modules_that_are_not_seen_go_without(llama: Beast) -> None:
+    model = llama.model()
+    merged = samerge.merge(
+        model,
+        llama.adapters,
+        calibration=lambda m: m.model.layers[0](torch.randn(1, 4, 32), position_embeddings=_places(m)),
+        progress=False,
+    )
+    plain = samerge.merge(model, llama.adapters, progress=False)
+    note = next(note for note in merged.report.record.notes if note.startswith("calibration"))
+    assert "modules go without, such as model.layers.1" in note
+    for module in merged.factors:
+        same = torch.allclose(merged.delta(module), plain.delta(module), rtol=1e-3, atol=1e-6)
+        assert same or ".layers.0." in module
+
+
+def _places(model):
+    x = torch.randn(1, 4, 32)
+    return model.model.rotary_emb(x, torch.arange(4)[None])
+
+
+def test_no_base(llama: Beast) -> None:
+    with pytest.raises(OptionError, match="calibration runs the base model; give base"):
+        samerge.merge(None, llama.adapters, calibration="random", progress=False)
+
+
+def test_a_base_that_transformers_does_not_know(llama: Beast, tmp_path) -> None:
+    llama.model().save_pretrained(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(
+        json.dumps(config | {"model_type": "unheard_of", "architectures": ["UnheardOf"]})
+    )
+    with pytest.raises(BaseModelError, match=r"transformers cannot load it .*give the loaded model"):
+        samerge.merge(str(tmp_path / "base"), llama.adapters, method="even", calibration="random", progress=False)
+
+
+# --- the record ---
+
+
+def test_the_record_and_what_makes_it_again(llama: Beast, tmp_path) -> None:
+    merged = samerge.merge(llama.base, llama.adapters, calibration="random", progress=False)
+    merged.save(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "samerge.json").read_text())["options"]["calibration"] == "random"
+    assert verify(tmp_path / "out", reproduce=True)[-1].sound
+
+
+def test_inputs_in_memory_cannot_be_made_again(llama: Beast, tmp_path) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    merged = samerge.merge(llama.base, llama.adapters, calibration=lambda m: m(input_ids=ids), progress=False)
+    merged.save(tmp_path / "out")
+    last = verify(tmp_path / "out", reproduce=True)[-1]
+    assert last.sound is None
+    assert "in memory" in last.told
+
+
+def test_comparisons_and_searches_run_the_base_once(llama: Beast) -> None:
+    runs = []
+
+    def run(model: nn.Module) -> None:
+        runs.append(1)
+        model(input_ids=torch.tensor([[5, 6, 7]]))
+
+    samerge.tune(
+        llama.base,
+        llama.adapters,
+        lambda merged: 0.0,
+        search={"scaling": (0.5, 1.0)},
+        trials=3,
+        calibration=run,
+        progress=False,
+    )
+    assert runs == [1]
