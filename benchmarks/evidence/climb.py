@@ -10,7 +10,7 @@ from typing import Any
 from suites.base import Part
 
 from evidence.runs import Setting
-from evidence.scores import LEAST, Gains, score, unpack
+from evidence.scores import Gains, has_score, score, unpack
 
 Line = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ def _gains(known: Mapping[tuple[Any, ...], Line], part: Part) -> Any:
         for task in part.tasks
         if (f"expert {task}",) in known
     }
-    own = {t: was - has for t, (was, has) in losses.items() if float((was - has).mean()) >= LEAST * float(was.mean())}
+    own = {t: was - has for t, (was, has) in losses.items() if has_score(float(was.mean()), float(has.mean()))}
 
     def gain(line: Line) -> tuple[Gains, Gains]:
         return {task: losses[task][0] - unpack(line["losses"][task]) for task in own}, own

@@ -15,7 +15,7 @@ from suites.base import Part
 from torch import Tensor
 
 from evidence.runs import Setting, read_lines, settings
-from evidence.scores import LEAST, Gains, interval, resampled, score, unpack
+from evidence.scores import Gains, has_score, interval, resampled, score, unpack
 from evidence.store import Results
 from evidence.table import ALL, DEFAULT, FAMILIES
 
@@ -61,7 +61,7 @@ def of_part(
     merges = [line for line in lines if line["role"] != "reference"]
     tasks = [task for task in part.tasks if task in own]
     losses = {task: (unpack(base["losses"][task]), unpack(own[task]["losses"][task])) for task in tasks}
-    smooth = [task for task in tasks if _gains(losses[task]) >= LEAST]
+    smooth = [task for task in tasks if has_score(*(float(one.mean()) for one in losses[task]))]
     documents = {task: torch.tensor(of) for task, of in base.get("documents", {}).items()}
     gained = {task: losses[task][0] - losses[task][1] for task in smooth}
 
@@ -160,12 +160,6 @@ def _figures(
             difference = [round(scores[i] - scores[at], 2), *interval(samples[i] - samples[at])]
         found.append({"score": round(scores[i], 2), "interval": interval(samples[i]), "to_default": difference})
     return found, samples
-
-
-def _gains(losses: tuple[Tensor, Tensor]) -> float:
-    """The share of the base's loss that an adapter takes away on its own task."""
-    base, own = (float(one.mean()) for one in losses)
-    return (base - own) / base
 
 
 def _rows(lines: Iterable[Line]) -> int:

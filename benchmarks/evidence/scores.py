@@ -25,6 +25,20 @@ Gains = Mapping[str, Tensor]
 LEAST = 0.05
 
 
+def has_score(base: float, own: float) -> bool:
+    """Whether a task has a smooth score.
+
+    Args:
+        base: mean loss of the base on it.
+        own: mean loss of the task's own adapter.
+
+    Example:
+        >>> has_score(4.0, 3.8), has_score(4.0, 3.9)
+        (True, False)
+    """
+    return base - own >= LEAST * base
+
+
 def pack(values: Tensor) -> str:
     """Numbers as text: float16 for losses, bits for booleans.
 

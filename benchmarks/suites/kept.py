@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evidence.scores import LEAST
+from evidence.scores import has_score
 
 import samerge
 from suites.base import Suite, Update, single
@@ -28,7 +28,7 @@ class Kept:
         self.folders: Mapping[str, Path] = one.adapters()
         ends = {task: (self._loss(None, task), self._loss(single(self.folders[task]), task)) for task in tasks}
         # as in quality.py: a task whose own adapter gains next to nothing has nothing to keep, but takes part
-        self.ends = {task: (base, own) for task, (base, own) in ends.items() if base - own >= LEAST * base}
+        self.ends = {task: (base, own) for task, (base, own) in ends.items() if has_score(base, own)}
 
     def shares(self, group: Iterable[str], **options: Any) -> dict[str, float]:
         """By task of a group that is scored, what a merge of the group keeps of its adapter's gain, in per cent."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from evidence.climb import peaks
+from evidence.climb import _gains, peaks
 from evidence.runs import settings
 from evidence.scores import pack
 from evidence.table import FAMILIES
 from suites.base import Part
+from suites.kept import Kept
 
 
 def line(key, losses: dict[str, float]) -> dict:
@@ -49,3 +52,16 @@ def test_a_task_whose_adapter_gains_nothing_does_not_count():
     ]
     assert peaks(lines, parts, grid) == []
     assert peaks(lines[:3], parts, []) == []
+
+
+@pytest.mark.parametrize("least", [0.05, 0.6])
+def test_which_tasks_have_a_score_is_decided_in_one_place(least, monkeypatch):
+    monkeypatch.setattr("evidence.scores.LEAST", least)
+    one = SimpleNamespace(base=lambda: None, adapters=lambda: {"a": "a"}, evaluator=lambda: None)
+    monkeypatch.setattr("suites.kept.single", lambda folder: folder)
+    monkeypatch.setattr(Kept, "_loss", lambda self, update, task: 4.0 if update is None else 2.0)
+    scored = least * 4.0 <= 4.0 - 2.0
+    assert bool(Kept(one, 4, ["a"]).ends) == scored
+    grid = [setting for setting in settings(FAMILIES, "tsv", ["r"]) if isinstance(setting.scaling, float)]
+    known = {("base",): line(("base",), {"a": 4.0}), ("expert a",): line(("expert a",), {"a": 2.0})}
+    assert bool(_gains(known, Part("whole", ("a",), judge=True))(line(grid[0].key(), {"a": 3.0}))[1]) == scored

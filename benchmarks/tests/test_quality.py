@@ -192,7 +192,7 @@ def test_every_setting_is_measured_once_and_becomes_a_record(llama, tmp_path, mo
     toy, store = Toy(llama), tmp_path / "toy" / "measurements.jsonl"
     toy.about = "a toy"
     monkeypatch.setattr(collecting, "SUITES", {"toy": ("toys", "toy")})
-    monkeypatch.setattr(collecting, "LEAST", -9.0)  # its adapters were not trained
+    monkeypatch.setattr("evidence.scores.LEAST", -9.0)  # its adapters were not trained
     monkeypatch.setitem(sys.modules, "toys", types.SimpleNamespace(toy=toy))
     runs = Runs(toy, ROWS, store)
     runs.references(all_tasks=False)
