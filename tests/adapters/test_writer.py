@@ -571,3 +571,15 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_a_record_is_made_plain_once(tmp_path, monkeypatch):
+    seen, plain = [], writer.plain
+    monkeypatch.setattr(writer, "plain", lambda data, name: seen.append(name) or plain(data, name))
+    told = {"found": {"b", "a"}, "lost": float("nan")}
+    folder = write_adapter(tmp_path / "out", {"base_model.model.q.lora_A.weight": torch.ones(2, 4)}, {"r": 2}, told, "")
+    writer.write_text(folder, told, "")
+    assert [name for name in seen if name == "samerge.json"] == ["samerge.json"] * 2
+    record = json.loads((folder / "samerge.json").read_text())
+    assert (record["found"], record["lost"]) == (["a", "b"], None)
+    assert "adapter_config.json" in record["files"]

@@ -75,7 +75,7 @@ def write_adapter(
         (temporary / CONFIG_NAME).write_text(settings, encoding="utf-8", newline="\n")
         for file in beside:
             shutil.copyfile(file, temporary / file.name)
-        write_text(temporary, record, card)
+        _write_plain(temporary, record, card)
     return target
 
 
@@ -122,11 +122,16 @@ def write_text(folder: Path, record: Mapping[str, Any], card: str) -> None:
     Raises:
         TypeError: `record` holds something that is no JSON.
     """
+    _write_plain(folder, plain(record, RECORD_NAME), card)
+
+
+def _write_plain(folder: Path, record: Mapping[str, Any], card: str) -> None:
+    """`write_text` of a record of plain values."""
     (folder / CARD_NAME).write_text(card, encoding="utf-8", newline="\n")
     origin = Origin(f"writing {folder}", AdapterError)
     files = {path.name: sha256(path, origin) for path in folder.iterdir() if path.name != RECORD_NAME}
-    text = json_text({**record, "files": files}, RECORD_NAME)
-    (folder / RECORD_NAME).write_text(text, encoding="utf-8", newline="\n")
+    text = _text({**record, "files": files})
+    (folder / RECORD_NAME).write_text(f"{text}\n", encoding="utf-8", newline="\n")
 
 
 def _save(tensors: dict[str, Tensor], file: Path, metadata: Mapping[str, str]) -> None:
