@@ -6,6 +6,8 @@ import pytest
 
 from samerge import OptionError
 from samerge.cli.named_adapter import AdapterSpec, default_name, given_weights, parse_adapter, unique
+from samerge.merging.inputs import named
+from samerge.ui.work import _named
 
 
 @pytest.mark.parametrize(
@@ -121,3 +123,11 @@ def test_weights() -> None:
             given_weights(text, two)
     with pytest.raises(OptionError, match="give one or the other"):
         given_weights("1", [AdapterSpec("a", "x/a", 0.5)])
+
+
+def test_the_library_the_shell_and_the_page_give_one_name(tmp_path, monkeypatch) -> None:
+    (tmp_path / "my-lora").mkdir()
+    monkeypatch.chdir(tmp_path / "my-lora")
+    (tmp_path / "my-lora" / "a@b.safetensors").touch()
+    for source, name in ((".", "my-lora"), ("ada/math@v2", "math"), ("a@b.safetensors", "a@b")):
+        assert [named([source], "adapters")[0][0], *_named([source]), parse_adapter(source).name] == [name] * 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 from samerge.errors import OptionError
 
@@ -90,20 +90,10 @@ def _weight_after_equals(text: str, option: str) -> None:
 
 
 def default_name(source: str) -> str:
-    """The last part of a folder, a file or a hub id, of either kind of system, without a revision or an ending.
+    """As `samerge.weights.hub.default_name`, which a command's help does not load."""
+    from samerge.weights import hub
 
-    Example:
-        >>> default_name("ada/math-lora@v2"), default_name("runs/code/"), default_name("C:\\\\loras\\\\code")
-        ('math-lora', 'code', 'code')
-        >>> default_name("loras/style.safetensors")
-        'style'
-    """
-    if not Path(source).is_dir():
-        source = source.partition("@")[0] or source
-    from samerge.weights.hub import ADAPTER_ENDINGS
-
-    name = PureWindowsPath(source).name or Path(source).resolve().name or source
-    return PureWindowsPath(name).stem if name.endswith(ADAPTER_ENDINGS) else name
+    return hub.default_name(source)
 
 
 def unique(adapters: Sequence[AdapterSpec], what: str = "adapter") -> tuple[AdapterSpec, ...]:

@@ -20,7 +20,7 @@ from samerge.merging.in_memory import as_adapter
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.options.kinds import check_strength
 from samerge.weights import FolderSource, ModelSource, WeightSource
-from samerge.weights.hub import ADAPTER_ENDINGS, files_beside, resolve_adapter, resolve_base
+from samerge.weights.hub import default_name, files_beside, resolve_adapter, resolve_base
 from samerge.weights.pipeline import Pipeline, PipelineSource, models_of
 from samerge.weights.published import published
 
@@ -143,9 +143,7 @@ def _name_of(given: Any) -> str:
         return type(given).__name__
     if not isinstance(given, (str, os.PathLike)):
         raise OptionError(f"{given!r} is no adapter; give a folder, a file or a hub id")
-    text = str(given) if isinstance(given, Path) or Path(given).exists() else str(given).partition("@")[0]
-    name = PurePath(text).name or str(given)
-    return PurePath(name).stem if name.endswith(ADAPTER_ENDINGS) else name
+    return default_name(given if isinstance(given, Path) else str(given))
 
 
 def weights_of(

@@ -7,7 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from samerge.adapters import Adapter
@@ -21,7 +21,7 @@ from samerge.merging.plan import plan
 from samerge.parallel.progress import Progress
 from samerge.ui.places import Places
 from samerge.weights import WeightSource
-from samerge.weights.hub import ADAPTER_ENDINGS
+from samerge.weights.hub import default_name
 
 #: Adapters that the page has a slider for.
 MOST = 16
@@ -195,8 +195,7 @@ def _named(places: Sequence[str]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for place in places:
-        last = PurePath(place if Path(place).exists() else place.partition("@")[0]).name
-        stem = PurePath(last).stem if last.endswith(ADAPTER_ENDINGS) else last
+        stem = default_name(place)
         names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, len(places) + 1))
         found[next(name for name in names if name not in found)] = place
     return found

@@ -10,7 +10,7 @@ import glob
 import logging
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from samerge.errors import AdapterError, BaseModelError, HubError, SamergeError
 from samerge.weights.hub_errors import hub_errors
@@ -43,6 +43,24 @@ _ADAPTED = ("unet", "transformer", "text_encoder")
 _VARIANTS = ("*.fp16*", "*.non_ema*")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "config.json")
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "LICENSE*", "NOTICE*")
+
+
+def default_name(source: str | Path) -> str:
+    """What an adapter or a checkpoint is called where nobody gives it a name.
+
+    The last part of a folder, a file or a hub id, of either kind of system, without a revision or an ending.
+
+    Example:
+        >>> default_name("ada/math-lora@v2"), default_name("runs/code/"), default_name("C:\\\\loras\\\\code")
+        ('math-lora', 'code', 'code')
+        >>> default_name("loras/style.safetensors")
+        'style'
+    """
+    text = str(source)
+    if not isinstance(source, Path) and not Path(text).exists():
+        text = text.partition("@")[0] or text
+    name = PureWindowsPath(text).name or Path(text).resolve().name or text
+    return PureWindowsPath(name).stem if name.endswith(ADAPTER_ENDINGS) else name
 
 
 def resolve_adapter(

@@ -33,6 +33,7 @@ from samerge.parallel.progress import Progress
 from samerge.report.report import Report
 from samerge.report.stored import LayerRecord
 from samerge.weights import FolderSource, WeightSource, matrix_shape
+from samerge.weights.hub import default_name
 
 #: The rank that is looked for first where only the energy is given; doubled until the energy is there.
 _FIRST_RANK = 64
@@ -141,7 +142,7 @@ def _open(model: BaseLike) -> tuple[WeightSource, FolderSource | None]:
 
 def _called(expert: BaseLike) -> str:
     if isinstance(expert, (str, Path)):
-        return PurePath(str(expert)).name or str(expert)
+        return default_name(expert)
     path = str(getattr(getattr(expert, "config", None), "name_or_path", "") or "")
     return PurePath(path).name or type(expert).__name__
 
