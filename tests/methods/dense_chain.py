@@ -162,7 +162,7 @@ def dense_chain(
     density: float | None = None,
     iterations: int = 1,
     outside: Collection[str] = (),
-    channels: Mapping[str, Tensor] | None = None,
+    metrics: Mapping[str, Tensor] | None = None,
 ) -> dict[str, DenseLayer]:
     """The merge by saliency; without a network by size (`even`).
 
@@ -175,9 +175,12 @@ def dense_chain(
         density: or the share of all components that stay.
         iterations: in how many rounds.
         outside: names of weights outside of R.
-        channels: what the input channels of a weight's updates are multiplied with while they are merged.
+        metrics: S by weight, of those whose updates are merged as tau S.
     """
-    channels = {} if channels is None else channels
+
+    def taken_back(name: str, matrix: Tensor) -> Tensor:
+        return matrix if metrics is None else matrix @ torch.linalg.inv(metrics[name])
+
     active = [n for n, w in enumerate(weights) if w != 0]
     taus = {
         n: {name: s * B.double() @ A.double() for name, (A, B, s) in experts[n].items() if (s * B @ A).any()}
@@ -193,7 +196,8 @@ def dense_chain(
         norms = {n: float(torch.linalg.matrix_norm(taus[n][name])) for n in there}
         for n in there:
             mean = sum(norms.values()) / len(there)
-            taus[n][name] = taus[n][name] * min(mean / norms[n], 10.0) * channels.get(name, 1.0)
+            taus[n][name] = taus[n][name] * min(mean / norms[n], 10.0)
+            taus[n][name] = taus[n][name] if metrics is None else taus[n][name] @ metrics[name]
 
     # the adapters' own triplets
     own: dict[str, dict[int, _Own]] = {}
@@ -221,9 +225,8 @@ def dense_chain(
         if network is not None:
             for n in active:
                 state = {m: own[m][n].update() if n in own.get(m, {}) else tau for m, tau in taus[n].items()}
-                plain = {m: tau / channels.get(m, 1.0) for m, tau in state.items()}
-                found = log_gradients(network, base, plain)
-                gradients[n] = {m: G / channels.get(m, 1.0) for m, G in found.items()}
+                found = log_gradients(network, base, {m: taken_back(m, tau) for m, tau in state.items()})
+                gradients[n] = {m: taken_back(m, G) for m, G in found.items()}
         chosen: dict[str, set[tuple[int, int]]] = {}
         for name, there in own.items():
             total = sum(len(one.S) for one in there.values())
@@ -267,7 +270,7 @@ def dense_chain(
             shape = next((len(B), A.shape[1]) for n in active for m, (A, B, _) in experts[n].items() if m == name)
             merged[name] = DenseLayer(torch.zeros(shape, dtype=torch.float64))
         elif len(there) == 1:
-            lone = taus[there[0]][name] / channels.get(name, 1.0)
+            lone = taken_back(name, taus[there[0]][name])
             merged[name] = DenseLayer(weights[there[0]] * truncated(lone, rank))
         else:
             loud, remaining = heard(own[name], weights)
@@ -294,6 +297,6 @@ def dense_chain(
             share = min(1.0, voices(spoken) - 1)
             level = ((1 - share) * alone + share * largest**2 / len(places)) ** 0.5
             signs = torch.tensor([loud[place] for place in places], dtype=torch.float64)
-            flat = level * (U * signs) @ V.T / channels.get(name, 1.0)
-            merged[name] = DenseLayer(flat, kept, gaps[name], level)
+            flat = level * (U * signs) @ V.T
+            merged[name] = DenseLayer(taken_back(name, flat), kept, gaps[name], level)
     return merged

@@ -18,7 +18,7 @@ from samerge.graph.families import find_family
 from samerge.graph.naming import WAYS_ON
 from samerge.merging.alignment import assemble
 from samerge.merging.alignment.spelling import Together
-from samerge.merging.calibration.calibrate import Channels, calibrate
+from samerge.merging.calibration.calibrate import Metrics, calibrate
 from samerge.merging.companions import chosen_companions
 from samerge.merging.conversion.dora import check_dora, converted
 from samerge.merging.finish import Finisher
@@ -124,11 +124,11 @@ class Shared:
 
     Args:
         converted: sites whose DoRA modules were converted, with what that lost, by all that it depends on.
-        measured: the sizes of input channels, likewise.
+        measured: the metrics of the inputs, likewise.
     """
 
     converted: dict[Any, tuple[tuple[Site, ...], Mapping[str, Mapping[str, float]]]] = field(default_factory=dict)
-    measured: dict[Any, Channels] = field(default_factory=dict)
+    measured: dict[Any, Metrics] = field(default_factory=dict)
 
 
 def merge_opened(
@@ -197,7 +197,7 @@ def merge_opened(
     if rule:
         problem = replace(problem, weights=nan_weights(problem))
     measured = _measured(problem, base, source, planned, shared)
-    problem = replace(problem, channels=measured.of)
+    problem = replace(problem, metrics=measured.of)
     begun = group().together(lambda: planned.method.begin(problem, planned.own))
     finisher = Finisher(problem, experts, planned, begun, dora_lost, notes=(*spelled.notes, *measured.notes))
 
@@ -274,11 +274,11 @@ def _why_no_graph(source: WeightSource, error: GraphError) -> str:
 
 def _measured(
     problem: Problem, base: object, source: WeightSource | None, planned: Plan, shared: Shared | None
-) -> Channels:
-    """The sizes of the input channels where they are asked for; the first of several processes runs the base."""
+) -> Metrics:
+    """The metrics of the inputs where they are asked for; the first of several processes runs the base."""
     given: Calibration | None = getattr(planned.own, "calibration", None)
     if given is None:
-        return Channels()
+        return Metrics()
     held = {} if shared is None else shared.measured
     key = (given, str(problem.device), *(site.module for site in problem.sites))
     if key not in held:
@@ -287,7 +287,7 @@ def _measured(
             lambda: (
                 calibrate(given, problem.sites, base, source, problem.device, problem.progress)
                 if one.first
-                else Channels()
+                else Metrics()
             )
         )
         held[key] = found[0]

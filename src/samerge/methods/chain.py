@@ -29,6 +29,7 @@ from torch import Tensor
 
 from samerge.linalg.canonical import canonical, has_own_basis
 from samerge.linalg.decorrelation import Decorrelated, decorrelated
+from samerge.linalg.metric import Metric
 from samerge.linalg.sign_conflicts import Conflict, conflict_among, sample_rows
 from samerge.linalg.stack import apart
 from samerge.linalg.stack import stacked as side_by_side
@@ -151,8 +152,8 @@ def chain_layer(
 
     def layer(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
         merged = as_seen(site, {n: part.seen for n, part in parts.items()})
-        channels = problem.channels.get(site.module)
-        return merged if channels is None else unscaled(merged, channels)
+        metric = problem.metrics.get(site.module)
+        return merged if metric is None else taken_back(merged, metric)
 
     def as_seen(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
         present = {n: parts[n] for n, own in taken_apart(parts).items() if own.rank}
@@ -162,7 +163,7 @@ def chain_layer(
         stack = (canonical_stack if settle else stacked)(present, problem.weights_at(site))
         kept = ranked(site, stack)
         kept = kept[stack.heard[kept] != 0]
-        shares, conflict = _left_of(stack, kept, parts, sample_rows(site.shape))
+        shares, conflict = _left_of(stack, kept, parts, sample_rows(site.shape), problem.metrics.get(site.module))
         if not len(kept):
             return MergedLayer(zero(site.shape), shares, conflict=conflict)
         products = stack.products or (None, None)
@@ -208,13 +209,13 @@ def strength(sigma: Tensor, kept: Tensor, adapters: int, heard: float) -> float:
     return math.sqrt((1 - share) * alone + share * loud)
 
 
-def unscaled(merged: MergedLayer, channels: Tensor) -> MergedLayer:
-    """A layer that was merged with its input channels multiplied by s (d_in,), as it is without: M diag(s)^-1.
+def taken_back(merged: MergedLayer, metric: Metric) -> MergedLayer:
+    """A layer that was merged in a metric S of its inputs, as it is without: M S^-1.
 
-    The sums of the adapters that it knows are not those of what was trained, so they are left out; signs are the same.
+    The sums of the adapters that it knows are those of tau S, so they are left out.
     """
     one = merged.update
-    V = one.V / channels.to(one.V)[:, None]
+    V = metric.divided(one.V.T).T
     norms = torch.linalg.vector_norm(V, dim=0)
     update = Triplets(one.U, one.S * norms.double(), V / norms, False, one.owners)
     return replace(merged, update=update, summed=None)
@@ -228,10 +229,13 @@ def _voices(stack: Stack, left: Decorrelated, right: Decorrelated) -> float:
     return voices(stack.triplets, loads, left.gram, right.gram)
 
 
-def _left_of(stack: Stack, kept: Tensor, parts: Mapping[int, Part], rows: Tensor) -> tuple[dict[int, Share], Conflict]:
+def _left_of(
+    stack: Stack, kept: Tensor, parts: Mapping[int, Part], rows: Tensor, metric: Metric | None
+) -> tuple[dict[int, Share], Conflict]:
     """What of each adapter is kept, and the conflicts of signs among what is, on some rows."""
     t, looked = stack.triplets, []
     lines = t.U[rows.to(t.U.device)] * t.S.to(t.U.dtype)
+    columns = t.V if metric is None else metric.divided(t.V.T).T
     owners, squares, places = stack.owners.tolist(), t.S.square().tolist(), stack.places.tolist()
     own: dict[int, list[int]] = {n: [] for n in parts}
     for k in sorted(kept.tolist()):
@@ -243,7 +247,7 @@ def _left_of(stack: Stack, kept: Tensor, parts: Mapping[int, Part], rows: Tensor
     for n, part in parts.items():
         energy = sum(squares[k] for k in own[n]) / totals[n] if totals[n] else 1.0
         found[n] = Share(part.triplets.rank, tuple(places[k] for k in own[n]), energy)
-        looked.append(lines[:, own[n]] @ t.V[:, own[n]].T)
+        looked.append(lines[:, own[n]] @ columns[:, own[n]].T)
     return found, conflict_among(looked)
 
 

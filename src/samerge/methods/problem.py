@@ -14,6 +14,7 @@ from samerge.adapters import AdaptedModule
 from samerge.adapters.layouts import Layout
 from samerge.graph import FlowGraph
 from samerge.linalg.factors import LoraFactors, norm
+from samerge.linalg.metric import Metric
 from samerge.linalg.triplets import Triplets, singular, singular_of
 from samerge.parallel.processes import Group
 from samerge.parallel.progress import Progress
@@ -56,22 +57,21 @@ class Part:
     Args:
         factors: its components as trained, in float32 on the merge's device, scale and balance folded into B.
         balance: what its update was multiplied with by the balance.
-        scaled: the same with its input channels scaled, where the merge is to see it so.
+        turned: the same as the merge is to see it, where that is in the metric of the inputs.
     """
 
     factors: LoraFactors
     balance: float = 1.0
-    scaled: Part | None = None
+    turned: Part | None = None
 
     @property
     def seen(self) -> Part:
-        """The update as the merge sees it: itself, or with its input channels scaled."""
-        return self if self.scaled is None else self.scaled
+        """The update as the merge sees it: itself, or in the metric of the inputs."""
+        return self if self.turned is None else self.turned
 
-    def with_channels(self, channels: Tensor) -> Part:
-        """The same update, seen with its input channels multiplied, tau diag(s); s (d_in,)."""
-        own = self.factors
-        return replace(self, scaled=Part(LoraFactors(own.A * channels.to(own.A), own.B), self.balance))
+    def within(self, metric: Metric) -> Part:
+        """The same update, seen in a metric of its inputs, tau S."""
+        return replace(self, turned=Part(LoraFactors(metric.times(self.factors.A), self.factors.B), self.balance))
 
     @cached_property
     def triplets(self) -> Triplets:
@@ -83,8 +83,8 @@ class Part:
 
         They are those of what is seen of it.
         """
-        if self.scaled is not None:
-            return replace(self, scaled=self.scaled.with_triplets(triplets))
+        if self.turned is not None:
+            return replace(self, turned=self.turned.with_triplets(triplets))
         rows = triplets.V.T.contiguous()
         part = Part(LoraFactors(rows, triplets.U * triplets.S.to(triplets.U.dtype)), self.balance)
         part.__dict__["triplets"] = replace(triplets, V=rows.T)  # a view: held once
@@ -111,8 +111,7 @@ class Part:
 
     def times(self, factor: float) -> Part:
         """The part balanced by a positive factor."""
-        scaled = None if self.scaled is None else self.scaled.times(factor)
-        part = Part(LoraFactors(self.factors.A, self.factors.B * factor), self.balance * factor, scaled)
+        part = Part(LoraFactors(self.factors.A, self.factors.B * factor), self.balance * factor)
         if self.known is not None:
             part.__dict__["triplets"] = self.known.scaled(factor)
         return part
@@ -143,8 +142,7 @@ class Problem:
         balance: "none", or "norm", in each layer.
         held: parts that were read already and will be wanted again, by module.
         sizes: norms of the adapters' updates as trained, by module, where they are known already.
-        channels: what the input channels of the updates are multiplied with while they are merged, (d_in,) by module;
-            1 where it is not said.
+        metrics: by module, in which metric of its inputs the updates are seen, for methods that do; else as they are.
     """
 
     names: tuple[str, ...]
@@ -159,7 +157,7 @@ class Problem:
     balance: str = "none"
     held: dict[str, dict[int, Part]] = field(default_factory=dict, repr=False, compare=False)
     sizes: dict[str, dict[int, float]] = field(default_factory=dict, repr=False, compare=False)
-    channels: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    metrics: Mapping[str, Metric] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def own(self) -> tuple[Site, ...]:
@@ -199,9 +197,9 @@ class Problem:
             trained = self.sizes.get(site.module)
             factors = to_mean({n: part.norm for n, part in found.items()} if trained is None else trained)
             found = {n: part.times(factors[n]) for n, part in found.items()}
-        scales = self.channels.get(site.module)
-        if scales is not None:
-            found = {n: part.with_channels(scales) for n, part in found.items()}
+        metric = self.metrics.get(site.module)
+        if metric is not None:
+            found = {n: part.within(metric) for n, part in found.items()}
         if hold:
             self.held[site.module] = found
         return found

@@ -91,15 +91,13 @@ def _updates(
         if site.module in own:
             parts = problem.parts(site)
             seen = {n: parts[n].seen.components(picks[n]) for n in picks}
-            found[site.module] = seen if (s := problem.channels.get(site.module)) is None else _unscaled(seen, s)
+            metric = problem.metrics.get(site.module)
+            if metric is not None:  # the model has them as they are
+                seen = {n: LoraFactors(metric.divided(one.A), one.B) for n, one in seen.items()}
+            found[site.module] = seen
         else:
             found[site.module] = {n: elsewhere(len(pick), site.shape) for n, pick in picks.items()}
     return found
-
-
-def _unscaled(seen: Mapping[int, LoraFactors], channels: Tensor) -> dict[int, LoraFactors]:
-    """The components as the model has them, whose input channels were multiplied by s (d_in,)."""
-    return {n: LoraFactors(own.A / channels.to(own.A), own.B) for n, own in seen.items()}
 
 
 def _pruned(

@@ -12,7 +12,8 @@ from torch import nn
 
 import samerge
 from samerge.errors import AdapterError, BaseModelError, OptionError
-from samerge.merging.calibration.calibrate import POWER, RIDGE, Channels, calibrate
+from samerge.merging.calibration.calibrate import Metrics, calibrate
+from samerge.merging.calibration.samples import MOST, Samples
 from samerge.merging.calibration.texts import LENGTH, MOST_TOKENS, ROWS
 from samerge.merging.inputs import open_base
 from samerge.merging.verifying import verify
@@ -34,12 +35,29 @@ def sites(model: nn.Module, *endings: str) -> list[Site]:
     return found
 
 
-def measured(given: Calibration, wanted: list[Site], base) -> Channels:
+def measured(given: Calibration, wanted: list[Site], base) -> Metrics:
     return calibrate(given, wanted, base, open_base(base, required=False), CPU, Progress(False))
 
 
-def scale(squares: torch.Tensor) -> torch.Tensor:
-    return ((squares / squares.mean() + RIDGE) ** POWER).float()
+def dense(found: Metrics, module: str, width: int) -> torch.Tensor:
+    """S of a module, whole."""
+    return found.of[module].times(torch.eye(width, dtype=torch.float64))
+
+
+def expected(rows: torch.Tensor) -> torch.Tensor:
+    """S of what a module took (positions, d): the fourth root of its second moment and a tenth of its mean square."""
+    x = rows.double()
+    C = x.T @ x / len(x)
+    values, E = torch.linalg.eigh(C / C.diagonal().mean() + 0.1 * torch.eye(len(C), dtype=C.dtype))
+    return (E * values**0.25) @ E.T
+
+
+def alike(one: Metrics, other: Metrics) -> None:
+    """Both have the same modules, and the same S for each."""
+    assert set(one.of) == set(other.of)
+    for name, S in one.of.items():
+        width = S.V.shape[0]
+        torch.testing.assert_close(dense(one, name, width), dense(other, name, width), rtol=1e-3, atol=1e-4)
 
 
 def words(folder: Path, count: int = 40) -> None:
@@ -63,7 +81,7 @@ def with_words(llama: Beast, tmp_path) -> str:
 # --- what is measured ---
 
 
-def test_the_squares_are_those_of_what_a_layer_takes(llama: Beast) -> None:
+def test_the_metric_is_that_of_what_a_layer_takes(llama: Beast) -> None:
     """By the model's own hidden states: the first projection takes the embeddings after the norm."""
     model = llama.model()
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
@@ -71,9 +89,9 @@ def test_the_squares_are_those_of_what_a_layer_takes(llama: Beast) -> None:
     with torch.no_grad():
         states = model(input_ids=ids, output_hidden_states=True).hidden_states
         taken = model.model.layers[1].input_layernorm(states[1])
-    squares = taken.double().flatten(0, 1).square().mean(0)
-    torch.testing.assert_close(found.of["model.layers.1.self_attn.q_proj"], scale(squares))
-    assert found.of["model.layers.0.mlp.down_proj"].shape == (24,)
+    own = dense(found, "model.layers.1.self_attn.q_proj", 32)
+    torch.testing.assert_close(own, expected(taken.flatten(0, 1)), rtol=1e-4, atol=1e-5)
+    assert found.of["model.layers.0.mlp.down_proj"].V.shape[0] == 24
 
 
 def test_all_runs_of_a_function_count(llama: Beast) -> None:
@@ -87,8 +105,7 @@ def test_all_runs_of_a_function_count(llama: Beast) -> None:
 
     apart = measured(Calibration(run=both), wanted, model)
     together = measured(Calibration(run=lambda m: m(input_ids=torch.cat([one, other]))), wanted, model)
-    for name, s in together.of.items():
-        torch.testing.assert_close(apart.of[name], s)
+    alike(apart, together)
 
 
 def test_random_tokens_are_the_same_each_time_and_in_the_vocabulary(llama: Beast) -> None:
@@ -100,8 +117,7 @@ def test_random_tokens_are_the_same_each_time_and_in_the_vocabulary(llama: Beast
     ids = torch.cat(seen[:ROWS])
     assert ids.shape == (ROWS, LENGTH)
     assert 0 <= int(ids.min()) < int(ids.max()) < 40
-    for name, s in one.of.items():
-        torch.testing.assert_close(other.of[name], s)
+    alike(one, other)
     assert one.notes == (f"calibration: the base was run on {ROWS * LENGTH} tokens drawn at random",)
 
 
@@ -114,7 +130,7 @@ def test_no_more_tokens_than_the_model_has_places_for(zoo) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5"])
 def test_every_kind_of_text_model_from_its_folder(zoo, name) -> None:
-    """As a live model and from files: the same scales, for all that is adapted."""
+    """As a live model and from files: the same merge, for all that is adapted."""
     own = zoo(name)
     merged = samerge.merge(own.base, own.adapters, calibration="random", progress=False)
     assert not any("go without" in note for note in merged.report.record.notes)
@@ -135,20 +151,52 @@ def test_images_by_a_function(zoo) -> None:
         samerge.merge(vit.base, vit.adapters, calibration="random", progress=False)
 
 
-def test_convolutions_are_weighed_by_their_channels() -> None:
-    """A column of a convolution's update is one place of the kernel in one channel."""
-    from pipelines import unet
-
-    model = unet()
-    conv = model.conv_in
-    assert conv.weight.shape[1:] == (4, 3, 3)
+@pytest.mark.parametrize(("settings", "mode"), [({"padding": 1}, "zeros"), ({"stride": 2, "dilation": 2}, "reflect")])
+def test_convolutions_take_patches(settings, mode) -> None:
+    """What the flattened weight is multiplied with: a column is one place of the kernel in one channel."""
     from samerge.adapters.layouts import Layout
 
-    site = Site("conv_in", "conv_in.weight", Layout("conv", kernel=(4, 3, 3)), (conv.weight.shape[0], 36), {})
-    x = torch.randn(2, 4, 8, 8) * torch.tensor([1.0, 2.0, 3.0, 10.0])[:, None, None]
-    found = measured(Calibration(run=lambda m: m(x, 1, torch.randn(2, 3, 16))), [site], model)
-    squares = x.double().square().mean(dim=(0, 2, 3))
-    torch.testing.assert_close(found.of["conv_in"], scale(squares)[:, None].expand(4, 9).flatten())
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding_mode=mode, bias=False, **({"padding": 2} | settings)))
+    site = Site("0", "0.weight", Layout("conv", kernel=(3, 3, 3)), (6, 27), {})
+    x = torch.randn(2, 3, 8, 8) * torch.tensor([1.0, 2.0, 10.0])[:, None, None]
+    found = measured(Calibration(run=lambda m: m(x)), [site], model)
+    # by the convolution itself: the weight that picks one entry of the patch
+    picks = torch.eye(27).view(27, 3, 3, 3)
+    one = nn.Conv2d(3, 27, 3, padding_mode=mode, bias=False, **({"padding": 2} | settings))
+    one.weight.data = picks
+    patches = one(x).detach().permute(0, 2, 3, 1).reshape(-1, 27)
+    torch.testing.assert_close(dense(found, "0", 27), expected(patches), rtol=1e-4, atol=1e-5)
+
+
+def test_more_positions_than_are_kept(llama: Beast) -> None:
+    """A sample of them, and nearly the same metric; and no more is held than twice `MOST`."""
+    model = nn.Sequential(nn.Linear(8, 4))
+    site = sites(model, "0")
+    x = torch.randn(40 * MOST, 8) * torch.arange(1, 9)
+    samples = Samples({"0": model[0]})
+    with samples.watching():
+        for part in x.split(777):
+            model(part)
+    ((names, rows),) = samples.groups()
+    assert names == ["0"]
+    assert MOST / 2 < len(rows) <= 2 * MOST
+    # from the first to the last
+    places = [int((x == row).all(dim=1).nonzero()[0]) for row in rows[:: len(rows) // 100]]
+    assert min(places) < 4 * MOST
+    assert max(places) > 36 * MOST
+    found = measured(Calibration(run=lambda m: [m(part) for part in x.split(777)]), site, model)
+    torch.testing.assert_close(dense(found, "0", 8), expected(x), rtol=0.1, atol=0.05)
+
+
+def test_modules_that_take_one_tensor_share_their_rows(llama: Beast) -> None:
+    model = llama.model()
+    samples = Samples({name: one for name, one in model.named_modules() if isinstance(one, nn.Linear)})
+    with samples.watching(), torch.no_grad():
+        model(input_ids=torch.tensor([[5, 6, 7]]))
+        model(input_ids=torch.tensor([[8, 9]]))
+    groups = [names for names, rows in samples.groups() if len(rows) == 5]
+    ends = sorted(tuple(name.rpartition(".")[2] for name in names) for names in groups if "layers.0" in names[0])
+    assert ends == [("down_proj",), ("gate_proj", "up_proj"), ("o_proj",), ("q_proj", "k_proj", "v_proj")]
 
 
 # --- texts ---
@@ -165,8 +213,7 @@ def test_a_file_of_texts(with_words, llama: Beast, tmp_path) -> None:
         model(input_ids=torch.tensor([[5, 6, 7, 8]]))
         model(input_ids=torch.tensor([[9, 10]]))
 
-    for name, s in measured(Calibration(run=by_hand), wanted, llama.model()).of.items():
-        torch.testing.assert_close(found.of[name], s)
+    alike(found, measured(Calibration(run=by_hand), wanted, llama.model()))
 
 
 def test_a_list_of_texts_long_ones_cut(with_words, llama: Beast) -> None:

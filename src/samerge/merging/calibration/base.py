@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from samerge.errors import BaseModelError, OptionError
-from samerge.merging.calibration.squares import base_alone
+from samerge.merging.calibration.alone import base_alone
 from samerge.weights import FolderSource, WeightSource
 from samerge.weights.inside_peft import base_modules
 from samerge.weights.pipeline import models_of

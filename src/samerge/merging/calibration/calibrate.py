@@ -1,13 +1,8 @@
-"""Run the base, and say for each adapted module how large its input channels are.
+"""Run the base, and say for each adapted module what its inputs are like (`samerge.linalg.metric`).
 
-With m_j the mean of the square of a module's input channel j, over all positions of all inputs, channel j of every
-update is multiplied with
-
-    s_j = (m_j / mean(m) + RIDGE)^POWER
-
-while it is merged, and divided by it afterwards: what an adapter does to a channel that is large is heard more, and
-weights alone do not say which are. The whole second moment would be a matrix (as in RegMean, Jin et al. 2023,
-arXiv 2212.09849); measured, its diagonal does as well (docs/evidence.md).
+An update tau is merged as tau S and taken back by S^-1: what an adapter does to inputs that there are counts more than
+what it does to those that never come, and weights alone do not tell them apart. RegMean (Jin et al. 2023,
+arXiv 2212.09849) solves for the same second moments; the metric lies half-way between them and the weights alone.
 """
 
 from __future__ import annotations
@@ -20,31 +15,27 @@ import torch
 from torch import Tensor, nn
 
 from samerge.errors import BaseModelError, OptionError, SamergeError
+from samerge.linalg.metric import Metric, metric
 from samerge.merging.calibration import texts
 from samerge.merging.calibration.base import adapted, alone, runnable
-from samerge.merging.calibration.squares import InputSquares
+from samerge.merging.calibration.samples import Samples
 from samerge.methods.problem import Site
 from samerge.options.calibration import Calibration
 from samerge.parallel.progress import Progress
 from samerge.weights import WeightSource
 from samerge.weights.inside_peft import unwrap
 
-#: Of mean squares: between leaving channels as they are (0) and measuring updates by their outputs (1/2).
-POWER = 0.25
-#: Added to the mean squares, as a share of their mean: a channel that was hardly used is not left out.
-RIDGE = 0.1
-
 
 @dataclass(frozen=True)
-class Channels:
-    """What the input channels of modules are multiplied with while they are merged.
+class Metrics:
+    """In which metric of its inputs the updates of each module are merged.
 
     Args:
-        of: s, (d_in,) float32 on the CPU, by module; of those that were seen.
+        of: S by module, of those that were seen.
         notes: what was run, and how many modules were not seen.
     """
 
-    of: Mapping[str, Tensor] = field(default_factory=dict)
+    of: Mapping[str, Metric] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -55,7 +46,7 @@ def calibrate(
     source: WeightSource | None,
     device: torch.device,
     bars: Progress,
-) -> Channels:
+) -> Metrics:
     """Run the base on what was given.
 
     Args:
@@ -74,17 +65,21 @@ def calibrate(
     read = texts.read_texts(given.file) if given.file is not None else list(given.texts)
     with bars.task("loading", 1):
         model = runnable(base, source, device)
-    seen = InputSquares(adapted(model, [site.module for site in sites]))
+    seen = Samples(_suitable(sites, adapted(model, [site.module for site in sites])))
     with alone(model), seen.watching():
         told = _run(given, read, model, source, bars)
-    means = seen.means()
-    found = {site.module: _scale(site, means[site.module]) for site in sites if site.module in means}
-    scales = {module: one for module, one in found.items() if one is not None}
-    if not scales:
+    metrics: dict[str, Metric] = {}
+    groups = list(seen.groups())
+    with bars.task("measuring", len(groups)) as advance:
+        for names, rows in groups:
+            one = _metric(names[0], rows)
+            metrics |= {} if one is None else dict.fromkeys(names, one.to(device))
+            advance(1)
+    if not metrics:
         raise OptionError(f"calibration: the base was run on {told}, and no module that is adapted took part")
-    left = [site.module for site in sites if site.module not in scales]
+    left = [site.module for site in sites if site.module not in metrics]
     without = f"; {len(left)} of {len(sites)} modules go without, such as {left[0]}" if left else ""
-    return Channels(scales, (f"calibration: the base was run on {told}{without}",))
+    return Metrics(metrics, (f"calibration: the base was run on {told}{without}",))
 
 
 def _run(given: Calibration, read: Sequence[Any], model: Any, source: WeightSource | None, bars: Progress) -> str:
@@ -116,21 +111,30 @@ def _run(given: Calibration, read: Sequence[Any], model: Any, source: WeightSour
     return f"{len(rows)} texts of {tokens} tokens{f' of {given.file}' if given.file is not None else ''}"
 
 
-def _scale(site: Site, means: Tensor) -> Tensor | None:
-    """s of a module, for each column of its update; None where its inputs tell nothing.
+def _suitable(sites: Sequence[Site], modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules that multiply what they take with their weight, as the sites have it; the others have no metric."""
+    found = {}
+    for site in sites:
+        module, kind = modules.get(site.module), site.layout.kind
+        weight = getattr(module, "weight", None)
+        if module is None or not isinstance(weight, Tensor):
+            continue
+        wide = getattr(module, "in_features", None) or weight.shape[0 if site.layout.transposed else -1]
+        convolves = isinstance(module, nn.Conv2d) and module.groups == 1
+        if (kind == "linear" and wide == site.shape[1]) or (kind == "conv" and convolves):
+            found[site.module] = module
+    return found
 
-    A convolution's columns are its input channels, each as often as its kernel has places.
+
+def _metric(module: str, rows: Tensor) -> Metric | None:
+    """S of a module, None where its inputs tell nothing.
 
     Raises:
-        BaseModelError: a mean is not a number, or infinite.
+        BaseModelError: what it takes is not a number, or infinite.
     """
-    if not bool(means.isfinite().all()):
+    if not bool(rows.isfinite().all()):
         raise BaseModelError(
-            f"calibration: what the base hands to {site.module} is not finite; run it in another dtype (a loaded model "
-            f"as the base), or merge without calibration"
+            f"calibration: what the base hands to {module} is not finite; run it in another dtype (a loaded model as "
+            f"the base), or merge without calibration"
         )
-    mean, layout = float(means.mean()), site.layout
-    width = {"linear": site.shape[1], "conv": layout.kernel[0] if layout.kernel else 0}.get(layout.kind)
-    if mean == 0 or width != len(means):
-        return None
-    return (means / mean + RIDGE).pow(POWER).repeat_interleave(site.shape[1] // width).float()
+    return metric(rows) if len(rows) else None

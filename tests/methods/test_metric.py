@@ -1,6 +1,8 @@
-"""`saliency` and `even` with the input channels weighed, against the dense definition; the sizes by hand."""
+"""`saliency` and `even` in the metric of the inputs, against the dense definition; the metric by hand."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import pytest
 import torch
@@ -11,8 +13,6 @@ from torch import Tensor, nn
 import samerge
 from methods.dense_chain import dense_chain
 from methods.test_chain import METHODS, OPTIONS, WEIGHTS, chain_graph, hold, unequal
-
-POSITIONS = 50
 
 
 class Chain(nn.Module):
@@ -33,7 +33,7 @@ class Chain(nn.Module):
 
 
 class Case:
-    """A live chain with adapters on disk, and inputs whose channels differ a lot."""
+    """A live chain with adapters on disk, and inputs whose channels differ a lot and are mixed."""
 
     def __init__(self, folder, base, tables) -> None:
         self.base, self.model = base, Chain(base)
@@ -41,7 +41,7 @@ class Case:
         self.adapters = {name: write_adapter(folder / name, t) for name, t in zip(self.names, tables, strict=True)}
         self.experts = [{f"{m}.weight": (A, B, 1.0) for m, (A, B) in t.items()} for t in tables]
         width = base[min(base)].shape[1]
-        self.x = torch.randn(2, POSITIONS, width) * torch.logspace(-1.5, 1.5, width)
+        self.x = torch.randn(2, 25, width) * torch.logspace(-1.5, 1.5, width) @ torch.randn(width, width)
 
     def merged(self, method, weights=(1.0, 1.0, 1.0), **options):
         given = {"connectivity": chain_graph(self.base)} if method == "saliency" else {}
@@ -50,25 +50,26 @@ class Case:
             self.model, self.adapters, method=method, weights=list(weights), progress=False, **{**given, **options}
         )
 
-    def channels(self) -> dict[str, Tensor]:
-        """s of every layer, by hand: the mean square of each input channel, a tenth of their mean added, its root."""
+    def metrics(self) -> dict[str, Tensor]:
+        """S of every layer, by hand: the inputs' second moment, a tenth of its mean diagonal added, its fourth root."""
         found, x = {}, self.x.double()
         for name in sorted(self.base):
-            squares = x.flatten(0, 1).square().mean(0)
-            found[name] = (squares / squares.mean() + 0.1) ** 0.25
+            C = x.flatten(0, 1).T @ x.flatten(0, 1) / (x.shape[0] * x.shape[1])
+            values, E = torch.linalg.eigh(C / C.diagonal().mean() + 0.1 * torch.eye(len(C), dtype=C.dtype))
+            found[name] = (E * values**0.25) @ E.T
             x = torch.tanh(x @ self.base[name].double().T)
         return found
 
 
+ROUNDS = [("saliency", {"rank": 6, "iterations": 3})]
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("options", [*OPTIONS, {"rank": 6, "iterations": 3}], ids=str)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "options"), [*product(METHODS, OPTIONS), *ROUNDS], ids=str)
 def test_a_chain(tmp_path, method, options, weights):
-    if method == "even" and "iterations" in options:
-        pytest.skip("even has no rounds")
-    case = Case(tmp_path, *unequal())
+    case = Case(tmp_path, *unequal(seed=1))
     network = chain_network(sorted(case.base)) if method == "saliency" else None
-    expected = dense_chain(network, case.base, case.experts, weights, channels=case.channels(), **options)
+    expected = dense_chain(network, case.base, case.experts, weights, metrics=case.metrics(), **options)
     hold(case.merged(method, weights, **options), expected, case.names)
 
 
@@ -80,7 +81,7 @@ def test_it_is_another_merge_than_without(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_channels_of_one_size_change_nothing(tmp_path, method):
+def test_inputs_of_all_directions_alike_change_nothing(tmp_path, method):
     case = Case(tmp_path, *unequal(widths=(24, 26, 22)))
     case.x = torch.eye(24) * 3
     one, other = case.merged(method, rank=5), case.merged(method, rank=5, calibration=None)
@@ -98,8 +99,17 @@ def test_the_size_of_the_inputs_as_a_whole_changes_nothing(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_fewer_inputs_than_channels(tmp_path, method):
+    case = Case(tmp_path, *unequal())
+    case.x = case.x[:1, :5]
+    network = chain_network(sorted(case.base)) if method == "saliency" else None
+    expected = dense_chain(network, case.base, case.experts, (1.0, 1.0, 1.0), rank=5, metrics=case.metrics())
+    hold(case.merged(method, rank=5), expected, case.names)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_orthogonal_adapters_keep_their_directions(tmp_path, method):
-    """Adapters that meet in no row and no column are each as they were, but for their spectrum, with any channels."""
+    """Adapters that meet in no row and no column are each as they were, but for their spectrum."""
     generator = torch.Generator().manual_seed(3)
     base = {"layers.0.weight": torch.randn(8, 8, generator=generator)}
     tables = []
@@ -109,6 +119,7 @@ def test_orthogonal_adapters_keep_their_directions(tmp_path, method):
         B[start : start + 4] = torch.linalg.qr(torch.randn(4, 2, generator=generator))[0]
         tables.append({"layers.0": (A, B)})
     case = Case(tmp_path, base, tables)
+    case.x = torch.diag(torch.logspace(-1.5, 1.5, 8))
     M = case.merged(method, (1.0, 1.0), rank=4).delta("layers.0")
     assert float(M[:4, 4:].abs().max()) < 1e-5
     assert float(M[4:, :4].abs().max()) < 1e-5

@@ -1,0 +1,46 @@
+"""A model as its base alone: no adapters, no dropout, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from samerge.adapters.install import restore_trained
+from samerge.errors import AdapterError
+
+
+@contextmanager
+def base_alone(model: nn.Module) -> Iterator[None]:
+    """While this lasts, a model runs without dropout, without gradients, and as if it had no adapters.
+
+    Raises:
+        AdapterError: adapters are merged into its weights.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tuners = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
+    for name, layer in tuners:
+        if layer.merged:
+            raise AdapterError(
+                f"calibration runs the base model, and adapters are merged into {name}; call model.unmerge_adapter() "
+                f"first"
+            )
+    heard = [layer for _, layer in tuners if not layer.disable_adapters]
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for layer in heard:
+            layer.enable_adapters(False)
+        with torch.no_grad():
+            yield
+    finally:
+        for layer in heard:
+            layer.enable_adapters(True)
+        if heard:
+            restore_trained(model, trained)
+        for module, mode in modes.items():
+            module.training = mode
