@@ -23,7 +23,9 @@ HARDLY = 0.003
 #: A component of which more than this is held by those before it comes after all others.
 HELD = 0.9
 #: As many kept components as an adapter has are this many times as large as it, where two voices are heard or more.
-LOUDNESS = 1.7
+LOUDNESS, GROWTH = 1.7, 0.25
+#: The same in a metric of the inputs.
+LOUDNESS_SEEN, GROWTH_SEEN = 2.0, 1 / 6
 
 
 @dataclass
@@ -288,7 +290,8 @@ def dense_chain(
             alone = float(sigma.square().mean())
             sizes = [one.S.square().sum() for one in own[name].values()]
             components = sum(len(one.S) for one in own[name].values()) / len(sizes)
-            largest = LOUDNESS * float(sum(sizes) / len(sizes)) ** 0.5 * (len(places) / components) ** 0.25
+            loudness, growth = (LOUDNESS, GROWTH) if metrics is None else (LOUDNESS_SEEN, GROWTH_SEEN)
+            largest = loudness * float(sum(sizes) / len(sizes)) ** 0.5 * (len(places) / components) ** growth
             spoken = [
                 weights[n]
                 * sum(remaining[n, k] * one.S[k] * torch.outer(one.P[:, k], one.Q[:, k]) for k in range(len(one.S)))

@@ -81,11 +81,13 @@ def test_it_is_another_merge_than_without(tmp_path, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_inputs_of_all_directions_alike_change_nothing(tmp_path, method):
+def test_inputs_of_all_directions_alike_change_nothing_but_the_strength(tmp_path, method):
     case = Case(tmp_path, *unequal(widths=(24, 26, 22)))
     case.x = torch.eye(24) * 3
-    one, other = case.merged(method, rank=5), case.merged(method, rank=5, calibration=None)
-    torch.testing.assert_close(one.delta("layers.0"), other.delta("layers.0"), rtol=1e-4, atol=1e-5)
+    one, other = (case.merged(method, rank=5, **more).delta("layers.0") for more in ({}, {"calibration": None}))
+    more = 5 * 3 / (8 + 5 + 3)  # k / r
+    louder = 2.0 * more ** (1 / 6) / (1.7 * more**0.25)
+    torch.testing.assert_close(one, louder * other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)

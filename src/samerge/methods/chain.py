@@ -43,8 +43,11 @@ from samerge.options.calibration import HELP, Calibration, calibration
 from samerge.options.kinds import share
 from samerge.options.option import Options, option
 
-#: How many times as large as an adapter as many kept components as it has are. Measured: see docs/method.md.
-LOUDNESS = 1.7
+#: How many times as large as an adapter as many kept components as it has are, and the power of k / r with which that
+#: grows. Measured: see docs/method.md.
+LOUDNESS, GROWTH = 1.7, 1 / 4
+#: The same where updates are seen in the metric of their inputs.
+LOUDNESS_SEEN, GROWTH_SEEN = 2.0, 1 / 6
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,8 @@ def chain_layer(
         products = stack.products or (None, None)
         left = decorrelated(stack.triplets.U, kept, products[0])
         right = decorrelated(stack.triplets.V, kept, products[1])
-        level = strength(stack.sigma, kept, len(present), _voices(stack, left, right))
+        loudness = (LOUDNESS_SEEN, GROWTH_SEEN) if site.module in problem.metrics else (LOUDNESS, GROWTH)
+        level = strength(stack.sigma, kept, len(present), _voices(stack, left, right), *loudness)
         strengths = level * stack.heard[kept]
         orthonormal = left.orthonormal and right.orthonormal
         update = Triplets(left.columns.float(), strengths, right.columns.float(), orthonormal, stack.owners[kept])
@@ -180,23 +184,32 @@ def chain_layer(
     return layer
 
 
-def strength(sigma: Tensor, kept: Tensor, adapters: int, heard: float) -> float:
+def strength(
+    sigma: Tensor,
+    kept: Tensor,
+    adapters: int,
+    heard: float,
+    loudness: float = LOUDNESS,
+    growth: float = GROWTH,
+) -> float:
     """The one strength of what is kept.
 
     With m the root mean square of the adapters' norms, r components an adapter and k kept ones,
 
-        level^2 = (2 - v) rms(kept sigma)^2 + (v - 1) (LOUDNESS m)^2 / sqrt(k r)
+        level^2 = (2 - v) rms(kept sigma)^2 + (v - 1) (loudness (k / r)^growth m)^2 / k
 
     between one and two voices v (`samerge.linalg.voices`), and the second term from two on: together they are then
-    LOUDNESS (k / r)^(1/4) m. Equal strengths in place of an adapter's own steep ones weaken what matters most to it, so
-    LOUDNESS is above 1; but many adapters side by side would be far louder than any of them was in training. What one
-    voice says alone keeps its size.
+    loudness (k / r)^growth m. Equal strengths in place of an adapter's own steep ones weaken what matters most to it,
+    so loudness is above 1; but many adapters side by side would be far louder than any of them was in training. What
+    one voice says alone keeps its size.
 
     Args:
         sigma: (R,) of all components of all adapters.
         kept: (k,) long, those that stay.
         adapters: how many there are.
         heard: v.
+        loudness: of as many components as an adapter has.
+        growth: with the number of components.
 
     Example:
         >>> pair = torch.tensor([4.0, 3.0, 4.0, 3.0]).double()  # two adapters of rank 2, of norm 5
@@ -204,7 +217,8 @@ def strength(sigma: Tensor, kept: Tensor, adapters: int, heard: float) -> float:
         [1.0, 1.395, 1.7]
     """
     alone = float(sigma[kept].square().mean())
-    loud = LOUDNESS**2 * float(sigma.square().sum()) / adapters / math.sqrt(len(kept) * len(sigma) / adapters)
+    more = len(kept) * adapters / len(sigma)  # k / r
+    loud = loudness**2 * float(sigma.square().sum()) / adapters * more ** (2 * growth) / len(kept)
     share = min(1.0, max(0.0, heard - 1))
     return math.sqrt((1 - share) * alone + share * loud)
 
