@@ -1,19 +1,20 @@
-"""Do a few inputs help? Merges that see what each module takes, beside the default, which sees weights alone.
+"""Do a few inputs help? The default with `calibration`, and RegMean, beside the default that sees weights alone.
 
-    python benchmarks/inputs.py --suite minilm --adapters ADAPTERS --counts 32 256
-    python benchmarks/inputs.py --suite language --counts 32
+    python benchmarks/inputs.py --suite exact
+    python benchmarks/inputs.py --suite minilm --adapters ADAPTERS --regmean
 
-Every adapter, on the base, gets some inputs of its own task, no labels, and G_n = mean x x^T of what each adapted
-module takes is kept, entries off the diagonal times 0.9, as RegMean has it, to be inverted. Two merges use it:
+Every merge is as it comes, nothing tuned, at the adapters' rank and without truncation:
 
-    regmean      M = (sum_n tau_n G_n) (sum_n G_n)^-1 (Jin et al. 2023, arXiv 2212.09849); to rank r the M_r that is
-                 nearest in what the inputs see, || (M - M_r) (sum_n G_n)^(1/2) ||
-    even, G^p    the default's chain on tau_n C^p, and its result times C^-p, C the mean of the G_n and a tenth of its
-                 own mean on the diagonal: what an adapter does to inputs that there are is what counts (the idea of
-                 essential subspaces, arXiv 2602.20208, in the default's terms)
+    default                   by weights alone
+    default, random tokens    `calibration="random"`: the base is run on 512 tokens drawn at random, no data at all
+    default, own inputs       `calibration=[...]`: on some texts of every adapter's task, no labels, all together
+    regmean                   M = (sum_n tau_n G_n) (sum_n G_n)^-1 (Jin et al. 2023, arXiv 2212.09849), G_n = mean x x^T
+                              of what a module takes on the inputs of task n, entries off the diagonal times 0.9 as
+                              RegMean has it; to rank r the M_r that is nearest in what the inputs see,
+                              || (M - M_r) (sum_n G_n)^(1/2) ||. Not in samerge: with `--regmean`, of two suites
 
-And for the strength: how far the outputs of `even` are from the adapters' own on the same inputs, by strength. A user
-without labels could choose by that.
+And for the strength, with `--regmean`: how far the outputs of `even` are from the adapters' own on the same inputs, by
+strength. A user without labels could choose by that.
 
 Scores are those of `quality.py`. Results go to benchmarks/results/inputs.json, and from there to docs/evidence.md; a
 record with the same settings replaces the older one.
@@ -22,10 +23,8 @@ record with the same settings replaces the older one.
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,10 +34,15 @@ import tables
 import torch
 from evidence.runs import config_rank, machine
 from evidence.table import FULL
-from safetensors.torch import load_file, save_file
 from suites import suite
-from suites.base import Update, default_cache, single
+from suites.base import Suite, Update, default_cache, single
+from suites.domains import DOMAINS
+from suites.exact_tasks import EXACT_TASKS
+from suites.images import TASKS as IMAGE_TASKS
 from suites.kept import Kept
+from suites.smollm2 import PROMPTS
+from suites.texts import TASKS as TEXT_TASKS
+from suites.vision import prepared
 from torch import Tensor
 
 import samerge
@@ -48,17 +52,25 @@ from samerge.report.origin import versions
 RESULTS = tables.RESULTS / "inputs.json"
 SETTINGS = ("suite", "merge", "inputs", "rank", "scaling")
 #: By suite: rows a task, and the tasks that are scored; () for all.
+_TEXT_TASKS = ("drugs", "election", "movies", "newsgroups", "reuters", "tweets")
 MEASURED: dict[str, tuple[int, tuple[str, ...]]] = {
-    "minilm": (200, ("drugs", "election", "movies", "newsgroups", "reuters", "tweets")),
+    "minilm": (200, _TEXT_TASKS),
+    "minilm-same-init": (200, _TEXT_TASKS),
     "language": (8, ()),
+    "language-mixed": (8, ()),
+    "exact": (100, ()),
+    "smollm2": (60, ()),
+    "vision": (120, ()),
 }
+#: Those whose evaluators give the outputs of an adapter on inputs of its own.
+WITH_OUTPUTS = ("minilm", "language")
+#: Unlabelled inputs of all tasks together; samerge runs the first 256 texts.
+INPUTS = 192
 SCALINGS = (1.0, 1.4)
 #: Among which agreement with the adapters' outputs chooses.
 STRENGTHS = (0.5, 0.7, 1.0, 1.4, 2.0)
 #: Of entries off the diagonal of a matrix of moments.
 SHRUNK = 0.9
-#: Of the mean of the diagonal, added to it before a root is taken.
-RIDGE = 0.1
 
 Moments = Mapping[str, Mapping[str, Tensor]]
 
@@ -120,45 +132,60 @@ def regmean(own: Sequence[LoraFactors], moments: Sequence[Tensor], rank: int) ->
     return LoraFactors(right.T.float().contiguous(), ((q_b @ U[:, :keep]) * S[:keep]).float())
 
 
-def powers(moments: Sequence[Tensor], power: float) -> tuple[Tensor, Tensor]:
-    """C^p and C^-p of the mean of the moments, ridged; scaled so that the mean of C's diagonal is 1."""
-    C = (sum(moments, torch.zeros_like(moments[0])) / len(moments)).double()
-    C = C / C.diagonal().mean()
-    values, E = torch.linalg.eigh(C + RIDGE * torch.eye(len(C), dtype=C.dtype))
-    return (E * values**power) @ E.T, (E * values**-power) @ E.T
+def texts(one: Suite, task: str, count: int) -> list[str]:
+    """Texts of a task that adapters were trained on, as the model would be given them."""
+    if one.name.startswith("language"):
+        documents = DOMAINS[task].split(one.cache)[0]
+        return [document[:2000] for document in documents[:count]]
+    if one.name == "exact":
+        return [asked + answer for asked, answer in EXACT_TASKS[task].rows(one.cache)[0][:count]]
+    rows = [text for text, _ in TEXT_TASKS[task].rows(one.cache)[0][:count]]
+    if one.name != "smollm2":
+        return rows
+    prompt = PROMPTS[task]
+    return [f"{prompt.before}{text[:200]}{prompt.cue}" for text in rows]
 
 
-def in_metric(folders: Mapping[str, Path], moments: Moments, power: float, rank: int) -> Update:
-    """`even` of tau_n C^p, times C^-p."""
-    modules = list(next(iter(moments.values())))
-    ways = {module: powers([own[module] for own in moments.values()], power) for module in modules}
-    with tempfile.TemporaryDirectory() as place:
-        turned = {}
-        for task, folder in folders.items():
-            turned[task] = Path(place) / task
-            shutil.copytree(folder, turned[task])
-            file = turned[task] / "adapter_model.safetensors"
-            tensors = load_file(file)
-            for name, tensor in tensors.items():
-                if "lora_A" in name:
-                    module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-                    tensors[name] = (tensor.double() @ ways[module][0]).float().contiguous()
-            save_file(tensors, file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            merged = samerge.merge(None, turned, method="even", rank=rank, dtype="float32", progress=False)
-        factors = {m: LoraFactors((one.A.double() @ ways[m][1]).float(), one.B) for m, one in merged.factors.items()}
-        return Update(factors, merged.layouts)
+def own_inputs(one: Suite) -> tuple[int, list[str] | Callable[[Any], None]]:
+    """How many inputs of each task, and all of them as `calibration` takes them."""
+    each = INPUTS // len(one.tasks)
+    if one.name != "vision":
+        return each, [text for task in one.tasks for text in texts(one, task, each)]
+    pictures = [prepared(IMAGE_TASKS[task].pictures(one.cache)[0].take(range(each)).pixels) for task in one.tasks]
+
+    def run(model: Any) -> None:
+        for batch in pictures:
+            model(pixel_values=batch)
+
+    return each, run
 
 
-def measure(name: str, cache: Path, adapters: Path | None, counts: Sequence[int]) -> None:
-    """All merges of a suite, each kept at once."""
+def measure(name: str, cache: Path, adapters: Path | None) -> None:
+    """The default by weights alone and calibrated, each kept at once."""
+    rows, scored = MEASURED[name]
+    one = suite(name, cache, adapters)
+    kept = Kept(one, rows, scored or one.tasks)
+    own = max(config_rank(folder) for folder in kept.folders.values())
+    each, given = own_inputs(one)
+    ways: dict[str, tuple[int, dict[str, Any]]] = {"default": (0, {})}
+    if name != "vision":
+        ways["default, random tokens"] = (0, {"calibration": "random"})
+    ways["default, own inputs"] = (each, {"calibration": given})
+    for rank in (own, FULL):
+        for merge, (count, options) in ways.items():
+            shares = kept.shares(kept.folders, rank=rank, **options)
+            keep(name, merge, count, rank, 1.0, fmean(shares.values()), rows, kept.evaluator.precision)
+
+
+def measure_regmean(name: str, cache: Path, adapters: Path | None, counts: Sequence[int]) -> None:
+    """RegMean, and what agreement says of the strength of `even`."""
     rows, scored = MEASURED[name]
     one = suite(name, cache, adapters)
     kept = Kept(one, rows, scored or one.tasks)
     updates = {task: single(folder) for task, folder in kept.folders.items()}
     layouts = next(iter(updates.values())).layouts
     own = max(config_rank(folder) for folder in kept.folders.values())
+    told: dict[str, Any] = {"rows": rows, "precision": kept.evaluator.precision}
     for count in counts:
         G = moments(kept, updates, count)
         for rank in (own, FULL):
@@ -166,20 +193,16 @@ def measure(name: str, cache: Path, adapters: Path | None, counts: Sequence[int]
                 m: regmean([one.factors[m] for one in updates.values()], [G[task][m] for task in updates], rank)
                 for m in layouts
             }
-            made = {"regmean": Update(factors, layouts)}
-            made |= {f"even, G^{p:g}": in_metric(kept.folders, G, p, rank) for p in (0.25, 0.5)}
-            for merge, update in made.items():
-                for scaling in SCALINGS:
-                    keep(name, merge, count, rank, scaling, kept, times(update, scaling), rows)
-    for rank in (own, FULL):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            merged = samerge.merge(None, kept.folders, method="even", rank=rank, dtype="float32", progress=False)
-        strengths = STRENGTHS if rank == own else SCALINGS
-        updates_at = {one: times(Update(merged.factors, layouts), one) for one in strengths}
-        apart = agreement(kept, updates, updates_at, min(counts)) if rank == own else {}
-        for scaling, update in updates_at.items():
-            keep(name, "even", 0, rank, scaling, kept, update, rows, apart.get(scaling))
+            for scaling in SCALINGS:
+                update = times(Update(factors, layouts), scaling)
+                keep(name, "regmean", count, rank, scaling, fmean(kept.of(update).values()), **told)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = samerge.merge(None, kept.folders, method="even", rank=own, dtype="float32", progress=False)
+    updates_at = {scaling: times(Update(merged.factors, layouts), scaling) for scaling in STRENGTHS}
+    apart = agreement(kept, updates, updates_at, min(counts))
+    for scaling, update in updates_at.items():
+        keep(name, "even", 0, own, scaling, fmean(kept.of(update).values()), apart=apart[scaling], **told)
 
 
 def agreement(kept: Kept, own: Mapping[str, Update], merges: Mapping[float, Update], count: int) -> dict[float, float]:
@@ -204,22 +227,22 @@ def keep(
     count: int,
     rank: int,
     scaling: float,
-    kept: Kept,
-    update: Update,
+    score: float,
     rows: int,
+    precision: str,
     apart: float | None = None,
 ) -> None:
-    """Ask a merge that has its strength, and put what it keeps into the results."""
+    """Put what a merge keeps into the results."""
     told: dict[str, Any] = {
         "suite": name,
         "merge": merge,
         "inputs": count,
         "rank": None if rank == FULL else rank,
         "scaling": scaling,
-        "score": round(fmean(kept.of(update).values()), 1),
+        "score": round(score, 1),
         **({} if apart is None else {"apart": apart}),
         "rows": rows,
-        "precision": kept.evaluator.precision,
+        "precision": precision,
         "machine": machine(),
         "versions": versions(),
     }
@@ -231,11 +254,17 @@ def main() -> None:
     """Measure and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", required=True, choices=list(MEASURED))
-    parser.add_argument("--counts", type=int, nargs="+", default=[32], help="inputs of each task")
+    parser.add_argument("--regmean", action="store_true", help=f"RegMean, of {' and '.join(WITH_OUTPUTS)}")
+    parser.add_argument("--counts", type=int, nargs="+", default=[32], help="inputs of each task, for RegMean")
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument("--adapters", type=Path, help="ready-made adapters, one folder a task")
     given = parser.parse_args()
-    measure(given.suite, given.cache, given.adapters, given.counts)
+    if given.regmean and given.suite not in WITH_OUTPUTS:
+        parser.error(f"--regmean is for {' and '.join(WITH_OUTPUTS)}")
+    if given.regmean:
+        measure_regmean(given.suite, given.cache, given.adapters, given.counts)
+    else:
+        measure(given.suite, given.cache, given.adapters)
 
 
 if __name__ == "__main__":

@@ -3,48 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from tables import rows as table
 
-#: The merge that sees weights alone, the default's chain.
-ALONE = "even"
+#: The columns: a merge, and what it is called on the page.
+ALONE, RANDOM, OWN = "default", "default, random tokens", "default, own inputs"
+REGMEAN = "regmean"
+HEADS = {ALONE: "weights alone", RANDOM: "random tokens", OWN: "own inputs", REGMEAN: "RegMean, at 1 / 1.4"}
 
 
 def with_inputs(records: Sequence[Mapping[str, Any]]) -> str:
-    """A table: a row for each merge and number of inputs, a column for each suite and output rank."""
-    if not records:
+    """A table: a row for each suite and output rank, a column for each merge."""
+    told = [r for r in records if r["merge"] in HEADS]
+    if not told:
         return ""
-    strengths = _strengths(records)
-    records = [r for r in records if r["scaling"] in {o["scaling"] for o in records if o["merge"] != ALONE}]
-    columns = sorted({(r["suite"], r["rank"] or 0) for r in records}, key=lambda c: (c[0], c[1] == 0))
-    scores = {(r["merge"], r["inputs"], r["suite"], r["rank"] or 0, r["scaling"]): r["score"] for r in records}
-    scalings = sorted({r["scaling"] for r in records})
+    rows = sorted({(r["suite"], r["rank"] or 0) for r in told}, key=lambda row: (row[0], row[1] == 0))
     cells = []
-    for merge, inputs in sorted({(r["merge"], r["inputs"]) for r in records}, key=lambda m: (m[0] != ALONE, *m)):
-        row = [merge, str(inputs) if inputs else "none"]
-        for suite, rank in columns:
-            told = [scores.get((merge, inputs, suite, rank, scaling)) for scaling in scalings]
-            row.append("" if None in told else " / ".join(f"{one:.1f}" for one in told))
-        cells.append(row)
-    both = " and ".join(f"{one:g}" for one in scalings)
-    head = [
-        "merge",
-        "inputs a task",
-        *(f"{suite}, {f'rank {rank}' if rank else 'as it comes'}" for suite, rank in columns),
-    ]
+    for suite, rank in rows:
+        cells.append([suite, str(rank) if rank else "as it comes", *(_cell(told, suite, rank, one) for one in HEADS)])
+    counts = sorted({r["inputs"] for r in told if r["merge"] == OWN})
     return "\n\n".join(
         [
             "## Do a few inputs help?",
-            "Where there are some unlabelled inputs of each task, a merge can see what each module takes. "
-            "RegMean solves for it in closed form; the default's chain can work in the metric of the inputs "
-            f"(`benchmarks/inputs.py`; none of it is in samerge, which sees weights alone). Strengths {both}, in this "
-            f"order; `{ALONE}` is the default's chain without inputs.",
-            table(head, cells),
-            _verdict(scores, columns),
-            strengths,
+            "`calibration` runs the base once, on inputs without labels, and merges in the metric of what each module "
+            "takes there ([how](method.md#with-a-few-inputs)). Beside the default by weights alone: with 512 tokens "
+            f"drawn at random, which takes no data at all, and with {_range(counts)} texts or pictures of every "
+            "adapter's own task. All at strength 1, nothing tuned. RegMean solves for the same second moments in closed "
+            "form; it is not in samerge (`benchmarks/inputs.py`).",
+            table(["suite", "output rank", *HEADS.values()], cells),
+            _verdict(told, rows),
+            _strengths(records),
         ]
     ).strip()
+
+
+def _cell(records: Sequence[Mapping[str, Any]], suite: str, rank: int, merge: str) -> str:
+    own = {
+        (r["inputs"], r["scaling"]): r["score"]
+        for r in records
+        if (r["suite"], r["rank"] or 0, r["merge"]) == (suite, rank, merge)
+    }
+    most = max((inputs for inputs, _ in own), default=0)
+    return " / ".join(f"{own[key]:.1f}" for key in sorted(own) if key[0] == most)
+
+
+def _range(counts: Sequence[int]) -> str:
+    if not counts:
+        return "some"
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _verdict(records: Sequence[Mapping[str, Any]], rows: Sequence[tuple[str, int]]) -> str:
+    """What the two ways add to weights alone, on the mean and at worst."""
+    score = {(r["merge"], (r["suite"], r["rank"] or 0)): r["score"] for r in records if r["merge"] != REGMEAN}
+    told = []
+    for merge, name in ((RANDOM, "Random tokens"), (OWN, "Own inputs")):
+        both = [row for row in rows if (merge, row) in score and (ALONE, row) in score]
+        gains = {row: score[merge, row] - score[ALONE, row] for row in both}
+        if gains:
+            worst = min(gains, key=lambda row: gains[row])
+            best = max(gains, key=lambda row: gains[row])
+            told.append(
+                f"{name} add {fmean(gains.values()):+.1f} on the mean, from {gains[worst]:+.1f} ({_named(worst)}) to "
+                f"{gains[best]:+.1f} ({_named(best)})."
+            )
+    return " ".join(told)
+
+
+def _named(row: tuple[str, int]) -> str:
+    suite, rank = row
+    return f"{suite} {f'at rank {rank}' if rank else 'as it comes'}"
 
 
 def _strengths(records: Sequence[Mapping[str, Any]]) -> str:
@@ -62,22 +92,9 @@ def _strengths(records: Sequence[Mapping[str, Any]]) -> str:
         choices.append(f"{chosen:g} on {suite}, where {best:g} is best")
     return "\n\n".join(
         [
-            f"Could agreement choose the strength? How far the outputs of `{ALONE}` are from those of each adapter on "
+            "Could agreement choose the strength? How far the outputs of `even` are from those of each adapter on "
             "inputs of its own (embeddings: mean squared distance; texts: Kullback-Leibler divergence), beside the "
             f"score. It would choose {'; '.join(choices)}.",
             table(["suite", "strength", *(f"{one:g}" for one in scalings)], cells),
         ]
     )
-
-
-def _verdict(scores: Mapping[tuple[Any, ...], float], columns: Sequence[tuple[str, int]]) -> str:
-    """How the best with inputs does to the best without, column by column."""
-    told = []
-    for suite, rank in columns:
-        of = {key: score for key, score in scores.items() if key[2:4] == (suite, rank)}
-        without = max(score for key, score in of.items() if key[0] == ALONE)
-        merge, inputs, *_, scaling = max((key for key in of if key[0] != ALONE), key=lambda key: of[key])
-        best = max(score for key, score in of.items() if key[0] != ALONE)
-        told.append(f"{best - without:+.1f} on {suite} {f'at rank {rank}' if rank else 'as it comes'} "
-                    f"(`{merge}`, {inputs} inputs, strength {scaling:g})")  # fmt: skip
-    return f"The best with inputs to `{ALONE}`, both at the better of these strengths: {'; '.join(told)}."

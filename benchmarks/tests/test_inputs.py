@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import inputs
 import pytest
 import torch
 from evidence.with_inputs import with_inputs
-from inputs import agreement, in_metric, moments, powers, regmean, shrunk
+from inputs import agreement, measure, moments, own_inputs, regmean, shrunk
+from suites.base import Update
 from suites.kept import Kept
 from test_quality import Toy, llama  # noqa: F401  # a fixture
 
@@ -52,15 +54,6 @@ def test_no_other_update_of_its_rank_is_nearer_on_the_inputs(rank):
     assert torch.allclose((made.B @ made.A).double(), best, atol=1e-4)
 
 
-def test_powers_are_inverse_and_square():
-    _, G = case(1)
-    half, back = powers(G, 0.5)
-    mean = sum(G).double() / 3
-    expected = mean / mean.diagonal().mean() + inputs.RIDGE * torch.eye(6).double()
-    assert torch.allclose(half @ half, expected, atol=1e-9)
-    assert torch.allclose(half @ back, torch.eye(6).double(), atol=1e-9)
-
-
 class Fed:
     """An evaluator of a two-layer model, which feeds fixed inputs in two calls."""
 
@@ -89,41 +82,71 @@ def test_moments_are_means_over_all_that_a_module_takes():
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-def test_the_power_0_is_even_itself(llama):  # noqa: F811
+def test_a_suite_is_measured_in_each_way(llama, monkeypatch, tmp_path):  # noqa: F811
+    """Weights alone, random tokens and own inputs are three different merges, each scored at both ranks."""
     toy = Toy(llama)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    monkeypatch.setitem(inputs.MEASURED, "toy", (4, ()))
+    monkeypatch.setattr(inputs, "suite", lambda *given: toy)
+    monkeypatch.setattr(inputs, "own_inputs", lambda one: (3, lambda model: model(input_ids=ids)))
+    monkeypatch.setattr(inputs, "RESULTS", tmp_path / "inputs.json")
+    measure("toy", tmp_path, None)
+    told = json.loads((tmp_path / "inputs.json").read_text())
+    assert [(r["merge"], r["inputs"], r["rank"] is None) for r in told] == [
+        (merge, count, full)
+        for full in (False, True)
+        for merge, count in (("default", 0), ("default, random tokens", 0), ("default, own inputs", 3))
+    ]
     kept = Kept(toy, 4, toy.tasks)
-    modules = list(samerge.merge(None, kept.folders, method="even", progress=False).factors)
-    eyes = {task: {m: torch.eye(kept_width(kept, m)) for m in modules} for task in kept.folders}
-    update = in_metric(kept.folders, eyes, 0.0, 4)
-    plain = samerge.merge(None, kept.folders, method="even", rank=4, dtype="float32", progress=False)
-    for module in modules:
-        assert torch.allclose(update.delta(module), plain.delta(module), atol=1e-5)
+    for record in told[:3]:
+        given = {0: None, 1: "random", 2: lambda model: model(input_ids=ids)}[told.index(record)]
+        update = samerge.merge(toy.base(), kept.folders, rank=record["rank"], calibration=given, progress=False)
+        found = kept.of(Update(update.factors, update.layouts))
+        assert record["score"] == pytest.approx(sum(found.values()) / len(found), abs=0.2)
 
 
-def kept_width(kept: Kept, module: str) -> int:
-    from samerge.adapters import read_adapter
+def test_texts_of_a_task_are_as_the_model_is_given_them(monkeypatch):
+    from suites.smollm2 import PROMPTS
 
-    found = [read_adapter(folder, task).modules.get(module) for task, folder in kept.folders.items()]
-    return next(one.shape[1] for one in found if one is not None)
+    rows = {task: SimpleNamespace(rows=lambda cache: ([("a text", 0)] * 500, [])) for task in PROMPTS}
+    monkeypatch.setattr(inputs, "TEXT_TASKS", rows)
+    one = SimpleNamespace(name="smollm2", tasks=tuple(PROMPTS), cache=None)
+    each, given = own_inputs(one)
+    assert (each, len(given)) == (192 // len(PROMPTS), 192 // len(PROMPTS) * len(PROMPTS))
+    assert given[0] == f"{PROMPTS['bbc'].before}a text{PROMPTS['bbc'].cue}"
 
 
 def test_the_page_says_what_inputs_add():
-    scores = {("even", 0): (70.0, 72.0), ("regmean", 32): (60.0, 65.0), ("even, G^0.5", 32): (71.0, 69.0)}
+    scores = {"default": 70.0, "default, random tokens": 69.0, "default, own inputs": 75.5}
     records = [
-        {"suite": "toy", "merge": merge, "inputs": count, "rank": 16, "scaling": scaling, "score": score}
-        for (merge, count), own in scores.items()
-        for scaling, score in zip((1.0, 1.4), own, strict=True)
+        {
+            "suite": "toy",
+            "merge": merge,
+            "inputs": 32 * ("own" in merge),
+            "rank": rank,
+            "scaling": 1.0,
+            "score": score + (rank is None),
+        }
+        for merge, score in scores.items()
+        for rank in (16, None)
     ]
-    text = with_inputs(records)
-    assert "| even | none | 70.0 / 72.0 |\n| even, G^0.5 | 32 | 71.0 / 69.0 |\n| regmean | 32 | 60.0 / 65.0 |" in text
-    assert "-1.0 on toy at rank 16 (`even, G^0.5`, 32 inputs, strength 1)." in text
+    regmean = [
+        {"suite": "toy", "merge": "regmean", "inputs": n, "rank": 16, "scaling": s, "score": 50.0 + n + s}
+        for n in (8, 32)
+        for s in (1.0, 1.4)
+    ]
+    text = with_inputs([*records, *regmean])
+    assert "| toy | 16 | 70.0 | 69.0 | 75.5 | 83.0 / 83.4 |\n| toy | as it comes | 71.0 | 70.0 | 76.5 |  |" in text
+    assert "Random tokens add -1.0 on the mean" in text
+    assert "Own inputs add +5.5 on the mean" in text
     assert with_inputs([]) == ""
-    for record, apart in zip(records[:2], (0.25, 0.5), strict=True):
-        record["apart"] = apart
-    text = with_inputs([*records, {**records[0], "scaling": 0.5, "score": 40.0, "apart": 0.125}])
-    assert "| even | none | 70.0 / 72.0 |" in text
-    assert "It would choose 0.5 on toy, where 1.4 is best." in text
-    assert "| toy | outputs apart | 0.125 | 0.250 | 0.500 |\n|  | score | 40.0 | 70.0 | 72.0 |" in text
+    strengths = [
+        {"suite": "toy", "merge": "even", "inputs": 0, "rank": 16, "scaling": s, "score": v, "apart": a}
+        for s, v, a in ((0.5, 40.0, 0.125), (1.0, 70.0, 0.25))
+    ]
+    text = with_inputs([*records, *strengths])
+    assert "It would choose 0.5 on toy, where 1 is best." in text
+    assert "| toy | outputs apart | 0.125 | 0.250 |\n|  | score | 40.0 | 70.0 |" in text
 
 
 def test_agreement_is_the_mean_distance_from_each_adapters_outputs():
