@@ -178,6 +178,16 @@ def write_adapter(folder: Path, factors: Mapping[str, tuple[Tensor, Tensor]], al
     return str(folder)
 
 
+def words(folder: Path, count: int = 40) -> None:
+    """A tokenizer beside a tiny model: one word, w3, for each number."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    own = Tokenizer(models.WordLevel({f"w{i}": i for i in range(count)}, unk_token="w0"))
+    own.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=own, unk_token="w0").save_pretrained(folder)
+
+
 def chain(widths: list[int], seed: int = 0, scale: float = 1.0) -> dict[str, Tensor]:
     """Weights of a plain chain, `layers.<i>.weight` (widths[i+1], widths[i])."""
     generator = torch.Generator().manual_seed(seed)

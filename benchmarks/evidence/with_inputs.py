@@ -30,8 +30,8 @@ def with_inputs(records: Sequence[Mapping[str, Any]]) -> str:
             "`calibration` runs the base once, on inputs without labels, and merges in the metric of what each module "
             "takes there ([how](method.md#with-a-few-inputs)). Beside the default by weights alone: with 512 tokens "
             f"drawn at random, which takes no data at all, and with {_range(counts)} texts or pictures of every "
-            "adapter's own task. All at strength 1, nothing tuned. RegMean solves for the same second moments in closed "
-            "form; it is not in samerge (`benchmarks/inputs.py`).",
+            "adapter's own task. All at strength 1, nothing tuned. RegMean solves for the same second moments in "
+            "closed form; it is not in samerge (`benchmarks/inputs.py`).",
             table(["suite", "output rank", *HEADS.values()], cells),
             _verdict(told, rows),
             _strengths(records),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import NAMES, Beast
+from tiny import NAMES, Beast, words
 from torch import nn
 
 import samerge
@@ -58,16 +57,6 @@ def alike(one: Metrics, other: Metrics) -> None:
     for name, S in one.of.items():
         width = S.V.shape[0]
         torch.testing.assert_close(dense(one, name, width), dense(other, name, width), rtol=1e-3, atol=1e-4)
-
-
-def words(folder: Path, count: int = 40) -> None:
-    """A tokenizer beside a tiny model: one word, w3, for each number."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    own = Tokenizer(models.WordLevel({f"w{i}": i for i in range(count)}, unk_token="w0"))
-    own.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=own, unk_token="w0").save_pretrained(folder)
 
 
 @pytest.fixture
