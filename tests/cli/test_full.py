@@ -104,7 +104,7 @@ def test_json_is_all_of_stdout(tiny_base, experts, tmp_path) -> None:
         (["--energy", "2"], "--energy 2 must lie in"),
         (["--max-shard-size", "big"], "--max-shard-size big is no size"),
         (["--private"], "--private is for a repository"),
-        (["--push-to-hub", "a/b/c"], "A repository id is"),
+        (["--push-to-hub", "a/b/c"], "a repository id is"),
         (["--expert", "=x"], "--model '=x': the name is empty"),
         (["--expert", "math=x"], "two models are called 'math'"),
     ],

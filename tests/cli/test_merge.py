@@ -154,7 +154,7 @@ def test_overwrite(invoke, tiny_base, loras) -> None:
         (["--adapter", "./nowhere:0,5"], "./nowhere:0.5"),
         (["--private"], "give --push-to-hub"),
         (["--create-pr"], "give --push-to-hub"),
-        (["--push-to-hub", "a/b/c"], "A repository id is"),
+        (["--push-to-hub", "a/b/c"], "a repository id is"),
         (["--push-to-hub", "a/b", "--create-pr", "--revision", "x"], "leave one of them out"),
     ],
 )

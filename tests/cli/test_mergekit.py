@@ -169,7 +169,9 @@ def test_the_merge_is_mergekits(invoke, tiny_base, tmp_path, normalize):
     (tmp_path / "m.yml").write_text(yaml.safe_dump(table))
     done = invoke("run", "m.yml", "--out", "merged")
     assert done.exit_code == 0, done.output
-    assert "this is an adapter, cut to the rank of its largest source (--rank)" in " ".join(done.stderr.split())
+    assert "cut to the rank of its largest source, where a recipe does not say another rank" in " ".join(
+        done.stderr.split()
+    )
     made = invoke("init", "m.yml")
     assert made.exit_code == 0, made.output
     recipe = (tmp_path / "recipe.yaml").read_text().replace("# rank: N", "rank: 16").replace("merged/", "whole/")

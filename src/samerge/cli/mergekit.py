@@ -125,7 +125,10 @@ def as_recipe(table: Mapping[Any, Any], doing: str) -> tuple[dict[str, Any], lis
             "mergekit drops other elements at random, and rescales by norms in place of the share that is kept"
         )
     if method.own != "linear":
-        notes.append("mergekit writes whole weights; this is an adapter, cut to the rank of its largest source (rank=)")
+        notes.append(
+            "mergekit writes whole weights; this is an adapter, cut to the rank of its largest source, where a recipe "
+            "does not say another rank"
+        )
     return recipe, notes
 
 
