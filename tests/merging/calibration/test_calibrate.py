@@ -389,3 +389,30 @@ def test_comparisons_and_searches_run_the_base_once(llama: Beast) -> None:
         progress=False,
     )
     assert runs == [1]
+
+
+@pytest.mark.parametrize("kind", ["pipeline", "Trainer", "LlamaConfig"])
+def test_a_configuration_names_no_class_but_a_models(llama: Beast, tmp_path, kind) -> None:
+    """What else it names is not called: the model is found by its type."""
+    llama.model().save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": [kind]}))
+    found = samerge.merge(str(tmp_path / "base"), llama.adapters, calibration="random", progress=False)
+    expected = samerge.merge(llama.base, llama.adapters, calibration="random", progress=False)
+    for module in expected.factors:
+        torch.testing.assert_close(found.delta(module), expected.delta(module), rtol=1e-3, atol=1e-5)
+
+
+def test_code_of_a_bases_own_is_not_run(llama: Beast, tmp_path) -> None:
+    llama.model().save_pretrained(tmp_path / "base")
+    file = tmp_path / "base" / "config.json"
+    own = {
+        "architectures": ["Mine"],
+        "model_type": "mine",
+        "auto_map": {"AutoModel": "mine.Mine", "AutoConfig": "mine.C"},
+    }
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    (tmp_path / "base" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(BaseModelError, match="transformers cannot load it"):
+        samerge.merge(str(tmp_path / "base"), llama.adapters, method="even", calibration="random", progress=False)
+    assert not (tmp_path / "ran").exists()

@@ -34,11 +34,14 @@ def runnable(base: object, source: WeightSource | None, device: torch.device) ->
         raise OptionError("calibration runs the base model; give base: a folder, a hub id or a loaded model")
     import transformers
 
+    # a configuration is a stranger's: no class but a model's, no code of its own, no pickles
     kinds = [getattr(transformers, str(name), None) for name in source.config.get("architectures") or ()]
-    kind = next((one for one in kinds if one is not None), transformers.AutoModel)
+    models = (one for one in kinds if isinstance(one, type) and issubclass(one, transformers.PreTrainedModel))
+    kind: Any = next(models, transformers.AutoModel)
+    safe = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
     try:
         with _without_bars():
-            model = kind.from_pretrained(source.folder, dtype="auto", local_files_only=True)
+            model = kind.from_pretrained(source.folder, dtype="auto", **safe)
         return model.eval().to(device)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

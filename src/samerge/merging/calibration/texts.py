@@ -138,7 +138,7 @@ def tokenizer_of(model: Any, source: WeightSource | None) -> Any:
 
     place = source.folder if isinstance(source, FolderSource) else getattr(model, "name_or_path", "") or ""
     try:
-        return AutoTokenizer.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BaseModelError(
