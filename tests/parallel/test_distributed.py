@@ -34,6 +34,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "lego": {"method": "lora-lego", "rank": 3},
     "zero": {"rank": 3, "iterations": 2, "weights": [1.0, 0.0]},
     "dora": {"rank": 3, "iterations": 2, "dora": "exact"},
+    "calibrated": {"rank": 3, "calibration": "random"},
 }
 
 #: Runs every way, and says what came out and how many bytes of factors were alive at most while it swept.
@@ -190,7 +191,9 @@ def test_processes_agree_with_each_other_and_with_one(size: int, way: str, runs:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", [way for way in WAYS if way not in ("default", "sum", "weights", "lego", "dora")])
+@pytest.mark.parametrize(
+    "way", [way for way in WAYS if way not in ("default", "sum", "weights", "lego", "dora", "calibrated")]
+)
 def test_every_process_holds_its_part_of_the_factors(way: str, runs: Path) -> None:
     [alone] = said(runs, way, 1)
     for size in (2, 4):
