@@ -25,8 +25,9 @@ REPEAT = """## To repeat it
 pip install -e '.[benchmarks]'
 python benchmarks/quality.py --suite exact language language-mixed minilm minilm-same-init smollm2 vision  # resumable
 python benchmarks/few.py --suite exact language minilm smollm2
-python benchmarks/inputs.py --suite minilm --counts 32 256
-python benchmarks/inputs.py --suite language
+python benchmarks/inputs.py --suite exact  # and so on for the others
+python benchmarks/inputs.py --suite minilm --regmean --counts 32 256
+python benchmarks/inputs.py --suite language --regmean
 python benchmarks/quality.py --collect --render
 ```
 
