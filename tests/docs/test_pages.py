@@ -62,7 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         base = "meta-llama/Llama-3.1-8B"
         LlamaForCausalLM(config).save_pretrained(base)
         words(Path(base), 32)
-        Path("texts.jsonl").write_text('{"text": "w5 w6 w7"}\n{"text": "w8 w9"}\n')
+        Path("texts.jsonl").write_text('{"text": "w5 w6 w7 w5 w4 w3"}\n{"text": "w8 w9"}\n')
         for rank, adapter in ((4, "ada/math-lora"), (8, "code-lora"), (4, "ada/prose-lora")):
             lora = LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False)
             get_peft_model(LlamaForCausalLM.from_pretrained(base), lora).save_pretrained(adapter)

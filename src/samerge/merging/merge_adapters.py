@@ -197,7 +197,7 @@ def merge_opened(
     if rule:
         problem = replace(problem, weights=nan_weights(problem))
     measured = _measured(problem, base, source, planned, shared)
-    problem = replace(problem, metrics=measured.of)
+    problem = replace(problem, metrics={m: one.to(device) for m, one in measured.of.items()})
     begun = group().together(lambda: planned.method.begin(problem, planned.own))
     finisher = Finisher(problem, experts, planned, begun, dora_lost, notes=(*spelled.notes, *measured.notes))
 
@@ -280,7 +280,7 @@ def _measured(
     if given is None:
         return Metrics()
     held = {} if shared is None else shared.measured
-    key = (given, str(problem.device), *(site.module for site in problem.sites))
+    key = (given.file, given.texts, id(given.run), *(site.module for site in problem.sites))
     if key not in held:
         one = group()
         found = one.each(

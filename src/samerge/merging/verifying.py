@@ -16,7 +16,7 @@ from samerge.adapters import CONFIG_NAME
 from samerge.adapters.formats.table import read_any
 from samerge.adapters.writer import HASH_FIELD, tensors_digest
 from samerge.errors import AdapterError, BaseModelError, HubError, OptionError, SamergeError
-from samerge.options.calibration import IN_MEMORY, RANDOM
+from samerge.options.calibration import IN_MEMORY
 from samerge.report.reading import raw_record
 from samerge.weights.fields import NUMBER, OBJECT, TEXT, check_fields, list_of, table_of
 from samerge.weights.hub import RECORD_NAME, resolve_adapter, resolve_base
@@ -163,8 +163,9 @@ def _again(folder: Path, record: Mapping[str, Any]) -> Finding:
             return Finding(what, False, str(error))
     doubts = {
         "its base was a model in memory, which may not have been that of files": (record.get("base") or {}).get("live"),
-        "the texts that its base was run on may have been others": (record.get("options") or {}).get("calibration")
-        not in (None, RANDOM),
+        "its base was run, on texts that may have been others or with another rounding": (
+            record.get("options") or {}
+        ).get("calibration"),
     }
     doubt = next((told for told, there in doubts.items() if there), None)
     return found if found.sound is not False or doubt is None else Finding(what, None, f"{found.told}; {doubt}")

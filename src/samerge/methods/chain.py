@@ -13,6 +13,9 @@ At each layer that more than one adapter has, with tau_n = sum_k sigma_k p_k q_k
    that the norm before weights stays; in between, what lies between;
 4. M = level * sum_k w_k u_k v_k^T.
 
+With `calibration` all of it is done to tau_n S, S the metric of the layer's inputs (`samerge.linalg.metric`), with one
+strength of 2 (k / r)^(1/6), and M S^-1 comes out.
+
 A layer that one adapter alone has knows no conflict: its own update times its weight, truncated only where its rank is
 above that of the result.
 """

@@ -192,7 +192,9 @@ class Problem:
             return known
         found = {n: Part(self._load(adapted)) for n, adapted in site.experts.items() if self.weights[n] != 0}
         if self.balance == "norm" and len(found) > 1:
-            if not hold:  # nearly all that balance want the triplets, which have the norm
+            if (
+                not hold and site.module not in self.metrics
+            ):  # nearly all that balance want them, and they have the norm
                 taken_apart(found)
             trained = self.sizes.get(site.module)
             factors = to_mean({n: part.norm for n, part in found.items()} if trained is None else trained)

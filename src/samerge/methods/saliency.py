@@ -53,7 +53,7 @@ class SaliencyOptions(ChainOptions):
 
 def begin(problem: Problem, options: SaliencyOptions) -> Begun:
     """Score all components; the last round's choice is made where a layer is merged, of what is at hand there."""
-    check_memory(problem, held=2)
+    check_memory(problem, held=4 if problem.metrics else 2)  # what is seen is held beside what was trained
     ranks = _prepared(problem)
     left = {module: {n: torch.arange(rank) for n, rank in own.items()} for module, own in ranks.items()}
     found = NO_GAMMAS

@@ -1,4 +1,4 @@
-"""`calibration`: what the base is run on, so that a merge knows how large the inputs of its modules are."""
+"""`calibration`: what the base is run on, so that a merge knows what its modules take."""
 
 from __future__ import annotations
 
@@ -70,12 +70,13 @@ def calibration() -> Kind:
             f"function that runs the model it is given"
         )
 
-    schema = {"anyOf": [{"enum": [RANDOM]}, {"type": "string", "pattern": rf"\{_ENDING}$"}]}
+    texts = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+    schema = {"anyOf": [{"enum": [RANDOM]}, {"type": "string", "pattern": rf"\{_ENDING}$"}, texts]}
     annotation = "str | os.PathLike[str] | Sequence[str] | Callable[[Any], Any]"
     return Kind(read, annotation, f"{RANDOM}|FILE{_ENDING}", (RANDOM,), schema=schema)
 
 
 HELP = (
-    "Run the base first, and weigh what the adapters do to each input channel by how large the channel is: on tokens "
-    "drawn at random, on the texts of a file, in Python also on a list of texts or by a function that runs the model."
+    "Run the base once, and merge in the metric of what each module takes there: on tokens drawn at random, on the "
+    "texts of a file, in Python also on a list of texts or by a function that runs the model. No labels."
 )

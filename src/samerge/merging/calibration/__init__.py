@@ -1,1 +1,1 @@
-"""The base run on a few inputs: how large the input channels of its modules are."""
+"""The base run on a few inputs: in which metric of what it takes each module is merged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,10 +21,15 @@ def base_alone(model: nn.Module) -> Iterator[None]:
         AdapterError: adapters are merged into its weights.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper, other
 
-    tuners = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
+    # what is trained beside the factors: whole modules, and token rows in releases that have them
+    beside: type = getattr(other, "AuxiliaryTrainingWrapper", ModulesToSaveWrapper)
+    tuners: list[tuple[str, Any]] = [
+        (name, layer) for name, layer in model.named_modules() if isinstance(layer, (BaseTunerLayer, beside))
+    ]
     for name, layer in tuners:
-        if layer.merged:
+        if getattr(layer, "merged", False):
             raise AdapterError(
                 f"calibration runs the base model, and adapters are merged into {name}; call model.unmerge_adapter() "
                 f"first"

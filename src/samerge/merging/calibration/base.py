@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,27 +12,35 @@ from torch import nn
 
 from samerge.errors import BaseModelError, OptionError
 from samerge.merging.calibration.alone import base_alone
+from samerge.merging.calibration.texts import first_line
 from samerge.weights import FolderSource, WeightSource
 from samerge.weights.inside_peft import base_modules
 from samerge.weights.pipeline import models_of
 
+#: Parts at the end of a name by which two are taken for the same: a layer's number, a block, a projection.
+_ALIKE = 3
 
-def runnable(base: object, source: WeightSource | None, device: torch.device) -> Any:
+
+def runnable(base: object, source: WeightSource | None, device: torch.device, wanted: Collection[str]) -> Any:
     """The base as it can be run: a live model or pipeline as it is, one in a folder loaded with transformers.
 
     Args:
         base: what the base was given as.
         source: its weights.
         device: where one that is loaded here goes.
+        wanted: names of the adapted modules.
 
     Raises:
         OptionError: no base was given.
-        BaseModelError: transformers cannot load it.
+        BaseModelError: transformers cannot load it, or makes up a weight that is adapted.
     """
     if isinstance(base, nn.Module) or models_of(base):
         return base
     if not isinstance(source, FolderSource):
-        raise OptionError("calibration runs the base model; give base: a folder, a hub id or a loaded model")
+        raise OptionError(
+            "calibration runs the base model; give base as a folder or a hub id of transformers, or in Python the "
+            "loaded model or pipeline"
+        )
     import transformers
 
     # a configuration is a stranger's: no class but a model's, no code of its own, no pickles
@@ -40,15 +49,26 @@ def runnable(base: object, source: WeightSource | None, device: torch.device) ->
     kind: Any = next(models, transformers.AutoModel)
     safe = {"local_files_only": True, "use_safetensors": True, "trust_remote_code": False}
     try:
-        with _without_bars():
-            model = kind.from_pretrained(source.folder, dtype="auto", **safe)
+        # what the file lacks, such as a new head, is drawn at random, which is not to change anybody's numbers
+        with _without_bars(), torch.random.fork_rng(devices=[]):
+            model, loaded = kind.from_pretrained(source.folder, dtype="auto", output_loading_info=True, **safe)
+        _check_whole(model, loaded["missing_keys"], wanted, source.name)
         return model.eval().to(device)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BaseModelError(
-            f"calibration runs the base {source.name!r}, and transformers cannot load it ({reason}); in Python give "
-            f"the loaded model as the base"
+            f"calibration runs the base {source.name!r}, and transformers cannot load it ({first_line(error)}); in "
+            f"Python give the loaded model as the base"
         ) from error
+
+
+def _check_whole(model: nn.Module, missing: Collection[str], wanted: Collection[str], name: str) -> None:
+    lacking = {id(model.get_submodule(weight.rpartition(".")[0])): weight for weight in missing}
+    for module in adapted(model, wanted).values():
+        if id(module) in lacking:
+            raise BaseModelError(
+                f"calibration runs the base {name!r}, whose files lack {lacking[id(module)]!r}, which is adapted; give "
+                f"a whole base"
+            )
 
 
 @contextmanager
@@ -82,8 +102,8 @@ def alone(model: Any) -> Iterator[None]:
 def adapted(model: Any, wanted: Collection[str]) -> dict[str, nn.Module]:
     """The modules that adapters change, by the names that the adapters have for them.
 
-    An adapter may have been trained on the model without its head, or with one, so that names differ by what stands
-    before them. A name that fits several modules is none.
+    Adapters may have been trained on the model without its head, or with one, or by an older transformers, so that
+    their names begin in another way: in one way for all of them, the one that fits most.
 
     Args:
         model: live.
@@ -94,16 +114,38 @@ def adapted(model: Any, wanted: Collection[str]) -> dict[str, nn.Module]:
         for part, model in parts_of(model).items()
         for one in base_modules(model)
     }
-    endings: dict[str, list[str]] = {}
-    for name in there:
-        pieces = name.split(".")
-        for start in range(len(pieces)):
-            endings.setdefault(".".join(pieces[start:]), []).append(name)
-    found = {}
-    for name in wanted:
-        pieces = name.split(".")
-        shorter = (".".join(pieces[start:]) for start in range(len(pieces) - 1))
-        fits = [name] if name in there else next((endings[one] for one in shorter if one in endings), [])
-        if len(fits) == 1:
-            found[name] = there[fits[0]]
+    rest = [name for name in wanted if name not in there]
+    found = {name: there[name] for name in wanted if name in there}
+    began = None if found else _beginnings(rest, there)  # where some are named as the model names them, all are
+    if began is not None:
+        dropped, added = began
+        for name in rest:
+            full = added + name.removeprefix(dropped)
+            if name.startswith(dropped) and full in there:
+                found[name] = there[full]
     return found
+
+
+def _beginnings(names: Collection[str], there: Collection[str]) -> tuple[str, str] | None:
+    """What most names begin with, and what the model's begin with in its place; None where two fit as many.
+
+    Example:
+        >>> _beginnings(["layers.0.mlp.up", "layers.1.mlp.up"], ["model.layers.0.mlp.up", "model.layers.1.mlp.up"])
+        ('', 'model.')
+    """
+    ends: dict[tuple[str, ...], list[list[str]]] = {}
+    for full in there:
+        parts = full.split(".")
+        ends.setdefault(tuple(parts[-_ALIKE:]), []).append(parts)
+    votes: Counter[tuple[str, str]] = Counter()
+    for name in names:
+        own = name.split(".")
+        for parts in ends.get(tuple(own[-_ALIKE:]), []):
+            same = next((i for i, (a, b) in enumerate(zip(own[::-1], parts[::-1], strict=False)) if a != b), None)
+            same = min(len(own), len(parts)) if same is None else same
+            began = (".".join([*one[: len(one) - same], ""]) if len(one) > same else "" for one in (own, parts))
+            votes[tuple(began)] += 1  # type: ignore[index]
+    best = votes.most_common(2)
+    if not best or (len(best) == 2 and best[0][1] == best[1][1]):
+        return None
+    return best[0][0]

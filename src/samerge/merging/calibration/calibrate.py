@@ -7,14 +7,14 @@ arXiv 2212.09849) solves for the same second moments; the metric lies half-way b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from samerge.errors import BaseModelError, OptionError, SamergeError
+from samerge.errors import BaseModelError, OptionError
 from samerge.linalg.metric import Metric, metric
 from samerge.merging.calibration import texts
 from samerge.merging.calibration.base import adapted, alone, runnable
@@ -24,6 +24,9 @@ from samerge.options.calibration import Calibration
 from samerge.parallel.progress import Progress
 from samerge.weights import WeightSource
 from samerge.weights.inside_peft import unwrap
+
+#: Positions below which a module's inputs tell too little: an expert that was hardly chosen, a head.
+LEAST = 8
 
 
 @dataclass(frozen=True)
@@ -62,53 +65,59 @@ def calibrate(
         BaseModelError: the base cannot be loaded or run, or gives numbers that are none.
         AdapterError: adapters are merged into a live base.
     """
-    read = texts.read_texts(given.file) if given.file is not None else list(given.texts)
+    read = texts.read_texts(given.file) if given.file is not None else list(given.texts)[: texts.MOST_TEXTS]
+    names = [site.module for site in sites]
     with bars.task("loading", 1):
-        model = runnable(base, source, device)
-    seen = Samples(_suitable(sites, adapted(model, [site.module for site in sites])))
+        model = runnable(base, source, device, names)
+    modules = _suitable(sites, adapted(model, names))
+    seen = Samples(modules)
     with alone(model), seen.watching():
-        told = _run(given, read, model, source, bars)
+        told = _run(given, read, model, base, modules.values(), bars)
+    del model, modules  # one that was loaded here is wanted no more
     metrics: dict[str, Metric] = {}
-    groups = list(seen.groups())
+    groups = seen.groups()
     with bars.task("measuring", len(groups)) as advance:
-        for names, rows in groups:
-            one = _metric(names[0], rows)
-            metrics |= {} if one is None else dict.fromkeys(names, one.to(device))
+        for group in groups:
+            one = _metric(group[0], seen.rows(group[0]))
+            metrics |= {} if one is None else dict.fromkeys(group, one)
             advance(1)
     if not metrics:
-        raise OptionError(f"calibration: the base was run on {told}, and no module that is adapted took part")
+        raise OptionError(
+            f"calibration: the base was run on {told}, and no module that is adapted took {LEAST} positions or more; "
+            f"give more or longer inputs, or merge without calibration"
+        )
     left = [site.module for site in sites if site.module not in metrics]
     without = f"; {len(left)} of {len(sites)} modules go without, such as {left[0]}" if left else ""
     return Metrics(metrics, (f"calibration: the base was run on {told}{without}",))
 
 
-def _run(given: Calibration, read: Sequence[Any], model: Any, source: WeightSource | None, bars: Progress) -> str:
+def _run(
+    given: Calibration, read: Sequence[Any], model: Any, base: object, modules: Collection[nn.Module], bars: Progress
+) -> str:
     """Run the model; what it was run on, in words."""
     if given.run is not None:
         with bars.task("calibrating", 1):
             given.run(model)
         return "inputs of a function"
     inner: Any = unwrap(model) if isinstance(model, nn.Module) else model
-    if not hasattr(inner, "get_input_embeddings"):
-        raise OptionError(
-            f"calibration={given.plain()!r}: {type(inner).__name__} takes no tokens; in Python give calibration a "
-            f"function that runs the model on inputs of its kind"
-        )
-    rows = texts.tokenised(read, texts.tokenizer_of(inner, source)) if read else texts.drawn(inner)
+    texts.embeddings_of(inner)
+    if read:
+        rows = texts.tokenised(read, texts.tokenizer_of(inner, base), texts.longest_of(inner, texts.MOST_TOKENS))
+    else:
+        rows = texts.drawn(inner)
+    head = getattr(inner, "get_output_embeddings", lambda: None)()
+    head = getattr(head, "base_layer", head)
     tokens = sum(one.numel() for one in rows)
     try:
         with bars.task("calibrating", len(rows)) as advance:
-            texts.on_ids(inner, rows, advance)
-    except SamergeError:
-        raise
+            texts.on_ids(inner, rows, advance, head=any(one is head for one in modules))
     except Exception as error:  # whatever a model's own code raises
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BaseModelError(
-            f"calibration: running the base {type(inner).__name__} on {tokens} tokens failed: {reason}"
+            f"calibration: running the base {type(inner).__name__} on {tokens} tokens failed: {texts.first_line(error)}"
         ) from error
     if not read:
         return f"{tokens} tokens drawn at random"
-    return f"{len(rows)} texts of {tokens} tokens{f' of {given.file}' if given.file is not None else ''}"
+    return f"{len(rows)} texts of {tokens} tokens{f' of {given.file.name}' if given.file is not None else ''}"
 
 
 def _suitable(sites: Sequence[Site], modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -117,9 +126,11 @@ def _suitable(sites: Sequence[Site], modules: Mapping[str, nn.Module]) -> dict[s
     for site in sites:
         module, kind = modules.get(site.module), site.layout.kind
         weight = getattr(module, "weight", None)
-        if module is None or not isinstance(weight, Tensor):
+        wide = getattr(module, "in_features", None)  # quantised ones have no weight of its shape
+        if wide is None and isinstance(weight, Tensor):
+            wide = weight.shape[0 if site.layout.transposed else -1]
+        if module is None or wide is None:
             continue
-        wide = getattr(module, "in_features", None) or weight.shape[0 if site.layout.transposed else -1]
         convolves = isinstance(module, nn.Conv2d) and module.groups == 1
         if (kind == "linear" and wide == site.shape[1]) or (kind == "conv" and convolves):
             found[site.module] = module
@@ -127,7 +138,7 @@ def _suitable(sites: Sequence[Site], modules: Mapping[str, nn.Module]) -> dict[s
 
 
 def _metric(module: str, rows: Tensor) -> Metric | None:
-    """S of a module, None where its inputs tell nothing.
+    """S of a module, None where there were too few inputs to tell.
 
     Raises:
         BaseModelError: what it takes is not a number, or infinite.
@@ -137,4 +148,4 @@ def _metric(module: str, rows: Tensor) -> Metric | None:
             f"calibration: what the base hands to {module} is not finite; run it in another dtype (a loaded model as "
             f"the base), or merge without calibration"
         )
-    return metric(rows) if len(rows) else None
+    return metric(rows) if len(rows) >= LEAST else None

@@ -27,8 +27,10 @@ class Samples:
         self._chunks: dict[str, list[Tensor]] = {}
         self._share: dict[str, float] = {}
         self._chance = torch.Generator().manual_seed(0)
-        #: The last tensor that a module took, the share of it that was kept, and its rows.
-        self._last: tuple[Tensor, float, Tensor] | None = None
+        #: The last tensor that a module took, the share of it that was kept, its rows, and who has had them.
+        self._last: tuple[Tensor, float, Tensor, set[str]] | None = None
+        #: The last chunks that were too many, and what was kept of them.
+        self._thinned: tuple[list[Tensor], list[Tensor], float] | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -38,15 +40,18 @@ class Samples:
                 hook = module.register_forward_pre_hook(self._hook(name), with_kwargs=True)
                 stack.callback(hook.remove)
             yield
-        self._last = None
+        self._modules, self._last, self._thinned = {}, None, None
 
-    def groups(self) -> Iterator[tuple[list[str], Tensor]]:
-        """The modules that ran, those with the same rows together, and the rows, (n, d_in) on the CPU."""
+    def groups(self) -> list[tuple[str, ...]]:
+        """The modules that ran, those with the same rows together."""
         found: dict[tuple[int, ...], list[str]] = {}
         for name, chunks in self._chunks.items():
             found.setdefault(tuple(map(id, chunks)), []).append(name)
-        for names in found.values():
-            yield names, torch.cat(self._chunks[names[0]])
+        return [tuple(names) for names in found.values()]
+
+    def rows(self, module: str) -> Tensor:
+        """What a module took, (n, d_in) on the CPU."""
+        return torch.cat(self._chunks[module])
 
     def _hook(self, name: str) -> Any:
         def kept(module: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
@@ -59,13 +64,28 @@ class Samples:
     def _add(self, name: str, module: nn.Module, x: Tensor) -> None:
         share = self._share.get(name, 1.0)
         convolves = isinstance(module, nn.Conv2d)
-        if self._last is None or self._last[0] is not x or self._last[1] != share or convolves:
+        last = self._last
+        # one that had them already takes it anew, filled with something else perhaps
+        if last is None or last[0] is not x or last[1] != share or name in last[3] or convolves:
             rows = _patches(module, x) if isinstance(module, nn.Conv2d) else x.detach().reshape(-1, x.shape[-1])
-            self._last = x, share, self._some(rows, share).cpu()
-        chunks = [*self._chunks.get(name, []), self._last[2]]
-        while sum(map(len, chunks)) > 2 * MOST:
-            chunks, share = [self._some(torch.cat(chunks), 0.5)], share / 2
+            # a copy: the model may change its own tensor, or fill it anew
+            last = x, share, self._some(rows, share).to("cpu", copy=True), set()
+        self._last = last
+        last[3].add(name)
+        chunks = [*self._chunks.get(name, []), last[2]]
+        if sum(map(len, chunks)) > 2 * MOST:
+            before = self._thinned[0] if self._thinned is not None else []
+            if self._thinned is None or list(map(id, before)) != list(map(id, chunks)):
+                self._thinned = chunks, *self._halved(chunks, share)
+            chunks, share = self._thinned[1:]
         self._chunks[name], self._share[name] = chunks, share
+
+    def _halved(self, chunks: list[Tensor], share: float) -> tuple[list[Tensor], float]:
+        """Half of the rows, as often as there are too many, and the share that is kept of what comes."""
+        rows = torch.cat(chunks)
+        while len(rows) > 2 * MOST:
+            rows, share = self._some(rows, 0.5), share / 2
+        return [rows], share
 
     def _some(self, rows: Tensor, share: float) -> Tensor:
         """Each row with this probability."""
