@@ -103,7 +103,7 @@ def test_the_size_of_the_inputs_as_a_whole_changes_nothing(tmp_path, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_fewer_inputs_than_channels(tmp_path, method):
     case = Case(tmp_path, *unequal())
-    case.x = case.x[:1, :5]
+    case.x = case.x[:1, :9]
     network = chain_network(sorted(case.base)) if method == "saliency" else None
     expected = dense_chain(network, case.base, case.experts, (1.0, 1.0, 1.0), rank=5, metrics=case.metrics())
     hold(case.merged(method, rank=5), expected, case.names)
