@@ -130,4 +130,4 @@ def _ranks(values: Sequence[float]) -> Tensor:
     column = torch.tensor(values, dtype=torch.float64)
     below = (column[:, None] > column[None, :]).sum(1)
     same = (column[:, None] == column[None, :]).sum(1)
-    return below + (same + 1) / 2
+    return below.double() + (same.double() + 1) / 2

@@ -381,3 +381,10 @@ def test_colours_are_steps():
         *(-STEPS, -STEPS, 0, 0, 1, 1, 2, STEPS, 0)
     ]
     assert Heat("", ["a"], ["b"], [[0.0]], 0.0, 0.0, "").level(0.0) == 0
+
+
+def test_one_that_takes_no_part_has_no_share_of_the_places(llama) -> None:
+    """Of three adapters, one of weight 0, an even share is a half."""
+    merged = samerge.merge(llama.base, llama.adapters, weights=[1.0, 1.0, 0.0], progress=False)
+    places = next(heat for heat in heats(merged.report.record) if heat.title == "Who got the places in the merge")
+    assert "an even share, 50.0%" in places.how

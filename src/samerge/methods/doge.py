@@ -51,7 +51,7 @@ class DogeOptions(Options):
     density: float = option(share(), 0.3, "Share of its elements that each adapter keeps.")
     eta: float = option(real(0), 0.07, "Norm that each adapter is brought to in each layer.")
     shared: float = option(share(), 1 / 6, "Share of the adapters' directions that all have in common and stay.")
-    steps: int = option(whole(0), 400, "Steps of the descent.")
+    steps: int = option(whole(0, 10_000), 400, "Steps of the descent.")
     rate: float = option(real(0), 1e-4, "How far an entry moves in a step.")
 
 

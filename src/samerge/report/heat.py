@@ -47,7 +47,7 @@ def _chosen(record: Record) -> Iterator[Heat]:
 
 
 def _places_taken(record: Record) -> Heat:
-    even = 1 / max(1, len(record.inputs))
+    even = 1 / max(1, sum(one.weight != 0 for one in record.inputs))
     names, blocks, counts = _by_block(record, _left)
     totals = [sum(row[n] or 0 for row in counts) for n in range(len(blocks))]
     values = [

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
+
+from samerge.linalg.largest import keep_largest
 
 
 def score(gamma: Tensor, eta: Tensor) -> Tensor:
@@ -34,7 +35,8 @@ def top(scores: Tensor, count: int) -> Tensor:
     """Indices of the `count` largest scores, ascending; among equal scores the lower index stays.
 
     Example:
+        >>> import torch
         >>> top(torch.tensor([1.0, 3.0, 3.0, 3.0]), 2)
         tensor([1, 2])
     """
-    return torch.sort(scores, descending=True, stable=True).indices[:count].sort().values
+    return keep_largest(scores, min(count, len(scores))).nonzero().flatten()
