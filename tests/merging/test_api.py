@@ -184,7 +184,7 @@ def test_truncation_afterwards(llama: Beast):
         ({"density": 0}, r"density=0 must lie in \(0, 1\]"),
         ({"density": 1.5}, r"density=1.5 must lie in \(0, 1\]"),
         ({"density": float("nan")}, r"density=nan must lie in \(0, 1\]"),
-        ({"iterations": 0}, "iterations=0 must be a whole number of at least 1"),
+        ({"iterations": 0}, "iterations=0 must be a whole number from 1 to 1000"),
         ({"rank": 4, "density": 0.5}, "rank=4 and density=0.5 together"),
         ({"method": "magic"}, "method='magic' is not known. Methods: saliency"),
         ({"recipe": "ours"}, "method 'saliency' has no option 'recipe'"),
