@@ -87,7 +87,7 @@ def main() -> None:
 def sized(size: float) -> Callable[[Tensor, Tensor, int, float], float]:
     """A stand-in for `chain.strength` that makes every merge of a size."""
 
-    def strength(sigma: Tensor, kept: Tensor, adapters: int, heard: float) -> float:
+    def strength(sigma: Tensor, kept: Tensor, adapters: int, heard: float, *loudness: float) -> float:
         return size * math.sqrt(float(sigma.square().sum()) / adapters / len(kept))
 
     return strength

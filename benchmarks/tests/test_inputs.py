@@ -85,7 +85,7 @@ def test_moments_are_means_over_all_that_a_module_takes():
 def test_a_suite_is_measured_in_each_way(llama, monkeypatch, tmp_path):  # noqa: F811
     """Weights alone, random tokens and own inputs are three different merges, each scored at both ranks."""
     toy = Toy(llama)
-    ids = torch.tensor([[5, 6, 7, 8]])
+    ids = torch.arange(3, 20)[None]
     monkeypatch.setitem(inputs.MEASURED, "toy", (4, ()))
     monkeypatch.setattr(inputs, "suite", lambda *given: toy)
     monkeypatch.setattr(inputs, "own_inputs", lambda one: (3, lambda model: model(input_ids=ids)))
