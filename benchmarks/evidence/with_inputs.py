@@ -31,8 +31,8 @@ def with_inputs(records: Sequence[Mapping[str, Any]]) -> str:
             "takes there ([how](method.md#with-a-few-inputs)). Beside the default by weights alone: with 512 tokens "
             f"drawn at random, which takes no data at all, and with {_range(counts)} texts or pictures of every "
             "adapter's own task. All at strength 1, nothing tuned. RegMean solves for the same second moments in "
-            "closed form; it is not in samerge (`benchmarks/inputs.py`). The metric's power and its strength were chosen "
-            "with language, exact, smollm2 and minilm in sight; language-mixed and minilm-same-init judge.",
+            "closed form; it is not in samerge (`benchmarks/inputs.py`). The metric's power and its strength were "
+            "chosen with all of these but language-mixed in sight.",
             table(["suite", "output rank", *HEADS.values()], cells),
             _verdict(told, rows),
             _strengths(records),
