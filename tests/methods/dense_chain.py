@@ -24,8 +24,9 @@ HARDLY = 0.003
 HELD = 0.9
 #: As many kept components as an adapter has are this many times as large as it, where two voices are heard or more.
 LOUDNESS, GROWTH = 1.7, 0.25
-#: The same in a metric of the inputs.
-LOUDNESS_SEEN, GROWTH_SEEN = 2.0, 1 / 6
+#: The same of so many adapters in a metric of the inputs.
+LOUDNESS_SEEN = {1: 1.7, 2: 1.7, 3: 1.8, 4: 1.9, 5: 2.0}
+GROWTH_SEEN = 1 / 6
 
 
 @dataclass
@@ -290,7 +291,7 @@ def dense_chain(
             alone = float(sigma.square().mean())
             sizes = [one.S.square().sum() for one in own[name].values()]
             components = sum(len(one.S) for one in own[name].values()) / len(sizes)
-            loudness, growth = (LOUDNESS, GROWTH) if metrics is None else (LOUDNESS_SEEN, GROWTH_SEEN)
+            loudness, growth = (LOUDNESS, GROWTH) if metrics is None else (LOUDNESS_SEEN[len(sizes)], GROWTH_SEEN)
             largest = loudness * float(sum(sizes) / len(sizes)) ** 0.5 * (len(places) / components) ** growth
             spoken = [
                 weights[n]

@@ -13,8 +13,8 @@ At each layer that more than one adapter has, with tau_n = sum_k sigma_k p_k q_k
    that the norm before weights stays; in between, what lies between;
 4. M = level * sum_k w_k u_k v_k^T.
 
-With `calibration` all of it is done to tau_n S, S the metric of the layer's inputs (`samerge.linalg.metric`), with one
-strength of 2 (k / r)^(1/6), and M S^-1 comes out.
+With `calibration` all of it is done to tau_n S, S the metric of the layer's inputs (`samerge.linalg.metric`), with a
+strength of its own (`seen_loudness`), and M S^-1 comes out.
 
 A layer that one adapter alone has knows no conflict: its own update times its weight, truncated only where its rank is
 above that of the result.
@@ -49,8 +49,9 @@ from samerge.options.option import Options, option
 #: How many times as large as an adapter as many kept components as it has are, and the power of k / r with which that
 #: grows. Measured: see docs/method.md.
 LOUDNESS, GROWTH = 1.7, 1 / 4
-#: The same where updates are seen in the metric of their inputs.
-LOUDNESS_SEEN, GROWTH_SEEN = 2.0, 1 / 6
+#: The same where updates are seen in the metric of their inputs: as above of two adapters, a tenth more for each other
+#: one, up to the most.
+MOST_SEEN, GROWTH_SEEN = 2.0, 1 / 6
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def chain_layer(
         products = stack.products or (None, None)
         left = decorrelated(stack.triplets.U, kept, products[0])
         right = decorrelated(stack.triplets.V, kept, products[1])
-        loudness = (LOUDNESS_SEEN, GROWTH_SEEN) if site.module in problem.metrics else (LOUDNESS, GROWTH)
+        loudness = seen_loudness(len(present)) if site.module in problem.metrics else (LOUDNESS, GROWTH)
         level = strength(stack.sigma, kept, len(present), _voices(stack, left, right), *loudness)
         strengths = level * stack.heard[kept]
         orthonormal = left.orthonormal and right.orthonormal
@@ -224,6 +225,16 @@ def strength(
     loud = loudness**2 * float(sigma.square().sum()) / adapters * more ** (2 * growth) / len(kept)
     share = min(1.0, max(0.0, heard - 1))
     return math.sqrt((1 - share) * alone + share * loud)
+
+
+def seen_loudness(adapters: int) -> tuple[float, float]:
+    """Loudness and growth where updates are seen in the metric of their inputs.
+
+    Example:
+        >>> [round(seen_loudness(n)[0], 1) for n in (2, 3, 5, 9)]
+        [1.7, 1.8, 2.0, 2.0]
+    """
+    return min(MOST_SEEN, LOUDNESS + (adapters - 2) / 10), GROWTH_SEEN
 
 
 def taken_back(merged: MergedLayer, metric: Metric) -> MergedLayer:
