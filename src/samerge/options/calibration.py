@@ -55,7 +55,7 @@ def calibration() -> Kind:
         if value == RANDOM:
             return Calibration()
         if isinstance(value, (str, os.PathLike)):
-            if not str(value).endswith(_ENDING):
+            if not str(value).lower().endswith(_ENDING):
                 raise OptionError(
                     f"{name}={str(value)!r} is not known; give {RANDOM}, or a file {_ENDING} with a line "
                     f'{{"text": "..."}} for each input'
@@ -66,8 +66,8 @@ def calibration() -> Kind:
         if isinstance(value, Sequence) and value and all(isinstance(one, str) and one for one in value):
             return Calibration(texts=tuple(value))
         raise OptionError(
-            f"{name}={type(value).__name__} is not known; give {RANDOM!r}, a file {_ENDING}, a list of texts, or a "
-            f"function that runs the model it is given"
+            f"{name}={type(value).__name__} is not known; give {RANDOM!r}, a file {_ENDING} of texts or messages, a "
+            f"list of texts that are not empty, or a function that runs the model it is given"
         )
 
     texts = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}

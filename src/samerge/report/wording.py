@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from samerge.methods.registry import summaries
+from samerge.options.calibration import RANDOM
 from samerge.report.markdown import code, one_line
 from samerge.report.record import Record
 from samerge.report.sharing import last_part, repository
@@ -78,7 +79,13 @@ def what(record: Record, most: int | None = None) -> str:
         told = f"One model{of_base} with {len(names)} LoRA adapters baked in: {listed}"
     elif record.output.kind == "model":
         told = f"One model, merged from {len(names)} fine-tuned checkpoints{of_base}"
-    how = "No data and no training" if record.tuning is None else "No training; options tuned on labelled data"
+    given = record.options.get("calibration")
+    how = "No data and no training"
+    if given is not None:
+        on = "tokens drawn at random" if given == RANDOM else "some inputs without labels"
+        how = f"No training; the base was run once, on {on}"
+    if record.tuning is not None:
+        how = "No training; options tuned on labelled data"
     return f"{told}. {how}."
 
 
@@ -102,7 +109,10 @@ def in_words(record: Record) -> str:
     """
     before = _BEFORE.get(str(record.options.get("balance")), "") if len(record.inputs) > 1 else ""
     told = _METHODS.get(record.method) or f"The method {code(record.method)} of samerge{_summary(record.method)}."
-    return f"{before} {told}".strip()
+    metric = ""
+    if record.options.get("calibration") is not None:
+        metric = "All of this was done in the metric of what each layer takes, as the base was run."
+    return f"{before} {told} {metric}".strip()
 
 
 def _summary(method: str) -> str:

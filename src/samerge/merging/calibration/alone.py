@@ -41,7 +41,8 @@ def base_alone(model: nn.Module) -> Iterator[None]:
         model.eval()
         for layer in heard:
             layer.enable_adapters(False)
-        with torch.no_grad():
+        # a compiled model does not see what watches its modules
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for layer in heard:

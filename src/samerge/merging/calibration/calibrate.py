@@ -27,6 +27,8 @@ from samerge.weights.inside_peft import unwrap
 
 #: Positions below which a module's inputs tell too little: an expert that was hardly chosen, a head.
 LEAST = 8
+#: Positions from which on more made no difference to what was kept.
+ENOUGH = 512
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,16 @@ def calibrate(
             advance(1)
     if not metrics:
         raise OptionError(
-            f"calibration: the base was run on {told}, and no module that is adapted took {LEAST} positions or more; "
-            f"give more or longer inputs, or merge without calibration"
+            f"calibration: the base was run on {told}, and no linear layer or convolution that is adapted took {LEAST} "
+            f"positions or more; give more or longer inputs, or merge without calibration"
         )
     left = [site.module for site in sites if site.module not in metrics]
     without = f"; {len(left)} of {len(sites)} modules go without, such as {left[0]}" if left else ""
-    return Metrics(metrics, (f"calibration: the base was run on {told}{without}",))
+    few = [len(seen.rows(names[0])) for names in groups]
+    short = ""
+    if max(few) < ENOUGH:
+        short = f"; {max(few)} positions are few, and {ENOUGH} or more would tell better what the layers take"
+    return Metrics(metrics, (f"calibration: the base was run on {told}{without}{short}",))
 
 
 def _run(

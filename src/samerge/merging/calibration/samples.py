@@ -27,8 +27,8 @@ class Samples:
         self._chunks: dict[str, list[Tensor]] = {}
         self._share: dict[str, float] = {}
         self._chance = torch.Generator().manual_seed(0)
-        #: The last tensor that a module took, the share of it that was kept, its rows, and who has had them.
-        self._last: tuple[Tensor, float, Tensor, set[str]] | None = None
+        #: The last tensor that a module took, its version, the share of it that was kept, its rows, and who had them.
+        self._last: tuple[Tensor, int, float, Tensor, set[str]] | None = None
         #: The last chunks that were too many, and what was kept of them.
         self._thinned: tuple[list[Tensor], list[Tensor], float] | None = None
 
@@ -65,14 +65,15 @@ class Samples:
         share = self._share.get(name, 1.0)
         convolves = isinstance(module, nn.Conv2d)
         last = self._last
+        version = 0 if x.is_inference() else x._version  # it may have been changed in place
         # one that had them already takes it anew, filled with something else perhaps
-        if last is None or last[0] is not x or last[1] != share or name in last[3] or convolves:
+        if last is None or last[0] is not x or last[1:3] != (version, share) or name in last[4] or convolves:
             rows = _patches(module, x) if isinstance(module, nn.Conv2d) else x.detach().reshape(-1, x.shape[-1])
             # a copy: the model may change its own tensor, or fill it anew
-            last = x, share, self._some(rows, share).to("cpu", copy=True), set()
+            last = x, version, share, self._some(rows, share).to("cpu", copy=True), set()
         self._last = last
-        last[3].add(name)
-        chunks = [*self._chunks.get(name, []), last[2]]
+        last[4].add(name)
+        chunks = [*self._chunks.get(name, []), last[3]]
         if sum(map(len, chunks)) > 2 * MOST:
             before = self._thinned[0] if self._thinned is not None else []
             if self._thinned is None or list(map(id, before)) != list(map(id, chunks)):

@@ -38,7 +38,7 @@ def read_texts(file: Path) -> list[str | list[Any]]:
     """
     found: list[str | list[Any]] = []
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             written = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
             for number, line in islice(written, MOST_TEXTS):
                 found.append(_text_of(line, f"calibration: line {number} of {file}"))
@@ -75,16 +75,18 @@ def tokenised(texts: Sequence[str | list[Any]], tokenizer: Any, longest: int) ->
         OptionError: there is no chat template for messages, or it refuses them; or there is no token.
     """
     found = []
-    for text in texts:
-        if not isinstance(text, str):
-            try:
-                text = tokenizer.apply_chat_template(text, tokenize=False)
-            except Exception as error:  # a template is the tokenizer's own program: it raises what it likes
-                raise OptionError(
-                    f"calibration: the base's chat template does not take the messages ({first_line(error)}); give "
-                    f"texts"
-                ) from error
-        ids = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")["input_ids"]
+    for number, given in enumerate(texts, 1):
+        written = isinstance(given, str)
+        try:
+            # a template writes the special tokens itself
+            text = given if written else tokenizer.apply_chat_template(given, tokenize=False)
+            made = tokenizer(text, truncation=True, max_length=longest, return_tensors="pt", add_special_tokens=written)
+        except Exception as error:  # a template is the tokenizer's own program: it raises what it likes
+            what = "tokenizer does not take" if written else "chat template does not take the messages of"
+            raise OptionError(
+                f"calibration: the base's {what} input {number} ({first_line(error)}); give other texts"
+            ) from error
+        ids = made["input_ids"]
         if ids.numel():
             found.append(ids)
     if not found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from samerge.merging.inputs import weights_of
 from samerge.merging.plan import DEFAULT_METHOD, Plan, named_once, plan
 from samerge.methods.registry import find
 from samerge.options.common import CommonOptions
-from samerge.options.kinds import check_number, real
+from samerge.options.kinds import Kind, check_number, real
 from samerge.options.option import Option, table, unknown
 
 #: What is searched where nothing is named; `density` only where the method has one and no rank is given.
@@ -142,7 +143,7 @@ def _checked(name: str, given: Any, rows: Mapping[str, Option]) -> Any:
     """The values or bounds of one option, as they are recorded."""
     kind = real() if name.startswith("weights.") else rows[name].kind
     if isinstance(given, list) and given:
-        return [None if value in (None, "none") else kind.read(name, value) for value in given]
+        return [None if value is None or value == "none" else _choice(name, kind, value) for value in given]
     if not isinstance(given, tuple) or len(given) != 2:
         raise OptionError(f"searching {name}: {given!r} is neither a pair of bounds (low, high) nor a list of values")
     low, high = (kind.read(name, check_number(name, value)) for value in given)
@@ -150,6 +151,16 @@ def _checked(name: str, given: Any, rows: Mapping[str, Option]) -> Any:
         raise OptionError(f"searching {name}: the lower bound, {low:g}, must be below the upper one, {high:g}")
     log = low > 0 and high / low >= _LOG_RATIO and not name.startswith("weights.")
     return {"low": low, "high": high, "whole": kind.annotation == "int", "log": log}
+
+
+def _choice(name: str, kind: Kind, value: Any) -> Any:
+    """One of several values, as it is recorded: plain, or the text that stands for it."""
+    found = kind.read(name, value)
+    if isinstance(found, (bool, int, float, str)):
+        return found
+    if isinstance(value, (str, os.PathLike)):
+        return str(value)
+    raise OptionError(f"searching {name}: {type(value).__name__} cannot be recorded; search values that are text")
 
 
 def _rows(method: str | None) -> tuple[Option, ...]:
