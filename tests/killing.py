@@ -22,6 +22,13 @@ from typing import Any
 from fuzz_zoo import make_zoo
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def hear_interrupts() -> None:
+    """For a process that is started: what runs in the background ignores interrupts, and hands that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 #: Calls by which the writer changes the disk, in the order in which a merge makes them the first time.
 CALLS = ("mkdir", "flock", "_save", "chmod", "write_text", "fsync", "check_free", "exchange", "rename", "rmtree")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from chromium import CHROMIUM, Tab, browser
 from cli.conftest import loras, tiny_base
+from killing import hear_interrupts
 from safetensors.torch import load
 
 import samerge
@@ -86,7 +87,8 @@ def serving(folder: Path, before: str = "") -> Iterator[str]:
         port = free.getsockname()[1]
     words = [sys.executable, "-W", "ignore", "-c", WATCHED + before + RUN]
     words += ["ui", "--folder", str(folder), "--port", str(port)]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=folder.parent) as server:
+    how = {"stderr": subprocess.PIPE, "text": True, "cwd": folder.parent, "preexec_fn": hear_interrupts}
+    with subprocess.Popen(words, **how) as server:
         assert server.stderr is not None
         try:
             told = next((line for line in server.stderr if "samerge is at" in line), "")

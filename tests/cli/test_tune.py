@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from killing import hear_interrupts
 
 from samerge.cli.tune import search_space
 from samerge.errors import OptionError, TuningError
@@ -223,7 +224,8 @@ def test_interrupt_keeps_the_finished_trials(words, tmp_path: Path) -> None:
     stuck = f"import time\nif scale != 1.0:\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(3600)\n"
     (tmp_path / "my eval.py").write_text(EVAL + stuck)
     line = [sys.executable, "-m", "samerge", *map(str, words), "-s", "scaling=0.1:0.9", "-o", "out", "--trials", "3"]
-    with subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True) as running:
+    how = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True, "preexec_fn": hear_interrupts}
+    with subprocess.Popen(line, cwd=tmp_path, **how) as running:
         assert running.stderr is not None
         while not (told := running.stderr.readline()).startswith("trial 0: -0.5"):
             assert told, "it ended"
