@@ -77,10 +77,13 @@ def calibrate(
         told = _run(given, read, model, base, modules.values(), bars)
     del model, modules  # one that was loaded here is wanted no more
     metrics: dict[str, Metric] = {}
+    most = 0
     groups = seen.groups()
     with bars.task("measuring", len(groups)) as advance:
         for group in groups:
-            one = _metric(group[0], seen.rows(group[0]))
+            rows = seen.rows(group[0])
+            most = max(most, len(rows))
+            one = _metric(group[0], rows)
             metrics |= {} if one is None else dict.fromkeys(group, one)
             advance(1)
     if not metrics:
@@ -90,10 +93,8 @@ def calibrate(
         )
     left = [site.module for site in sites if site.module not in metrics]
     without = f"; {len(left)} of {len(sites)} modules go without, such as {left[0]}" if left else ""
-    few = [len(seen.rows(names[0])) for names in groups]
-    short = ""
-    if max(few) < ENOUGH:
-        short = f"; {max(few)} positions are few, and {ENOUGH} or more would tell better what the layers take"
+    few = f"; {most} positions are few, and {ENOUGH} or more would tell better what the layers take"
+    short = few if most < ENOUGH else ""
     return Metrics(metrics, (f"calibration: the base was run on {told}{without}{short}",))
 
 
