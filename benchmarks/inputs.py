@@ -1,6 +1,7 @@
 """Do a few inputs help? The default with `calibration`, and RegMean, beside the default that sees weights alone.
 
     python benchmarks/inputs.py --suite exact
+    python benchmarks/inputs.py --suite exact --few                       # merges of two, three and four adapters
     python benchmarks/inputs.py --suite minilm --adapters ADAPTERS --regmean
 
 Every merge is as it comes, nothing tuned, at the adapters' rank and without truncation:
@@ -29,11 +30,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import few
 import records
 import tables
 import torch
 from evidence.runs import config_rank, machine
 from evidence.table import FULL
+from few import Groups
 from suites import suite
 from suites.base import Suite, Update, default_cache, single
 from suites.domains import DOMAINS
@@ -50,7 +53,7 @@ from samerge.linalg.factors import LoraFactors
 from samerge.report.origin import versions
 
 RESULTS = tables.RESULTS / "inputs.json"
-SETTINGS = ("suite", "merge", "inputs", "rank", "scaling")
+SETTINGS = ("suite", "adapters", "merge", "inputs", "rank", "scaling")
 #: By suite: rows a task, and the tasks that are scored; () for all.
 _TEXT_TASKS = ("drugs", "election", "movies", "newsgroups", "reuters", "tweets")
 MEASURED: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -62,8 +65,17 @@ MEASURED: dict[str, tuple[int, tuple[str, ...]]] = {
     "smollm2": (60, ()),
     "vision": (120, ()),
 }
+#: By suite, groups of four; those of two and three are `few.py`'s.
+FOURS: dict[str, Groups] = {
+    "exact": (("dates", "json", "languages", "order"), ("dates", "languages", "roman", "sums")),
+    "language": (("c", "french", "german", "speeches"), ("perl", "polish", "spanish", "sql")),
+    "minilm": (("election", "movies", "newsgroups", "reuters"), ("election", "movies", "reuters", "tweets")),
+    "smollm2": (("bbc", "mail", "movies", "newsgroups"), ("bbc", "mail", "reuters", "tweets")),
+}
 #: Those whose evaluators give the outputs of an adapter on inputs of its own.
 WITH_OUTPUTS = ("minilm", "language")
+#: Merges, and what they are calibrated with.
+WAYS = {"default": None, "default, random tokens": "random", "default, own inputs": "own"}
 #: Unlabelled inputs of all tasks together; samerge runs the first 256 texts.
 INPUTS = 192
 SCALINGS = (1.0, 1.4)
@@ -146,12 +158,12 @@ def texts(one: Suite, task: str, count: int) -> list[str]:
     return [f"{prompt.before}{text[:200]}{prompt.cue}" for text in rows]
 
 
-def own_inputs(one: Suite) -> tuple[int, list[str] | Callable[[Any], None]]:
-    """How many inputs of each task, and all of them as `calibration` takes them."""
+def own_inputs(one: Suite, group: Sequence[str]) -> tuple[int, list[str] | Callable[[Any], None]]:
+    """How many inputs of each task of a group, and all of them as `calibration` takes them."""
     each = INPUTS // len(one.tasks)
     if one.name != "vision":
-        return each, [text for task in one.tasks for text in texts(one, task, each)]
-    pictures = [prepared(IMAGE_TASKS[task].pictures(one.cache)[0].take(range(each)).pixels) for task in one.tasks]
+        return each, [text for task in group for text in texts(one, task, each)]
+    pictures = [prepared(IMAGE_TASKS[task].pictures(one.cache)[0].take(range(each)).pixels) for task in group]
 
     def run(model: Any) -> None:
         for batch in pictures:
@@ -160,21 +172,37 @@ def own_inputs(one: Suite) -> tuple[int, list[str] | Callable[[Any], None]]:
     return each, run
 
 
-def measure(name: str, cache: Path, adapters: Path | None) -> None:
-    """The default by weights alone and calibrated, each kept at once."""
-    rows, scored = MEASURED[name]
+def measure(name: str, cache: Path, adapters: Path | None, few_at_once: bool = False) -> None:
+    """The default by weights alone and calibrated, each kept at once.
+
+    Args:
+        name: of the suite.
+        cache: of downloads and adapters.
+        adapters: ready-made ones.
+        few_at_once: groups of two, three and four adapters, each asked its own tasks, in place of all.
+    """
     one = suite(name, cache, adapters)
+    rows, scored = MEASURED[name]
+    sizes: tuple[Groups, ...] = ((one.tasks,),)
+    if few_at_once:
+        rows, sizes = few.MEASURED[name]
+        sizes, scored = (*sizes, FOURS[name]), sorted({task for groups in sizes for group in groups for task in group})
     kept = Kept(one, rows, scored or one.tasks)
     own = max(config_rank(folder) for folder in kept.folders.values())
-    each, given = own_inputs(one)
-    ways: dict[str, tuple[int, dict[str, Any]]] = {"default": (0, {})}
-    if name != "vision":
-        ways["default, random tokens"] = (0, {"calibration": "random"})
-    ways["default, own inputs"] = (each, {"calibration": given})
-    for rank in (own, FULL):
-        for merge, (count, options) in ways.items():
-            shares = kept.shares(kept.folders, rank=rank, **options)
-            keep(name, merge, count, rank, 1.0, fmean(shares.values()), rows, kept.evaluator.precision)
+    for groups in sizes:
+        for rank in (own, FULL):
+            for merge, calibrated in WAYS.items():
+                if calibrated == "random" and name == "vision":
+                    continue  # it takes no tokens
+                count, shares = 0, []
+                for group in groups:
+                    options: dict[str, Any] = {}
+                    if calibrated:
+                        count, given = own_inputs(one, group) if calibrated == "own" else (0, calibrated)
+                        options["calibration"] = given
+                    shares.append(fmean(kept.shares(group, rank=rank, **options).values()))
+                told = {"rows": rows, "precision": kept.evaluator.precision}
+                keep(name, len(groups[0]), merge, count, rank, 1.0, fmean(shares), **told)
 
 
 def measure_regmean(name: str, cache: Path, adapters: Path | None, counts: Sequence[int]) -> None:
@@ -195,14 +223,16 @@ def measure_regmean(name: str, cache: Path, adapters: Path | None, counts: Seque
             }
             for scaling in SCALINGS:
                 update = times(Update(factors, layouts), scaling)
-                keep(name, "regmean", count, rank, scaling, fmean(kept.of(update).values()), **told)
+                keep(name, len(one.tasks), "regmean", count, rank, scaling, fmean(kept.of(update).values()), **told)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         merged = samerge.merge(None, kept.folders, method="even", rank=own, dtype="float32", progress=False)
     updates_at = {scaling: times(Update(merged.factors, layouts), scaling) for scaling in STRENGTHS}
     apart = agreement(kept, updates, updates_at, min(counts))
     for scaling, update in updates_at.items():
-        keep(name, "even", 0, own, scaling, fmean(kept.of(update).values()), apart=apart[scaling], **told)
+        keep(
+            name, len(one.tasks), "even", 0, own, scaling, fmean(kept.of(update).values()), apart=apart[scaling], **told
+        )
 
 
 def agreement(kept: Kept, own: Mapping[str, Update], merges: Mapping[float, Update], count: int) -> dict[float, float]:
@@ -223,6 +253,7 @@ def times(update: Update, scaling: float) -> Update:
 
 def keep(
     name: str,
+    adapters: int,
     merge: str,
     count: int,
     rank: int,
@@ -235,6 +266,7 @@ def keep(
     """Put what a merge keeps into the results."""
     told: dict[str, Any] = {
         "suite": name,
+        "adapters": adapters,
         "merge": merge,
         "inputs": count,
         "rank": None if rank == FULL else rank,
@@ -254,6 +286,7 @@ def main() -> None:
     """Measure and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", required=True, choices=list(MEASURED))
+    parser.add_argument("--few", action="store_true", help=f"two to four adapters, of {', '.join(FOURS)}")
     parser.add_argument("--regmean", action="store_true", help=f"RegMean, of {' and '.join(WITH_OUTPUTS)}")
     parser.add_argument("--counts", type=int, nargs="+", default=[32], help="inputs of each task, for RegMean")
     parser.add_argument("--cache", type=Path, default=default_cache())
@@ -261,10 +294,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.regmean and given.suite not in WITH_OUTPUTS:
         parser.error(f"--regmean is for {' and '.join(WITH_OUTPUTS)}")
+    if given.few and given.suite not in FOURS:
+        parser.error(f"--few is for {', '.join(FOURS)}")
     if given.regmean:
         measure_regmean(given.suite, given.cache, given.adapters, given.counts)
     else:
-        measure(given.suite, given.cache, given.adapters)
+        measure(given.suite, given.cache, given.adapters, given.few)
 
 
 if __name__ == "__main__":

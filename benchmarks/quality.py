@@ -68,7 +68,7 @@ def main() -> None:
         results = load(RESULTS.read_text(encoding="utf-8"))
         few, inputs = (json.loads(path.read_text(encoding="utf-8")) for path in (FEW, INPUTS))
         (DOCS / "evidence.md").write_text(page(results, few, inputs), encoding="utf-8")
-        (DOCS / "evidence-tables.md").write_text(long_tables(results), encoding="utf-8")
+        (DOCS / "evidence-tables.md").write_text(long_tables(results, few, inputs), encoding="utf-8")
         draw(results, DOCS / "pictures" / "quality-methods.png")
 
 

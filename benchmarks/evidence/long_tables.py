@@ -1,26 +1,45 @@
-"""docs/evidence-tables.md from results/quality.json: every suite, merge, output rank and strength."""
+"""docs/evidence-tables.md: every suite, merge, output rank and strength, and the tables behind each paragraph."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from tables import rows as table
 
+from evidence.at_best import at_best_table
+from evidence.few_adapters import few_tables
+from evidence.papers_figures import papers_tables
 from evidence.store import Results, merges, select
+from evidence.with_inputs import inputs_tables
 from evidence.words import BUDGETS, difference, listed, setting, with_interval
 
 
-def long_tables(results: Results) -> str:
-    """The page."""
+def long_tables(
+    results: Results, few: Sequence[Mapping[str, Any]] = (), inputs: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """The page.
+
+    Args:
+        results: of `quality.py`.
+        few: of `few.py`.
+        inputs: of `inputs.py`.
+    """
     parts = [
         "# The evidence, whole",
-        "Made by `benchmarks/quality.py --render` from benchmarks/results/quality.json; [the evidence](evidence.md) "
-        "says what it comes to. *score*: what a merge gains over the base model, in per cent of what each task's own "
-        "adapter gains on the same rows, mean over tasks, gains in nats of loss; with 95 % intervals from 1000 "
-        "bootstrap samples of the rows, of documents where a row is a part of one. *to the default*: the paired "
-        "difference at the same output rank and the default's own strength. *right answers*: the same of right "
-        "answers, in per cent of the adapters', where a task has answers; its base is not 0.",
+        "Made by `benchmarks/quality.py --render` from benchmarks/results/quality.json, few.json and inputs.json; [the "
+        "evidence](evidence.md) says what it comes to. *score*: what a merge gains over the base model, in per cent of "
+        "what each task's own adapter gains on the same rows, mean over tasks, gains in nats of loss; with 95 % "
+        "intervals from 1000 bootstrap samples of the rows, of documents where a row is a part of one. *to the "
+        "default*: the paired difference at the same output rank and the default's own strength. *right answers*: the "
+        "same of right answers, in per cent of the adapters', where a task has answers; its base is not 0.",
+        at_best_table(results),
+        few_tables(few),
+        papers_tables(results),
+        inputs_tables(inputs),
+        *(suite(results, name) for name in results["suites"]),
     ]
-    parts += [suite(results, name) for name in results["suites"]]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def suite(results: Results, name: str) -> str:

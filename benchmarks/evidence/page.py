@@ -8,16 +8,14 @@ from typing import Any
 
 from tables import rows as table
 
+from evidence.at_best import at_best
 from evidence.few_adapters import few_adapters
 from evidence.papers_figures import papers_figures
 from evidence.scores import spearman
-from evidence.store import Results, best, merges, select, untuned
+from evidence.store import Results, merges, select, untuned
 from evidence.table import DEFAULT
 from evidence.with_inputs import with_inputs
-from evidence.words import BUDGETS, difference, listed, score, setting
-
-#: A default that loses no more than this, in points, leaves little to tune.
-MARGIN = 0.5
+from evidence.words import BUDGETS, difference, listed, score
 
 REPEAT = """## To repeat it
 
@@ -35,9 +33,9 @@ Models, texts and rows come out of packages of PyPI, npm and Debian, into a cach
 suite's script (`benchmarks/suites/`). None of it is part of this repository. `--only`, `--budgets`, `--tasks`,
 `--items`, `--published` measure a part, `--adapters` takes adapters that are there already."""
 
-
-#: Roles of merges that are no rivals.
-OUR_ROLES = ("default", "own", "variation")
+#: What a suite of the table was asked of: longer runs of the leading merges alone are in the long tables.
+OURS = (DEFAULT, "even")
+IN_WORDS = ("at the adapters' rank", "at twice that rank", "as it comes")
 
 #: What issues of evidence are open.
 NOT_RUN = (
@@ -112,101 +110,54 @@ def measured(results: Results) -> str:
 
 
 def untuned_scores(results: Results) -> str:
-    """The table: every merge, nothing tuned, on every suite at the adapters' rank; means over the judges."""
-    suites = list(results["suites"])
-    means = {(row["merge"], row["budget"]): row for row in results["overall"]}
+    """The table: every merge that the judges saw, nothing tuned, at the adapters' rank; means over the judges."""
+    means = {row["merge"]: row for row in results["overall"] if row["budget"] == "r"}
+    suites = [suite for suite in results["suites"] if all(untuned(results, suite, one, "r") for one in OURS)]
     rows = []
-    for merge in merges(results):
-        found = [untuned(results, suite, merge, "r") for suite in suites]
-        if any(found):
-            mean = means.get((merge, "r"))
-            cells = [f"**{merge}**" if merge == DEFAULT else merge, *(score(record) for record in found)]
-            cells += ["", ""] if mean is None else [f"{mean['score']:.1f}", difference(mean["to_default"])]
-            scores = [float(record["score"]) for record in found if record is not None]
-            rows.append((0 if mean else 1, -fmean(scores), cells))
-    rows.sort(key=lambda row: row[:2])
-    better = [row for row in results["overall"] if row["budget"] == "r" and row["to_default"][1] > 0]
+    for merge, mean in sorted(means.items(), key=lambda row: -float(row[1]["score"])):
+        cells = [score(untuned(results, suite, merge, "r"), half=True) for suite in suites]
+        name = f"**{merge}**" if merge == DEFAULT else merge
+        rows.append([name, *cells, f"{mean['score']:.1f}", difference(mean["to_default"])])
+    better = [name for name, row in means.items() if row["to_default"][1] > 0]
     level = [
-        row["merge"]
-        for row in results["overall"]
-        if row["budget"] == "r" and row["merge"] != DEFAULT and row["to_default"][1] <= 0 <= row["to_default"][2]
+        name for name, row in means.items() if name != DEFAULT and row["to_default"][1] <= 0 <= row["to_default"][2]
     ]
-    names = listed([row["merge"] for row in better])
-    said = f"Better than the default on the judges' mean, beyond the interval: {names or 'none'}. "
-    said += f"Not to be told from it: {listed(level) or 'none'}. All others that the judges saw are worse."
-    head = ["merge", *suites, "judges' mean", "to the default"]
-    return "\n\n".join(["## Which merge, with nothing tuned?", said, table(head, [cells for *_, cells in rows])])
-
-
-def at_best(results: Results) -> str:
-    """The default untuned against every rival at its best strength."""
-    rows, behind = [], []
-    for budget, rank in BUDGETS.items():
-        for suite, about in results["suites"].items():
-            own, tuned = untuned(results, suite, DEFAULT, budget), best(results, suite, DEFAULT, budget)
-            rivals = [
-                record
-                for merge in merges(results)
-                if (record := best(results, suite, merge, budget)) and record["role"] not in OUR_ROLES
-            ]
-            if own is None or tuned is None or not rivals:
-                continue
-            rival = max(rivals, key=lambda record: float(record["score"]))
-            gap = float(own["score"]) - float(rival["score"])
-            rows.append(
-                [
-                    *(rank, suite, "judges" if about["judge"] else "design", score(own)),
-                    *(
-                        f"{score(tuned)} at {setting(tuned)}",
-                        rival["merge"],
-                        setting(rival),
-                        score(rival),
-                        f"{gap:+.1f}",
-                    ),
-                ]
-            )
-            if gap < -MARGIN:
-                behind.append(f"{suite} at {rank} ({gap:+.1f})")
-    if not rows:
-        return ""
-    verdict = (
-        f"It is behind by more than {MARGIN} on: {'; '.join(behind)}."
-        if behind
-        else f"Nowhere is it behind by more than {MARGIN}."
-    )
-    head = [
-        "output rank",
-        "suite",
-        "role",
-        "default",
-        "default tuned",
-        "best rival",
-        "at",
-        "its score",
-        "default to it",
+    others = [
+        merge
+        for merge in merges(results)
+        if merge not in means and any(untuned(results, suite, merge, "r") for suite in results["suites"])
     ]
-    return "\n\n".join(
-        [
-            "## Is something left to tune?",
-            "The default as it comes, against the best of the rivals (all merges but samerge's own), each at the "
-            "strength that is best for it on the very rows it is scored on: a bound that nobody can choose. "
-            f"{verdict} Which were tried at several strengths is in the [long tables](evidence-tables.md).",
-            table(head, rows),
-        ]
-    )
+    parts = [
+        "## Which merge, with nothing tuned?",
+        f"Better than the default on the judges' mean, beyond the interval: {listed(better) or 'none'}. Not to be told "
+        f"from it: {listed(level) or 'none'}. All others that the judges saw are worse.",
+        table(["merge", *suites, "judges' mean", "to the default"], rows),
+        "± is half of a score's 95 % interval.",
+    ]
+    if others:
+        parts[-1] += (
+            f" Not shown to all judges, for time: {listed(others)}; they are in the [long tables](evidence-tables.md)."
+        )
+    return "\n\n".join(parts)
 
 
 def ranks(results: Results) -> str:
-    """The default at all output ranks."""
-    rows = []
-    for suite in results["suites"]:
-        found = [untuned(results, suite, DEFAULT, budget) for budget in BUDGETS]
-        if sum(record is not None for record in found) > 1:
-            rows.append([suite, *(f"{score(r)} (rank {r['rank']})" if r else "" for r in found)])
-    if not rows:
+    """The default at all output ranks, on the mean, and where more was less."""
+    found = {
+        suite: scores
+        for suite in results["suites"]
+        if len(scores := [float(r["score"]) for budget in BUDGETS if (r := untuned(results, suite, DEFAULT, budget))])
+        > 2
+    }
+    if not found:
         return ""
-    return "\n\n".join(
-        ["## Does a larger output rank help?", f"The default, untuned.\n\n{table(['suite', *BUDGETS.values()], rows)}"]
+    means = [fmean(column) for column in zip(*found.values(), strict=True)]
+    told = ", ".join(f"{mean:.1f} {name}" for mean, name in zip(means, IN_WORDS, strict=True))
+    less = [suite for suite, scores in found.items() if scores[2] < scores[1]]
+    return (
+        "## Does a larger output rank help?\n\nThe default, untuned, mean over the "
+        f"{len(found)} suites that were asked at all three: {told}. As it comes is below twice the rank on "
+        f"{listed(less) or 'none'}. A merge as it comes has the rank of all adapters together, and its file that size."
     )
 
 

@@ -9,9 +9,12 @@ from evidence.store import Record
 BUDGETS = {"r": "the adapters' rank", "2r": "twice that rank", "free": "as it comes"}
 
 
-def score(record: Record | None) -> str:
-    """The score, nothing without a record."""
-    return "" if record is None else f"{record['score']:.1f}"
+def score(record: Record | None, half: bool = False) -> str:
+    """The score, nothing without a record; on request with half of its interval."""
+    if record is None:
+        return ""
+    low, high = record["interval"] if half else (0.0, 0.0)
+    return f"{record['score']:.1f} ± {(high - low) / 2:.1f}" if half else f"{record['score']:.1f}"
 
 
 def with_interval(record: Record) -> str:

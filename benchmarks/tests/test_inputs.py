@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import inputs
 import pytest
 import torch
-from evidence.with_inputs import with_inputs
+from evidence.with_inputs import inputs_tables, with_inputs
 from inputs import agreement, measure, moments, own_inputs, regmean, shrunk
 from suites.base import Update
 from suites.kept import Kept
@@ -88,7 +88,7 @@ def test_a_suite_is_measured_in_each_way(llama, monkeypatch, tmp_path):  # noqa:
     ids = torch.arange(3, 20)[None]
     monkeypatch.setitem(inputs.MEASURED, "toy", (4, ()))
     monkeypatch.setattr(inputs, "suite", lambda *given: toy)
-    monkeypatch.setattr(inputs, "own_inputs", lambda one: (3, lambda model: model(input_ids=ids)))
+    monkeypatch.setattr(inputs, "own_inputs", lambda one, group: (3, lambda model: model(input_ids=ids)))
     monkeypatch.setattr(inputs, "RESULTS", tmp_path / "inputs.json")
     measure("toy", tmp_path, None)
     told = json.loads((tmp_path / "inputs.json").read_text())
@@ -111,42 +111,52 @@ def test_texts_of_a_task_are_as_the_model_is_given_them(monkeypatch):
     rows = {task: SimpleNamespace(rows=lambda cache: ([("a text", 0)] * 500, [])) for task in PROMPTS}
     monkeypatch.setattr(inputs, "TEXT_TASKS", rows)
     one = SimpleNamespace(name="smollm2", tasks=tuple(PROMPTS), cache=None)
-    each, given = own_inputs(one)
+    each, given = own_inputs(one, one.tasks)
     assert (each, len(given)) == (192 // len(PROMPTS), 192 // len(PROMPTS) * len(PROMPTS))
     assert given[0] == f"{PROMPTS['bbc'].before}a text{PROMPTS['bbc'].cue}"
+    assert len(own_inputs(one, ("bbc", "mail"))[1]) == 2 * each
 
 
-def test_the_page_says_what_inputs_add():
-    scores = {"default": 70.0, "default, random tokens": 69.0, "default, own inputs": 75.5}
-    records = [
+def of_inputs(suite: str, adapters: int, scores: dict[str, float]) -> list[dict]:
+    """Records of both ranks; without truncation everything is one better."""
+    return [
         {
-            "suite": "toy",
-            "merge": merge,
-            "inputs": 32 * ("own" in merge),
-            "rank": rank,
-            "scaling": 1.0,
-            "score": score + (rank is None),
+            **{"suite": suite, "adapters": adapters, "merge": merge, "inputs": 32 * ("own" in merge), "rank": rank},
+            **{"scaling": 1.0, "score": score + (rank is None)},
         }
         for merge, score in scores.items()
         for rank in (16, None)
     ]
+
+
+def test_the_page_says_what_inputs_add():
+    records = [
+        *of_inputs("exact", 6, {"default": 70.0, "default, random tokens": 69.0, "default, own inputs": 75.5}),
+        *of_inputs("language", 8, {"default": 50.0, "default, random tokens": 57.0, "default, own inputs": 60.0}),
+        *of_inputs("exact", 2, {"default": 90.0, "default, random tokens": 89.5, "default, own inputs": 90.25}),
+        *of_inputs("vision", 5, {"default": 60.0, "default, own inputs": 59.0}),
+    ]
     regmean = [
-        {"suite": "toy", "merge": "regmean", "inputs": n, "rank": 16, "scaling": s, "score": 50.0 + n + s}
+        {**records[0], "merge": "regmean", "inputs": n, "scaling": s, "score": 50.0 + n + s}
         for n in (8, 32)
         for s in (1.0, 1.4)
     ]
     text = with_inputs([*records, *regmean])
-    assert "| toy | 16 | 70.0 | 69.0 | 75.5 | 83.0 / 83.4 |\n| toy | as it comes | 71.0 | 70.0 | 76.5 |  |" in text
-    assert "Random tokens add -1.0 on the mean" in text
-    assert "Own inputs add +5.5 on the mean" in text
-    assert with_inputs([]) == ""
+    assert "| 2 | -0.5 | +0.2 |  |  |\n| 5 to 8 | +3.0 | +7.8 |  | -1.0 |" in text
+    assert "Random tokens add between -1.0 (exact at rank 16) and +7.0 (language at rank 16)." in text
+    assert "Own inputs add between -1.0 (vision at rank 16) and +10.0 (language at rank 16)." in text
+    assert "exact at rank 16 83.4 (`calibration` 75.5)." in text
+    table = inputs_tables([*records, *regmean])
+    assert "| exact | 6 | 16 | 70.0 | 69.0 | 75.5 | 83.0 / 83.4 |\n| exact | 6 | as it comes | 71.0 | 70.0 |" in table
+    assert table.index("| vision |") < table.index("| exact | 2 |")
+    assert with_inputs([]) == inputs_tables([]) == ""
     strengths = [
-        {"suite": "toy", "merge": "even", "inputs": 0, "rank": 16, "scaling": s, "score": v, "apart": a}
+        {**records[0], "merge": "even", "scaling": s, "score": v, "apart": a}
         for s, v, a in ((0.5, 40.0, 0.125), (1.0, 70.0, 0.25))
     ]
-    text = with_inputs([*records, *strengths])
-    assert "It would choose 0.5 on toy, where 1 is best." in text
-    assert "| toy | outputs apart | 0.125 | 0.250 |\n|  | score | 40.0 | 70.0 |" in text
+    assert "it says 0.5 on exact, where 1 is best." in with_inputs([*records, *strengths])
+    text = inputs_tables([*records, *strengths])
+    assert "| exact | outputs apart | 0.125 | 0.250 |\n|  | score | 40.0 | 70.0 |" in text
 
 
 def test_agreement_is_the_mean_distance_from_each_adapters_outputs():

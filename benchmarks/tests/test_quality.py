@@ -14,10 +14,11 @@ import pytest
 import strength
 import torch
 from evidence import collect as collecting
+from evidence.at_best import at_best, at_best_table
 from evidence.collect import collect
-from evidence.few_adapters import few_adapters
+from evidence.few_adapters import few_adapters, few_tables
 from evidence.long_tables import long_tables
-from evidence.page import at_best, orders, page
+from evidence.page import orders, page
 from evidence.runs import Runs, config_rank, settings
 from evidence.scores import interval, pack, resampled, score, spearman, unpack
 from evidence.store import dump, load, select
@@ -250,7 +251,10 @@ def test_live_weights_are_what_peft_makes_and_come_back(llama):
 def test_pages_are_what_the_results_render_to():
     results = load(RESULTS.read_text(encoding="utf-8"))
     few, inputs = (json.loads(path.read_text(encoding="utf-8")) for path in (FEW, INPUTS))
-    for name, made in (("evidence", page(results, few, inputs)), ("evidence-tables", long_tables(results))):
+    for name, made in (
+        ("evidence", page(results, few, inputs)),
+        ("evidence-tables", long_tables(results, few, inputs)),
+    ):
         assert (ROOT / f"docs/{name}.md").read_text(encoding="utf-8") == made
 
 
@@ -264,10 +268,12 @@ def test_merges_of_few_adapters_in_words():
         for count, one in zip((2, 3), own, strict=True)
     ]
     text = few_adapters(records)
-    assert "A rival is ahead of the default on: toy, 3 (`tsv`, -2.0)." in text
-    assert "No rival is ahead of the default." in text
-    assert "| even | 91.0 | 81.0 | 86.0 |\n| **saliency** | 90.0 | 80.0 | 85.0 |\n| tsv | 85.0 | 82.0 | 83.5 |" in text
-    assert few_adapters([]) == ""
+    assert "the default keeps 85.0 on the mean of 2 sets of groups" in text
+    assert "`tsv`, 83.5; a rival is ahead of it on toy, 3 (`tsv`, -2.0)." in text
+    assert "`tsv`, 80.0; no rival is ahead of it on any." in text
+    table = few_tables(records)
+    assert "| even | 91.0 | 81.0 | 86.0 |\n| **saliency** | 90.0 | 80.0 | 85.0 |\n| tsv | 85.0 | 82.0 | 83.5 |" in table
+    assert few_adapters([]) == few_tables([]) == ""
 
 
 def test_what_a_merge_of_a_group_keeps(llama):
@@ -313,11 +319,13 @@ def test_the_default_is_held_against_the_best_of_the_others_at_its_best():
         *(("a", DEFAULT, 2.0, 99.0), ("a", "tsv", 1.0, 80.0), ("a", "tsv", 2.0, 91.0)),
         *(("b", "tsv", 1.0, 69.0), ("b", "ties", 1.0, 70.2), ("c", "ties", 1.0, 99.0)),
     ]
-    text = at_best(made_up(rows))
+    text = at_best_table(made_up(rows))
     assert "| the adapters' rank | a | judges | 90.0 | 99.0 at λ 2 | tsv | λ 2 | 91.0 | -1.0 |" in text
     assert "| the adapters' rank | b | judges | 70.0 | 70.0 at λ 1 | ties | λ 1 | 70.2 | -0.2 |" in text
     assert "| the adapters' rank | c | design | 1.0 | 1.0 at λ 1 | ties | λ 1 | 99.0 | -98.0 |" in text
-    assert "behind by more than 0.5 on: a at the adapters' rank (-1.0); c at the adapters' rank (-98.0)." in text
+    told = at_best(made_up(rows))
+    assert "on 2 of 3 rows: a at the adapters' rank (-1.0, `tsv`); c at the adapters' rank (-98.0, `ties`)." in told
+    assert "Nowhere is it behind by more than 0.5." in at_best(made_up(rows[1:2] + rows[5:7]))
 
 
 def test_orders_of_figures_are_of_untuned_merges():
