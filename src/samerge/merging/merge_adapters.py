@@ -280,7 +280,7 @@ def _measured(
     if given is None:
         return Metrics()
     held = {} if shared is None else shared.measured
-    key = (given.file, given.texts, id(given.run), *(site.module for site in problem.sites))
+    key = (given.file, repr(given.texts), id(given.run), *(site.module for site in problem.sites))
     if key not in held:
         one = group()
         found = one.each(

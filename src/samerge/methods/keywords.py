@@ -24,7 +24,7 @@ class LiveKeywords(TypedDict, total=False):
     companions: str | None
     modules: Mapping[str, float | Mapping[str, float]] | None
     #: saliency, even.
-    calibration: str | os.PathLike[str] | Sequence[str] | Callable[[Any], Any] | None
+    calibration: str | os.PathLike[str] | Sequence[str | Sequence[Mapping[str, Any]]] | Callable[[Any], Any] | None
     #: saliency, paper, elementwise.
     iterations: int | None
     #: saliency, paper, elementwise.

@@ -222,6 +222,7 @@ def test_a_list_of_texts_long_ones_cut(with_words, llama: Beast) -> None:
         ('{"text": "w1"}\n{"txt": "w2"}\n', "line 2 of .* has neither a text nor messages"),
         ('{"text": 5}\n', "line 1 of .* has neither"),
         ('["w1"]\n', "line 1 of .* has neither"),
+        ('{"messages": ["w1"]}\n', "line 1 of .* has neither"),
         ('{"messages": [{"role": "user", "content": "w1"}]}\n', "chat template does not take the messages"),
     ],
 )
@@ -245,7 +246,7 @@ def test_a_base_without_a_tokenizer(zoo, name) -> None:
         samerge.merge(llama.base, llama.adapters, calibration=["w1 w2"], progress=False)
 
 
-@pytest.mark.parametrize("value", ["texts.txt", "randm", [], [""], ["a", 5], 3, {"a": "b"}])
+@pytest.mark.parametrize("value", ["texts.txt", "randm", [], [""], [" "], ["a", 5], [[]], [["a"]], 3, {"a": "b"}])
 def test_values_that_are_none(llama: Beast, value) -> None:
     with pytest.raises(OptionError, match=r"calibration=.* is not known"):
         samerge.merge(llama.base, llama.adapters, calibration=value, progress=False)
@@ -499,7 +500,7 @@ def test_texts_longer_than_the_model(zoo, tmp_path) -> None:
 
 def test_what_no_tokenizer_makes_a_token_of(with_words, llama: Beast) -> None:
     with pytest.raises(OptionError, match="makes no token of the texts"):
-        samerge.merge(with_words, llama.adapters, calibration=[" ", "  "], progress=False)
+        samerge.merge(with_words, llama.adapters, calibration=Calibration(texts=(" ", "  ")), progress=False)
 
 
 def test_functions_of_any_kind(llama: Beast) -> None:
@@ -640,7 +641,11 @@ def test_special_tokens_of_a_template_are_not_written_twice(with_words, llama: B
     model.config.name_or_path = model.name_or_path = with_words
     model.register_forward_pre_hook(lambda m, given, named: seen.append(named["input_ids"]), with_kwargs=True)
     measured(Calibration(file=file), sites(model, "q_proj"), model)
+    messages = [{"role": "user", "content": "w9 w8 w7 w6 w5 w9 w8"}]
+    merged = samerge.merge(model, llama.adapters, calibration=[messages, "w5"], progress=False)
     assert seen[0].tolist() == [[1, 5, 6, 7, 8, 9, 5, 4, 3]]
+    assert [one.tolist() for one in seen[1:]] == [[[1, 9, 8, 7, 6, 5, 9, 8]], [[5]]]
+    assert merged.report.record.options["calibration"] == "inputs in memory"
 
 
 @pytest.mark.parametrize("values", [["random"], ["random", "none"]])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from samerge.errors import BaseModelError, OptionError
+from samerge.options.calibration import Input, is_input
 from samerge.weights.hub import resolve_base
 from samerge.weights.offloaded import execution_device
 
@@ -27,7 +28,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "
 _RESERVED = 4
 
 
-def read_texts(file: Path) -> list[str | list[Any]]:
+def read_texts(file: Path) -> list[Input]:
     """The texts of a JSON Lines file, or the messages of conversations, the first `MOST_TEXTS` of them.
 
     Args:
@@ -36,7 +37,7 @@ def read_texts(file: Path) -> list[str | list[Any]]:
     Raises:
         OptionError: the file cannot be read, has none, or a line is neither.
     """
-    found: list[str | list[Any]] = []
+    found: list[Input] = []
     try:
         with file.open(encoding="utf-8-sig") as lines:
             written = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
@@ -49,21 +50,19 @@ def read_texts(file: Path) -> list[str | list[Any]]:
     return found
 
 
-def _text_of(line: str, where: str) -> str | list[Any]:
+def _text_of(line: str, where: str) -> Input:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise OptionError(f'{where} is no JSON ({error}); write {{"text": "..."}}') from error
-    given = entry if isinstance(entry, dict) else {}
-    text, messages = given.get("text"), given.get("messages")
-    if isinstance(text, str) and text.strip():
-        return text
-    if isinstance(messages, list) and messages:
-        return messages
+    given: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    for found, kind in ((given.get("text"), str), (given.get("messages"), list)):
+        if isinstance(found, kind) and is_input(found):
+            return found
     raise OptionError(f'{where} has neither a text nor messages; write {{"text": "..."}} or {{"messages": [...]}}')
 
 
-def tokenised(texts: Sequence[str | list[Any]], tokenizer: Any, longest: int) -> list[Tensor]:
+def tokenised(texts: Sequence[Input], tokenizer: Any, longest: int) -> list[Tensor]:
     """Token numbers of each text, (1, tokens).
 
     Args:
