@@ -1,4 +1,4 @@
-"""Every error that samerge raises on purpose.
+"""Every error that samerge raises on purpose, and what an error of others is told by.
 
 Each message says what was being done, to which adapter and module, what was found, and what to do about it.
 """
@@ -42,3 +42,13 @@ class TuningError(SamergeError, RuntimeError):
 
 class DistributedError(SamergeError, RuntimeError):
     """Another process of the same merge failed."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of others says first; its class where it says nothing.
+
+    Example:
+        >>> first_line(ValueError(" no such file\\nTraceback ...")), first_line(KeyboardInterrupt())
+        ('no such file', 'KeyboardInterrupt')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

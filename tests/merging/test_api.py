@@ -201,6 +201,15 @@ def test_arguments_out_of_range(llama: Beast, arguments, words):
         samerge.merge(**({"base": llama.base, "adapters": llama.adapters, "method": "saliency"} | arguments))
 
 
+def test_a_device_that_fails_without_a_word(llama: Beast, monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    with pytest.raises(samerge.OptionError, match=r"cannot be computed on here .NotImplementedError.; leave it out"):
+        samerge.merge(llama.base, llama.adapters, device="cpu")
+
+
 def test_the_same_name_twice(llama: Beast):
     with pytest.raises(
         samerge.OptionError, match=r"the adapter name 'math' occurs more than once; give different names"

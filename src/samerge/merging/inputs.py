@@ -15,7 +15,7 @@ from samerge.adapters import Adapter, live_adapter
 from samerge.adapters.companions import weight_files
 from samerge.adapters.formats.table import read_any
 from samerge.adapters.live_pipeline import adapters_on, pipeline_adapter
-from samerge.errors import OptionError
+from samerge.errors import OptionError, first_line
 from samerge.merging.in_memory import as_adapter
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.options.kinds import check_strength
@@ -222,5 +222,5 @@ def device_of(device: str | torch.device | None, default: object = "cpu") -> tor
             return found
         reason = "it holds no values"
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0].partition(". ")[0]
+        reason = first_line(error).partition(". ")[0]
     raise OptionError(f"device={str(device)!r} cannot be computed on here ({reason}); leave it out, or use cpu")

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 
-from samerge.errors import HubError
+from samerge.errors import HubError, first_line
 
 #: What the system puts before its words.
 _ERRNO = re.compile(r"\[(Errno|WinError) -?\d+\] ")
@@ -23,8 +23,8 @@ def hub_errors(doing: str, repo_id: str, pushing: bool = False) -> Iterator[None
     except Exception as error:  # huggingface_hub's own, httpx's or requests' by version, OSError, ValueError
         # an upload's error is wrapped in a RuntimeError that says only which file it was
         told = error.__cause__ if type(error) is RuntimeError and isinstance(error.__cause__, Exception) else error
-        lines = [line.strip() for line in _ERRNO.sub("", str(told)).splitlines() if line.strip()] or ["no details"]
-        cause = "" if _invalid(told) else f"{type(told).__name__}: {lines[0]}; "
+        said = _ERRNO.sub("", first_line(told)) if str(told).strip() else "no details"
+        cause = "" if _invalid(told) else f"{type(told).__name__}: {said}; "
         raise HubError(f"{doing}: {cause}{_way_out(told, repo_id, pushing)}") from error
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from samerge.errors import BaseModelError, OptionError
+from samerge.errors import BaseModelError, OptionError, first_line
 from samerge.merging.calibration.alone import base_alone
-from samerge.merging.calibration.texts import first_line
 from samerge.weights import FolderSource, WeightSource
 from samerge.weights.inside_peft import base_modules
 from samerge.weights.pipeline import models_of

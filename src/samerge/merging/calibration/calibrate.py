@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samerge.errors import BaseModelError, OptionError
+from samerge.errors import BaseModelError, OptionError, first_line
 from samerge.linalg.metric import Metric, metric
 from samerge.merging.calibration import texts
 from samerge.merging.calibration.base import adapted, alone, runnable
@@ -120,7 +120,7 @@ def _run(
             texts.on_ids(inner, rows, advance, head=any(one is head for one in modules))
     except Exception as error:  # whatever a model's own code raises
         raise BaseModelError(
-            f"calibration: running the base {type(inner).__name__} on {tokens} tokens failed: {texts.first_line(error)}"
+            f"calibration: running the base {type(inner).__name__} on {tokens} tokens failed: {first_line(error)}"
         ) from error
     if not read:
         return f"{tokens} tokens drawn at random"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from samerge.errors import BaseModelError, OptionError
+from samerge.errors import BaseModelError, OptionError, first_line
 from samerge.options.calibration import Input, is_input
 from samerge.weights.hub import resolve_base
 from samerge.weights.offloaded import execution_device
@@ -91,11 +91,6 @@ def tokenised(texts: Sequence[Input], tokenizer: Any, longest: int) -> list[Tens
     if not found:
         raise OptionError("calibration: the base's tokenizer makes no token of the texts; give others")
     return found
-
-
-def first_line(error: Exception) -> str:
-    """What an error of others says first."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def embeddings_of(model: nn.Module) -> nn.Module:
