@@ -54,8 +54,8 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
     activate = _activation(model)
     if not wrapped:
         tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in tensors.items()}
-    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    with _merged_stays_merged(model), fork_rng(devices=[]):  # PEFT draws factors for embeddings all the same
+    # PEFT draws factors for embeddings all the same
+    with trained_as_before(model), _merged_stays_merged(model), fork_rng(devices=[]):
         try:
             # On the meta device first: PEFT then neither draws random numbers nor touches the base weights. PeftModel's
             # own method: those for classifiers would train a head with it.
@@ -86,8 +86,6 @@ def install(model: nn.Module, adapter_name: str, config: LoraConfig, tensors: Ma
             if isinstance(error, (ValueError, RuntimeError)) and not isinstance(error, BaseModelError):
                 raise BaseModelError(f"adding {adapter_name!r} to this {type(model).__name__}: {error}") from error
             raise
-        finally:
-            restore_trained(model, trained)
 
 
 @contextmanager
@@ -147,11 +145,21 @@ def _is_empty(layer: Any) -> bool:
     return isinstance(layer, kinds) and not any(getattr(layer, part, None) for part in layer.adapter_layer_names)
 
 
-def restore_trained(model: nn.Module, trained: Mapping[str, bool]) -> None:
-    """What was trained before is trained, and nothing else; releases of PEFT differ in what they change on the way."""
-    plain = {name.replace(".base_layer.", "."): value for name, value in trained.items()}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(plain.get(name.replace(".base_layer.", "."), False))
+@contextmanager
+def trained_as_before(model: nn.Module) -> Iterator[None]:
+    """Afterwards what was trained before is trained, and nothing else, and every module is in the mode that it was in.
+
+    Releases of PEFT differ in what they change on the way.
+    """
+    trained = {name.replace(".base_layer.", "."): one.requires_grad for name, one in model.named_parameters()}
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained.get(name.replace(".base_layer.", "."), False))
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _settle_dtypes(model: nn.Module, adapter_name: str, tensors: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samerge.adapters.install import restore_trained
+from samerge.adapters.install import trained_as_before
 from samerge.errors import AdapterError
 
 
@@ -35,19 +35,14 @@ def base_alone(model: nn.Module) -> Iterator[None]:
                 f"first"
             )
     heard = [layer for _, layer in tuners if not layer.disable_adapters]
-    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        for layer in heard:
-            layer.enable_adapters(False)
-        # a compiled model does not see what watches its modules
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        for layer in heard:
-            layer.enable_adapters(True)
-        if heard:
-            restore_trained(model, trained)
-        for module, mode in modes.items():
-            module.training = mode
+    with trained_as_before(model):
+        try:
+            model.eval()
+            for layer in heard:
+                layer.enable_adapters(False)
+            # a compiled model does not see what watches its modules
+            with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            for layer in heard:
+                layer.enable_adapters(True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from samerge.adapters.install import refuse_taken, restore_trained, take_off
+from samerge.adapters.install import refuse_taken, take_off, trained_as_before
 from samerge.errors import AdapterError
 from samerge.merging.merged_adapter import MergedAdapter
 
@@ -52,24 +52,21 @@ def lent(model: Any, merged: MergedAdapter) -> Iterator[None]:
 
     check_model(model)
     active, shown = model.base_model.active_adapter, model.active_adapter
-    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    modes = {module: module.training for module in model.modules()}
-    wrapped = {module for module in modes if isinstance(module, BaseTunerLayer)}
-    try:
-        merged.apply_to(model, CANDIDATE)
-        model.set_adapter(CANDIDATE)
-        for module in model.modules():
-            if module not in modes:  # new ones are in training mode
-                module.train(model.training)
-        yield
-    finally:
-        model.base_model.set_adapter(active)  # first: PEFT is loud about an active adapter that goes
-        model.active_adapter = shown
-        take_off(model, CANDIDATE)
-        _unwrap(model, wrapped)
-        restore_trained(model, trained)
-        for module, mode in modes.items():
-            module.training = mode
+    before = set(model.modules())
+    wrapped = {module for module in before if isinstance(module, BaseTunerLayer)}
+    with trained_as_before(model):
+        try:
+            merged.apply_to(model, CANDIDATE)
+            model.set_adapter(CANDIDATE)
+            for module in model.modules():
+                if module not in before:  # new ones are in training mode
+                    module.train(model.training)
+            yield
+        finally:
+            model.base_model.set_adapter(active)  # first: PEFT is loud about an active adapter that goes
+            model.active_adapter = shown
+            take_off(model, CANDIDATE)
+            _unwrap(model, wrapped)
 
 
 def _unwrap(model: nn.Module, wrapped: set[nn.Module]) -> None:
