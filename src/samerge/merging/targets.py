@@ -15,7 +15,7 @@ from samerge.adapters import Adapter, servable
 from samerge.adapters.layouts import Layout
 from samerge.linalg.factors import LoraFactors
 from samerge.methods.problem import Problem
-from samerge.options.module_names import expert_of
+from samerge.options.module_names import expert_of, stem_of
 
 #: The fields of a LoraConfig that say together which modules it means.
 _FIELDS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
@@ -36,8 +36,8 @@ def targets_of(
     parameters = sorted({expert_of(m)[0] for m in factors if layouts[m].kind == "parameter"})
     if problem.source is None:
         return {**as_trained([e.config for e in experts], plain), "target_parameters": parameters or None}
-    stems = {_stem(tensor): tensor for tensor, shape in problem.source.shapes.items() if len(shape) >= 2}
-    others = set(stems) - {_stem(module) for module in factors}
+    stems = {stem_of(tensor): tensor for tensor, shape in problem.source.shapes.items() if len(shape) >= 2}
+    others = set(stems) - {stem_of(module) for module in factors}
     owners = {parameter.rpartition(".")[0] for parameter in parameters}
     bare = {stems[stem] for stem in others} | {f"{m}.weight" for m in plain}
     shortest = servable.target_modules(parameters, bare)
@@ -119,16 +119,12 @@ def _in_their_words(experts: Sequence[Adapter], parameters: list[str], problem: 
     if not parameters or len(spelled) != 1 or problem.source is None:
         return parameters
     [words] = spelled
-    names = {_stem(tensor) for tensor in problem.source.shapes} | set(problem.source.shapes)
+    names = {stem_of(tensor) for tensor in problem.source.shapes} | set(problem.source.shapes)
 
     def means(entries: Sequence[str]) -> set[str]:
         return {name for name in names if any(name == word or name.endswith(f".{word}") for word in entries)}
 
     return list(words) if means(words) == means(parameters) else parameters
-
-
-def _stem(module: str) -> str:
-    return expert_of(module)[0].removesuffix(".weight")
 
 
 def _plain(value: Any) -> Any:

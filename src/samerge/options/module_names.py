@@ -63,3 +63,13 @@ def expert_of(module: str) -> tuple[str, int | None]:
         stem, _, number = module[:-1].rpartition("[")
         return stem, int(number)
     return module, None
+
+
+def stem_of(module: str) -> str:
+    """What a module and its weight have in common: the name without the expert and without `.weight`.
+
+    Example:
+        >>> stem_of("mlp.experts.down_proj[3]"), stem_of("mlp.up_proj.weight")
+        ('mlp.experts.down_proj', 'mlp.up_proj')
+    """
+    return expert_of(module)[0].removesuffix(".weight")

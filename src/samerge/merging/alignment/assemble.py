@@ -14,7 +14,7 @@ from samerge.graph.conv1d import CONV1D_FAMILIES, is_conv1d
 from samerge.graph.widths import local_graph
 from samerge.merging.alignment.architecture import base_graph
 from samerge.methods.problem import Site
-from samerge.options.module_names import expert_of, module_type
+from samerge.options.module_names import expert_of, module_type, stem_of
 from samerge.weights import WeightSource, matrix_shape
 
 #: Models whose stacked experts are stored (in, out), where a square one does not show it.
@@ -96,9 +96,9 @@ def missing_layers(sites: Sequence[Site], source: WeightSource | None) -> dict[s
     stems = {tensor.removesuffix(".weight"): tensor for tensor, shape in source.shapes.items() if len(shape) >= 2}
     like: dict[str, Site] = {}  # type of module -> the first site of it
     for site in sites:
-        like.setdefault(module_type(_stem(site.module)), site)
+        like.setdefault(module_type(stem_of(site.module)), site)
     result = {}
-    for stem in siblings({_stem(site.module) for site in sites}, stems):
+    for stem in siblings({stem_of(site.module) for site in sites}, stems):
         shape = source.shapes[stems[stem]]
         site = _of_kernel(like[module_type(stem)], shape)
         experts = shape[0] if site.layout.experts else None
@@ -208,7 +208,3 @@ def _fuller(layout: Layout, other: Layout) -> Layout:
 def _edge(key: str, layout: Layout) -> Weight:
     tensor, expert = expert_of(key)
     return Weight("", "", tensor, layout.transposed, expert)
-
-
-def _stem(key: str) -> str:
-    return expert_of(key)[0].removesuffix(".weight")

@@ -44,7 +44,7 @@ from samerge.merging.alignment.memory import Memory, in_memory, may_be_renamed, 
 from samerge.merging.alignment.projections import as_the_base_has_them
 from samerge.merging.alignment.underscored import dotted
 from samerge.merging.alignment.views import RenamedSource, replicated, replication, with_aliases
-from samerge.options.module_names import expert_of
+from samerge.options.module_names import expert_of, stem_of
 from samerge.options.module_weights import ModuleWeights
 from samerge.weights import WeightSource
 
@@ -175,17 +175,17 @@ class _Reading:
         except NotInBaseError as error:
             if rules is None:
                 raise
-            lost = [module for module in adapter.modules if _stem(module) in error.missing]
+            lost = [module for module in adapter.modules if stem_of(module) in error.missing]
             self.adapter = without(adapter, lost, rules)
             self.tensors = self._read()
 
     def _read(self) -> dict[str, str]:
-        stems = sorted({_stem(module) for module in self.adapter.modules})
+        stems = sorted({stem_of(module) for module in self.adapter.modules})
         for reader in self.readers.exact:
             found = {stem: reader(stem) for stem in stems}
             if all(len(tensors) == 1 for tensors in found.values()):
                 return self._once({stem: tensor for stem, [tensor] in found.items()})
-        shapes = {_stem(module): adapted.shape for module, adapted in self.adapter.modules.items()}
+        shapes = {stem_of(module): adapted.shape for module, adapted in self.adapter.modules.items()}
         for reader in self.readers.loose:
             found = {stem: reader(stem) for stem in stems}
             if all(len(tensors) == 1 for tensors in found.values()):
@@ -289,10 +289,6 @@ def _notes(before: Sequence[Adapter], after: Sequence[Adapter]) -> Iterable[str]
 def _example(before: Iterable[str], after: Iterable[str]) -> tuple[str, str]:
     gone, come = sorted(set(before) - set(after)), sorted(set(after) - set(before))
     return (gone[0], come[0]) if gone and come else ("", "")
-
-
-def _stem(module: str) -> str:
-    return expert_of(module)[0].removesuffix(".weight")
 
 
 def _joined(prefix: str, name: str) -> str:
