@@ -95,7 +95,28 @@ def notes_of(problem: Problem, planned: Plan, begun: Begun) -> tuple[str, ...]:
         f"the weights sum to {total:.3g}; weights are strengths, 1.0 each is the usual choice, and c times all weights "
         f"makes the merge c times as strong"
     )
-    return (*([planned.note] if planned.note else []), *begun.notes, *([strengths] if averaged else []))
+    return (
+        *([planned.note] if planned.note else []),
+        *begun.notes,
+        *([strengths] if averaged else []),
+        *([_CALIBRATE] if _calibration_would_help(problem, planned) else []),
+    )
+
+
+#: Adapters of a model that writes text from which on calibration kept more wherever it was measured.
+_MANY = 3
+_CALIBRATE = (
+    "merges of three adapters and more of models that write text kept more of what each can do, wherever it was "
+    "measured, with calibration='random', which runs the base once and needs no data, or with a few texts"
+)
+
+
+def _calibration_would_help(problem: Problem, planned: Plan) -> bool:
+    """Whether the base could be run, was not, and the merge is of a kind that gains by it."""
+    if getattr(planned.own, "calibration", planned) is not None or problem.source is None:
+        return False
+    writes = any(name.endswith("ForCausalLM") for name in problem.source.config.get("architectures") or ())
+    return writes and sum(weight != 0 for weight in problem.weights) >= _MANY
 
 
 def _sizes(problem: Problem, layer: LayerRecord) -> list[float]:
