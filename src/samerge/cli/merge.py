@@ -26,7 +26,7 @@ def merge(
     target: AdapterTarget,
     manner: Manner,
 ) -> None:
-    """Merge LoRA adapters of one base model into one. The base is streamed, never built.
+    """Merge LoRA adapters of one base model into one. The base is only streamed.
 
     Two adapters, the second at four fifths of its strength:
 
@@ -37,6 +37,12 @@ def merge(
     Their exact sum instead, which reads no base:
 
         samerge merge --adapter ./a --adapter ./b --method linear --out sum/
+
+    Three adapters and more of a model that writes text keep more where the base is run once, on tokens drawn at random
+    or on texts of yours; only for this it is built, and must fit into memory:
+
+        samerge merge --base meta-llama/Llama-3.1-8B --calibration random \\
+            --adapter ./a --adapter ./b --adapter ./c --out merged/
 
     A method's own options are given likewise, as in --method ties --density 0.3; `samerge methods ties` lists them.
     """

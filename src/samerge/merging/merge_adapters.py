@@ -52,8 +52,8 @@ def merge(
     By default the components that matter most to the model and to the merge are kept: every adapter is brought to one
     norm in each layer, its singular vectors are decorrelated from the others', the `rank` most salient components of
     all adapters together stay, all at one strength, and each is multiplied with its adapter's weight. The base is
-    streamed, a few rows of a weight at a time; it is never built, never changed. In an initialised `torch.distributed`
-    group every process must call it, with the same arguments (docs/distributed.md).
+    streamed, a few rows of a weight at a time, and never changed; only `calibration`, which runs it, builds it. In an
+    initialised `torch.distributed` group every process must call it, with the same arguments (docs/distributed.md).
 
     Args:
         base: a folder with `config.json` and safetensors, a hub id, or a loaded model (a `PeftModel` is read below its
