@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import randomise, write_adapter
 from torch import Tensor
 
@@ -74,6 +75,16 @@ def test_a_file_without_its_configuration(llama, tmp_path):
     report = check_adapter(tmp_path / "adapter_model.safetensors")
     assert not report.mergeable
     assert "there is no adapter_config.json" in report.problems[0]
+
+
+def test_what_cannot_be_read_is_served_by_nobody(llama, tmp_path):
+    folder = tmp_path / "math"
+    shutil.copytree(llama.adapters["math"], folder)
+    file = folder / "adapter_model.safetensors"
+    save_file({key: tensor.reshape(-1)[:0] for key, tensor in load_file(file).items()}, file)
+    report = check_adapter(folder)
+    assert "were not gathered" in report.problems[0]
+    assert report.serving == dict.fromkeys(SERVERS, ("it cannot be read here, and so nothing can be said of it",))
 
 
 def test_rank_stabilised_with_an_alpha_pattern(llama):

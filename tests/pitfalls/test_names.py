@@ -37,6 +37,8 @@ WRAPPERS = {
     "DDP": lambda key: f"module.{key}",
     "activation checkpointing": lambda key: re.sub(r"(layers\.\d+)", r"\1._checkpoint_wrapped_module", key),
     "a state dict with the adapter's name": lambda key: key.replace(".weight", ".default.weight"),
+    "a name that the trainer gave it": lambda key: key.replace(".weight", ".policy.weight"),
+    "a pipeline's name": lambda key: key.replace(".weight", ".default_0.default.weight"),
     "no prefix": lambda key: key.removeprefix("base_model.model."),
 }
 
@@ -54,7 +56,9 @@ def test_wrappers(bench, wrapper: str) -> None:
 
 
 def _same_as(model, folder: str) -> None:
-    found = {re.sub(r"\.default|_\w+_module\.|_orig_mod\.", "", k): v for k, v in _load(folder).items()}
+    found = {
+        re.sub(r"\.default_0|\.default|\.policy|_\w+_module\.|_orig_mod\.", "", k): v for k, v in _load(folder).items()
+    }
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             key = name.replace(".default", "").removeprefix("base_model.model.")
@@ -73,6 +77,37 @@ def test_the_same_tensor_twice(bench) -> None:
     save_file({**tensors, **{f"_orig_mod.{key}": tensor.clone() for key, tensor in tensors.items()}}, file)
     with pytest.raises(samerge.AdapterError, match="mean the same tensor"):
         lab.merge(folder)
+
+
+@pytest.mark.parametrize("name", ["default", "policy"])
+def test_a_state_dict_that_was_saved_as_it_is(bench, name: str) -> None:
+    """With the adapter's name behind all that PEFT keeps by adapter, trained modules and rows among it."""
+    lab = bench(llama)
+    settings = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "trainable_token_indices": [3, 5]}
+    plain, raw = lab.train("a", **settings), lab.train("b", **settings)
+    with quiet():
+        state = lab.with_adapters(plain, names=[name]).state_dict()
+    kept = {key: tensor.clone() for key, tensor in state.items() if f".{name}" in key}
+    assert {key.split(".")[-3] for key in kept} >= {"lora_A", "modules_to_save"}
+    save_file(kept, Path(raw) / "adapter_model.safetensors")
+    one, other = (lab.merge(folder, modules_to_save="average") for folder in (plain, raw))
+    assert {*one.factors, *one.extras} == {*other.factors, *other.extras}
+    for module in one.factors:
+        close(other.delta(module), one.delta(module))
+    for key in one.extras:
+        close(other.extras[key], one.extras[key])
+
+
+def test_several_adapters_in_one_file(bench) -> None:
+    """Of a state dict of two adapters, or of a mixture of LoRAs, which has several B behind one A."""
+    lab = bench(llama)
+    folder = lab.train("a", target_modules=["q_proj"])
+    tensors = _load(folder)
+    for names in (("default", "policy"), ("0", "1")):
+        both = {k.replace(".weight", f".{name}.weight"): v.clone() for k, v in tensors.items() for name in names}
+        save_file(both, Path(folder) / "adapter_model.safetensors")
+        with pytest.raises(samerge.AdapterError, match=rf"several adapters \({', '.join(names)}\), or of a mixture"):
+            lab.merge(folder)
 
 
 def test_a_live_compiled_model(bench) -> None:

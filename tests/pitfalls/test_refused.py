@@ -184,6 +184,36 @@ def test_shards_that_were_not_gathered(bench) -> None:
         lab.merge(folder)
 
 
+def test_a_file_without_any_tensor(bench) -> None:
+    """What ZeRO-3 leaves of an adapter that was not gathered: 40 bytes."""
+    lab = bench(llama)
+    folder = lab.train("a", target_modules=["q_proj"])
+    save_file({}, Path(folder) / "adapter_model.safetensors")
+    with pytest.raises(samerge.AdapterError, match=r"holds no tensors at all.*ZeRO-3 or FSDP.*GatheredParameters"):
+        lab.merge(folder)
+    save_file({"model.norm.weight": torch.ones(3)}, Path(folder) / "adapter_model.safetensors")
+    with pytest.raises(samerge.AdapterError, match=r"holds no LoRA tensors: none of 'model.norm.weight' is a lora_A"):
+        lab.merge(folder)
+
+
+def test_a_trained_module_that_was_not_gathered(bench) -> None:
+    lab = bench(llama)
+    folder = lab.train("a", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    file = Path(folder) / "adapter_model.safetensors"
+    save_file({key: tensor if "lora_" in key else tensor[:0, 0] for key, tensor in load_file(file).items()}, file)
+    with pytest.raises(samerge.AdapterError, match=r"'lm_head.weight' has shape \(0,\); these are shards of DeepSpeed"):
+        lab.merge(folder, modules_to_save="average")
+
+
+def test_the_share_of_one_process(bench) -> None:
+    lab = bench(llama)
+    folder = lab.train("a", target_modules=["q_proj"])
+    file = Path(folder) / "adapter_model.safetensors"
+    save_file({key: tensor[: len(tensor) // 2].clone() for key, tensor in load_file(file).items()}, file)
+    with pytest.raises(samerge.AdapterError, match=r"lora_A has shape \(1, 16\).*share of one process under FSDP"):
+        lab.merge(folder)
+
+
 def test_ranks_that_are_not_those_of_the_configuration(bench) -> None:
     lab = bench(llama)
     folder = lab.altered(lab.train("a", target_modules=["q_proj"]), r=3)

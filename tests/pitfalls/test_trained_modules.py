@@ -233,3 +233,34 @@ def test_shapes_that_differ_have_no_mean(bench) -> None:
         lab.merge(first, second, modules_to_save="average")
     with pytest.raises(samerge.BaseModelError, match=r"'second' has it as \(5, 16\), the base as \(3, 16\)"):
         lab.merge(first, second, modules_to_save="update")
+
+
+def test_a_vocabulary_that_the_base_has_not_got(bench) -> None:
+    """Of an adapter whose base was resized: its head and rows fit no other, and the report says so."""
+    lab = bench(llama)
+    folder = lab.train("a", target_modules=["q_proj"], modules_to_save=["lm_head"], trainable_token_indices=[3, 5])
+    file = Path(folder) / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({key: torch.cat([t, t[:2]]) if "lm_head" in key else t for key, t in tensors.items()}, file)
+    merged = lab.merge(lab.altered(folder, trainable_token_indices=[3, 33]), modules_to_save="average")
+    [told] = [line for line in merged.report.warnings if "resize_token_embeddings" in line]
+    assert "lm_head.weight is (34, 16), the base's (32, 16)" in told
+    assert "row 33 of model.embed_tokens.weight is trained, the base has 32" in told
+    save_file(tensors, file)
+    merged = lab.merge(folder, modules_to_save="average")
+    assert not [line for line in merged.report.warnings if "resize_token_embeddings" in line]
+
+
+def test_a_module_beside_the_model_is_left_out_by_name(bench) -> None:
+    """A value head in the adapter's file, which its configuration does not speak of."""
+    lab = bench(llama)
+    folder = lab.train("a", target_modules=["q_proj"])
+    file = Path(folder) / "adapter_model.safetensors"
+    save_file({**load_file(file), "v_head.summary.weight": torch.ones(1, 16)}, file)
+    with pytest.raises(
+        samerge.BaseModelError, match=r"'v_head.summary.weight'.*under modules_to_save in adapter_config"
+    ):
+        lab.merge(folder)
+    merged = lab.merge(lab.altered(folder, modules_to_save=["v_head"]), modules_to_save="drop")
+    assert not merged.extras
+    assert any("dropped" in line and "v_head.summary.weight" in line for line in merged.report.warnings)

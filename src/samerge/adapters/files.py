@@ -24,6 +24,12 @@ from samerge.weights.hub import CONFIG_NAME, PICKLED, PICKLED_ENDINGS, WEIGHTS_N
 from samerge.weights.tensorfile import TensorFile
 from samerge.weights.untrusted import Origin, read_json
 
+#: What a tensor without values is, and the way out.
+_SHARDS = (
+    "shards of DeepSpeed ZeRO-3 or FSDP that were not gathered. Save it again inside "
+    "deepspeed.zero.GatheredParameters or FSDP.summon_full_params"
+)
+
 
 def read_adapter(folder: str | Path, name: str, source: str | None = None) -> Adapter:
     """An adapter from a folder in PEFT's format.
@@ -59,7 +65,11 @@ def peft_adapter(
     refuse_config(name, config)
     lora, others = sort_keys(name, file.entries)
     if not lora:
-        raise AdapterError(f"reading adapter {name!r}: its file holds no LoRA tensors (no key with lora_A and lora_B)")
+        raise AdapterError(f"reading adapter {name!r}: {file.path.name} {_instead(sorted(file.entries))}")
+    hollow = [other for other, key in others.items() if 0 in file.entries[key].shape]
+    if hollow:
+        shape = file.entries[others[hollow[0]]].shape
+        raise AdapterError(f"reading adapter {name!r}: {hollow[0]!r} has shape {shape}; these are {_SHARDS}")
     modules: dict[str, AdaptedModule] = {}
     try:
         with allowance():
@@ -80,6 +90,14 @@ def peft_adapter(
         companions,
         weights_name=file.path.name,
     )
+
+
+def _instead(keys: list[str]) -> str:
+    """What a file holds that has no LoRA tensors, in words."""
+    if not keys:
+        return f"holds no tensors at all. It may have been written of {_SHARDS}"
+    shown = ", ".join(map(repr, keys[:2])) + (", ..." if len(keys) > 2 else "")
+    return f"holds no LoRA tensors: none of {shown} is a lora_A or lora_B"
 
 
 def open_adapter(folder: Path, name: str) -> tuple[dict[str, Any], TensorFile]:
@@ -127,8 +145,7 @@ def _stored(adapter: str, path: str, parts: Mapping[str, str], file: TensorFile)
     if any(len(shape) < 2 or 0 in shape for shape in shapes):
         raise AdapterError(
             f"reading adapter {adapter!r}, module {path!r}: {a} has shape {shapes[0]} and {b} {shapes[1]}; these are "
-            f"shards of DeepSpeed ZeRO-3 or FSDP that were not gathered. Save it again inside "
-            f"deepspeed.zero.GatheredParameters or FSDP.summon_full_params"
+            f"{_SHARDS}"
         )
     kinds = {part: file.dtype(key) for part, key in parts.items()}
     check_dtypes(adapter, path, kinds)

@@ -100,7 +100,11 @@ def layout_of(
             f"leave this module out of target_modules"
         )
     if len(A_shape) < 2 or len(B_shape) < 2 or B_shape[1] != rank or any(size != 1 for size in B_shape[2:]):
-        raise ValueError(f"lora_A has shape {A_shape} and lora_B {B_shape}; expected (r, in) and (out, r)")
+        part = len(A_shape) == len(B_shape) == 2 and 0 < rank < B_shape[1] and B_shape[1] % rank == 0
+        raise ValueError(
+            f"lora_A has shape {A_shape} and lora_B {B_shape}; expected (r, in) and (out, r)"
+            + (". It may be the share of one process under FSDP; gather the adapter and save it again" if part else "")
+        )
     columns = math.prod(A_shape[1:])
     if embedding:
         layout = Layout("embedding", transposed=True)

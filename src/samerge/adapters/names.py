@@ -17,7 +17,16 @@ WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 _PREFIX = "base_model.model."
 _LORA = re.compile(
     r"^(?P<path>.+)\.(?P<part>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
-    r"(?:\.default)?(?:\.(?P<leaf>weight|bias))?$"
+    r"(?:\.(?P<leaf>weight|bias))?$"
+)
+#: A factor's key with the name that its adapter has on the model: `...lora_A.default.weight`, `...hada_w1_a.default`.
+_FACTOR = re.compile(
+    r"(?P<before>.+\.(?:lora_(?:A|B|E|embedding_A|embedding_B|magnitude_vector)|hada_\w+|lokr_\w+))"
+    r"\.(?P<adapter>(?!weight|bias|scale_)[^.]+(?:\.(?!weight|bias|scale_)[^.]+)?)(?P<after>(?:\.(?:weight|bias))?)"
+)
+#: Likewise, of what lies beside factors.
+_BESIDE = re.compile(
+    r"(?P<before>.+\.(?:modules_to_save|trainable_tokens_delta))\.(?P<adapter>[^.]+)(?P<after>(?:\..+)?)"
 )
 
 
@@ -51,6 +60,44 @@ def plain_name(key: str) -> str:
     while name.startswith(_PREFIX):  # several times for a PeftModel that was put into a PeftModel
         name = name.removeprefix(_PREFIX)
     return name
+
+
+def unnamed(keys: Iterable[str]) -> dict[str, str]:
+    """Keys without the name that their adapter has on the model, each with the key that it comes from.
+
+    Those of a state dict that was saved as it is have that name: `default`, one that the trainer gave, `default_0`.
+
+    Raises:
+        ValueError: they are of several adapters, or two mean the same tensor.
+
+    Example:
+        >>> unnamed(["q.lora_A.policy.weight", "head.modules_to_save.policy.weight"])  # doctest: +NORMALIZE_WHITESPACE
+        {'q.lora_A.weight': 'q.lora_A.policy.weight',
+         'head.modules_to_save.weight': 'head.modules_to_save.policy.weight'}
+        >>> unnamed(["q.lora_A.0.weight", "q.lora_A.1.weight"])
+        Traceback (most recent call last):
+        ...
+        ValueError: it holds the factors of several adapters (0, 1), or of a mixture of them; save each one by itself
+    """
+    keys = list(keys)
+    factors = {key: match for key in keys if (match := _FACTOR.fullmatch(key))}
+    names = {match["adapter"] for match in factors.values()}
+    if len(names) > 1:
+        raise ValueError(
+            f"it holds the factors of several adapters ({', '.join(sorted(names))}), or of a mixture of them; save "
+            f"each one by itself"
+        )
+    found: dict[str, str] = {}
+    for key in keys:
+        match = factors.get(key) or _BESIDE.fullmatch(key)
+        plain = match["before"] + match["after"] if match and match["adapter"] in {"default", *names} else key
+        if plain in found:
+            raise ValueError(
+                f"its keys {found[plain]!r} and {key!r} mean the same tensor; was it written from two copies "
+                f"of the model?"
+            )
+        found[plain] = key
+    return found
 
 
 def sort_keys(adapter: str, keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], dict[str, str]]:

@@ -1,4 +1,6 @@
-"""The tensors of an adapter's file; eight-bit floats are read as what they mean, in float32.
+"""The tensors of an adapter's file, without the name that the adapter had on its model.
+
+Eight-bit floats are read as what they mean, in float32.
 
 | beside a factor in eight bits | it is |
 |---|---|
@@ -15,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from samerge.adapters.names import unnamed
 from samerge.weights.tensorfile import TensorFile
 from samerge.weights.untrusted import Origin
 
@@ -32,11 +35,16 @@ class AdapterTensors(TensorFile):
         origin: what is being read, for errors.
 
     Raises:
-        SamergeError: of the origin's class; as `TensorFile`, and where a scale is needed and not there.
+        SamergeError: of the origin's class; as `TensorFile`, where a scale is needed and not there, and where the file
+            is of several adapters.
     """
 
     def __init__(self, path: str | Path, origin: Origin) -> None:
         super().__init__(path, origin)
+        try:
+            self.entries = {name: self.entries[key] for name, key in unnamed(self.entries).items()}
+        except ValueError as error:
+            raise origin.refusal(f"{self.path}: {error}") from error
         small = [name for name, entry in self.entries.items() if entry.dtype_name in _EIGHT_BITS and name != _MARK]
         self._scales = {name: scale for name in small if (scale := self._scale_of(name)) is not None}
         bare = [name for name in small if name not in self._scales]

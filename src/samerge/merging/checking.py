@@ -155,6 +155,7 @@ def check_adapter(
         notes = [*adapter.notes, *notes]
     ranks = _ranks(adapter, file)
     files = tuple(sorted(path.name for path in place.path.parent.iterdir()))
+    unread = () if adapter is not None else ("it cannot be read here, and so nothing can be said of it",)
     served = Served(config, ranks, _beside(file), missing or gaps(list(ranks)), files)
     scales = (
         sorted({scaling(config, module) for module in ranks})
@@ -174,7 +175,7 @@ def check_adapter(
         parameters=sum(math.prod(entry.shape) for entry in file.entries.values()),
         problems=tuple(problems),
         notes=(*notes, *hints(served)),
-        serving={server: tuple(reasons) for server, reasons in servability(served).items()},
+        serving={server: tuple(reasons) or unread for server, reasons in servability(served).items()},
     )
 
 
@@ -267,7 +268,7 @@ def _ranks(adapter: Adapter | None, file: TensorFile) -> dict[str, int]:
     found = {}
     for key, entry in sorted(file.entries.items()):
         for part in (".lora_A", ".lora_embedding_A"):
-            if part in key and entry.shape:
+            if part in key and entry.shape and entry.shape[0]:
                 found[key.split(part)[0].removeprefix("base_model.model.")] = entry.shape[0]
     return found
 

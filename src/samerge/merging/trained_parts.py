@@ -36,6 +36,7 @@ from samerge.options.common import CommonOptions
 from samerge.options.lines import is_lines
 from samerge.options.scaling import auto_factor
 from samerge.weights import WeightSource
+from samerge.weights.hub import CONFIG_NAME
 
 _PREFIX = "base_model.model."
 
@@ -164,6 +165,7 @@ def merge_extras(
         settings["modules_to_save"] = parts.modules or None
         if indices:
             settings["trainable_token_indices"] = indices
+        warnings += _resized(tensors, indices, source)
     elif options.modules_to_save == "drop":
         dropped = sorted({name for a, _ in active for name in [*a.extras.saved, *a.extras.tokens]})
         if dropped:
@@ -174,6 +176,27 @@ def merge_extras(
         loads = "PEFT and vLLM load it, other servers do not" if heads else "PEFT loads it, vLLM will not serve it"
         warnings.append(f"the merged adapter has more than LoRA factors ({what}): {loads}")
     return MergedExtras(tensors, settings, warnings)
+
+
+def _resized(
+    tensors: Mapping[str, Tensor], indices: Mapping[str, Sequence[int]], source: WeightSource | None
+) -> list[str]:
+    """What to say where trained modules or rows need a vocabulary that the base has not got."""
+    shapes = {} if source is None else source.shapes
+    told = []
+    for name, shape in sorted(shapes.items()):
+        trained = tensors.get(_PREFIX + name)
+        rows = 1 + max(indices.get(name.removesuffix(".weight"), (-1,)))
+        if trained is not None and tuple(trained.shape) != tuple(shape):
+            told.append(f"{name} is {tuple(trained.shape)}, the base's {tuple(shape)}")
+        elif rows and rows > shape[0]:
+            told.append(f"row {rows - 1} of {name} is trained, the base has {shape[0]}")
+    if not told:
+        return []
+    return [
+        f"the base must be brought to the shapes of the trained modules before the merged adapter is loaded on it, by "
+        f"resize_token_embeddings where its vocabulary grew: {'; '.join(told)}"
+    ]
 
 
 def _check_copy(adapter: str, name: str, load: Load, source: WeightSource | None) -> None:
@@ -188,7 +211,8 @@ def _check_copy(adapter: str, name: str, load: Load, source: WeightSource | None
         raise BaseModelError(
             f"merging adapter {adapter!r}: its file also holds {name!r} {tuple(copy.shape)}, which is no LoRA factor, "
             f"not named in its configuration, and no weight of {source.name!r}; leaving it out would change what the "
-            f"adapter does. Is it an adapter of another base model?"
+            f"adapter does. Is it an adapter of another base model? If it was trained beside the LoRA (a value head), "
+            f"name its module under modules_to_save in {CONFIG_NAME}: modules_to_save='drop' then leaves it out"
         )
     if tuple(copy.shape) != tuple(source.shapes[name]):
         raise BaseModelError(

@@ -17,7 +17,7 @@ from samerge.weights.fields import NUMBER
 from samerge.weights.hub import CONFIG_NAME
 
 TITLE = "LoHa or LoKr of PEFT"
-_KEY = re.compile(r"(?P<module>.+)\.(?P<part>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))(?:\.default)?")
+_KEY = re.compile(r"(?P<module>.+)\.(?P<part>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))")
 
 
 def reads(place: Place) -> bool:
