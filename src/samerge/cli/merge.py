@@ -38,11 +38,11 @@ def merge(
 
         samerge merge --adapter ./a --adapter ./b --method linear --out sum/
 
-    Three adapters and more of a model that writes text keep more where the base is run once, on tokens drawn at random
-    or on texts of yours; only for this it is built, and must fit into memory:
+    Four adapters and more of a language model keep more where the base is run once, on tokens drawn at random or on
+    texts of yours; only for this it is built, and must fit into memory:
 
         samerge merge --base meta-llama/Llama-3.1-8B --calibration random \\
-            --adapter ./a --adapter ./b --adapter ./c --out merged/
+            --adapter ./a --adapter ./b --adapter ./c --adapter ./d --out merged/
 
     A method's own options are given likewise, as in --method ties --density 0.3; `samerge methods ties` lists them.
     """

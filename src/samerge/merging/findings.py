@@ -103,10 +103,10 @@ def notes_of(problem: Problem, planned: Plan, begun: Begun) -> tuple[str, ...]:
     )
 
 
-#: Adapters of a model that writes text from which on calibration kept more wherever it was measured.
-_MANY = 3
+#: Adapters of a language model from which on calibration kept more wherever it was measured, at their rank.
+_MANY = 4
 _CALIBRATE = (
-    "merges of three adapters and more of models that write text kept more of what each can do, wherever it was "
+    "four adapters and more of language models kept more of what each can do, at their rank and wherever it was "
     "measured, with calibration='random', which runs the base once and needs no data, or with a few texts"
 )
 
@@ -114,6 +114,8 @@ _CALIBRATE = (
 def _calibration_would_help(problem: Problem, planned: Plan) -> bool:
     """Whether the base could be run, was not, and the merge is of a kind that gains by it."""
     if getattr(planned.own, "calibration", planned) is not None or problem.source is None:
+        return False
+    if problem.target > problem.rank or getattr(planned.own, "density", None) is not None:
         return False
     writes = any(name.endswith("ForCausalLM") for name in problem.source.config.get("architectures") or ())
     return writes and sum(weight != 0 for weight in problem.weights) >= _MANY

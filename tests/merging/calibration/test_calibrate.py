@@ -673,7 +673,7 @@ def test_the_card_says_that_the_base_was_run(llama: Beast, tmp_path, given, told
 
 
 def test_where_it_was_measured_to_help_the_report_says_so(zoo) -> None:
-    """Three adapters of a model that writes text, merged by the chain, by weights alone."""
+    """Four adapters of a language model, merged to their rank by the chain, by weights alone."""
 
     def told(name: str, count: int, **options: object) -> bool:
         beast = zoo(name)
@@ -681,10 +681,12 @@ def test_where_it_was_measured_to_help_the_report_says_so(zoo) -> None:
         notes = samerge.merge(beast.base, copies, progress=False, **options).report.record.notes
         return any("calibration='random'" in note for note in notes)
 
-    assert told("llama", 3)
-    assert told("llama", 3, method="even")
-    assert not told("llama", 2)
-    assert not told("llama", 3, weights=[1, 1, 0])
-    assert not told("llama", 3, calibration="random")
-    assert not told("llama", 3, method="ties", density=0.5)
-    assert not told("bert", 3)
+    assert told("llama", 4)
+    assert told("llama", 4, method="even")
+    assert not told("llama", 3)
+    assert not told("llama", 4, weights=[1, 1, 1, 0])
+    assert not told("llama", 4, rank=100)
+    assert not told("llama", 4, density=0.5)
+    assert not told("llama", 4, calibration="random")
+    assert not told("llama", 4, method="ties", density=0.5)
+    assert not told("bert", 4)
