@@ -431,11 +431,13 @@ def test_what_diffusers_does_not_read_of_kohyas_form_is_said(tmp_path: Path) -> 
 
 
 def test_names_that_nobody_knows_are_told_with_the_nearest(tmp_path: Path) -> None:
-    module = "diffusion_model.blocks.0.self_attn.q"
-    tensors = {f"{module}.lora_A.weight": random(2, 8), f"{module}.lora_B.weight": random(8, 2)}
-    save_file(tensors, tmp_path / "other.safetensors")
-    with pytest.raises(samerge.BaseModelError, match=rf"'{module}' has no weight there \(nearest: "):
-        samerge.merge(flux_pipeline(), [tmp_path / "other.safetensors"], method="linear", progress=False)
+    """Those of another model whose names diffusers converts, by the converted ones."""
+    unknown, wans = "diffusion_model.strange.0.q", "diffusion_model.blocks.0.self_attn.q"
+    for module, told in ((unknown, unknown), (wans, "transformer.blocks.0.attn1.to_q")):
+        tensors = {f"{module}.lora_A.weight": random(2, 8), f"{module}.lora_B.weight": random(8, 2)}
+        save_file(tensors, tmp_path / "other.safetensors")
+        with pytest.raises(samerge.BaseModelError, match=rf"'{told}' has no weight there \(nearest: "):
+            samerge.merge(flux_pipeline(), [tmp_path / "other.safetensors"], method="linear", progress=False)
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,31 @@ _BARE = (
 #: A module of CLIP's text encoder, without its `text_model`.
 _CLIP = re.compile(r"^(text_encoder(?:_\d)?\.)(?=encoder\.layers\.|embeddings\.)")
 #: Names of the models' makers, which kohya's stems are made of as they are.
-_MAKERS = re.compile(r"(double_blocks|single_blocks|joint_blocks|input_blocks|middle_block|output_blocks)[._].*")
+_MAKERS = re.compile(
+    r"(?:(?:double_blocks|single_blocks|joint_blocks|input_blocks|middle_block|output_blocks)"
+    r"|blocks[._]\d+[._](?:self_attn|cross_attn|ffn))[._].*"
+)
+#: Modules of other diffusion transformers, whose names nothing stands before: Z-Image, Lumina, Anima.
+_ALONE = re.compile(
+    r"(?:blocks\.\d+\.adaln_modulation|layers\.\d+\.(?:attention|feed_forward|adaLN_modulation)"
+    r"|(?:noise|context)_refiner\.\d+\.).*"
+)
+#: What trainers put before the names of a diffusion model's modules.
+_BEFORE = re.compile(r"(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|net\.|model\.)+")
+
+
+def is_of_diffusion(module: str) -> bool:
+    """Whether a dotted name alone says that its model is a diffusion model, whatever a trainer put before it.
+
+    Example:
+        >>> is_of_diffusion("diffusion_model.x"), is_of_diffusion("blocks.0.self_attn.q")
+        (True, True)
+        >>> is_of_diffusion("base_model.model.double_blocks.0.img_mlp"), is_of_diffusion("base_model.model.layers.0.q")
+        (True, False)
+    """
+    bare = _BEFORE.sub("", module, count=1) if _BEFORE.match(module) else module
+    known = (_MAKERS, _ALONE, *(pattern for _, pattern in _BARE[:2]))
+    return "diffusion_model." in module or any(pattern.fullmatch(bare) for pattern in known)
 
 
 def is_stem(name: str) -> bool:

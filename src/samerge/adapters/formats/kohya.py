@@ -9,8 +9,9 @@
 | `<module>.hada_*`, `.lokr_*` | see `products.py` |
 | `<module>.dora_scale` | (out, 1): DoRA |
 
-A module is `lora_unet_` and its path with `_` for `.`, `lora_te_...` for text encoders, or, as ComfyUI and ai-toolkit
-have it, `diffusion_model.` and its path; these come back so where nobody asks for kohya's own.
+A module is `lora_unet_` and its path with `_` for `.`, `lora_te_...` for text encoders, or its path with dots, behind
+`diffusion_model.` (ComfyUI, ai-toolkit), `base_model.model.`, or nothing (DiffSynth, Lightning); they come back as they
+are where nobody asks for kohya's own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from samerge.adapters.describe import Stored
-from samerge.adapters.formats.components import kohya_stems, placed, unique
+from samerge.adapters.formats.components import component_of, is_of_diffusion, kohya_stems, placed, unique
 from samerge.adapters.formats.format import Content, Format, Place
 from samerge.adapters.formats.header import header_of
 from samerge.adapters.formats.pairs import Parts, adapter, grouped, module_of, number, pair, refuse_more, trimmed
@@ -50,8 +51,15 @@ _OWN = re.compile(r"(?!base_model\.).*\.(lora_(down|up)\.weight|hada_w1_a|lokr_w
 
 
 def reads(place: Place) -> bool:
-    """Whether any key is one that only files of this kind have, or ComfyUI's name of a diffusion model."""
-    return any(_OWN.fullmatch(key) or key.startswith("diffusion_model.") for key in place.keys)
+    """Whether any key is one that only files of this kind have, or says that it is of a diffusion model's module.
+
+    Names of diffusers' components (`transformer.`, `unet.`, and what stands in them) are left to its own format.
+    """
+    if any(_OWN.fullmatch(key) or key.startswith("diffusion_model.") for key in place.keys):
+        return True
+    if place.config is not None or any(component_of(key) for key in place.keys):
+        return False
+    return any((match := _KEY.fullmatch(key)) and is_of_diffusion(match["module"]) for key in place.keys)
 
 
 def open_file(place: Place) -> Adapter:
@@ -127,20 +135,25 @@ def _magnitude(place: Place, module: str, parts: Parts, stored: Stored, origin: 
 def write(content: Content, path: Path, overwrite: bool) -> Path:
     """Write one file, a rank for each module, and one alpha for all, as kohya's scripts have it.
 
+    The names are the sources' where nobody chose the format and no base brought them to its own.
+
     Raises:
         AdapterError: it holds what such files have no place for.
         OutputExistsError: the file is taken.
     """
     refuse_more(content, path, TITLE)
     factors = of_one_alpha(trimmed(content.factors))
-    names = {module: placed(module, content.base, path) for module in factors}
-    stems = kohya_stems(unique(names, path).values(), path, kept=not content.asked)
+    if content.asked or content.base:
+        names = {module: placed(module, content.base, path) for module in factors}
+        stems = kohya_stems(unique(names, path).values(), path, kept=not content.asked)
+    else:  # what loads the sources loads their names, and may load no others
+        names = stems = {module: module for module in factors}
     _warn_of_diffusers(stems.values(), path)
     tensors: dict[str, Tensor] = {}
     for module, one in factors.items():
         A, B = content.layouts[module].tensors(one)
         stem = stems[names[module]]
-        dotted = "." in stem
+        dotted = is_of_diffusion(stem) or component_of(stem) is not None
         down, up = ("lora_A", "lora_B") if dotted else ("lora_down", "lora_up")
         tensors[f"{stem}.{down}.weight"], tensors[f"{stem}.{up}.weight"] = A, B
         tensors[f"{stem}.alpha"] = torch.tensor(one.scale * one.rank)
@@ -153,8 +166,8 @@ def _warn_of_diffusers(stems: Iterable[str], path: Path) -> None:
     if unread:
         warnings.warn(
             f"writing {path}: {unread[0]!r} and {len(unread) - 1} more modules have diffusers' names in kohya's form; "
-            f"ComfyUI and OneTrainer read them, diffusers itself the attention layers alone: for it, choose "
-            f"format='diffusers'",
+            f"OneTrainer and, of Flux and SD3, ComfyUI read them, diffusers itself the attention layers alone: for "
+            f"it, choose format='diffusers'",
             stacklevel=4,
         )
 

@@ -1,13 +1,14 @@
 """Names of kohya and of models' makers (Flux's `double_blocks`, SDXL's `input_blocks`), brought to diffusers' own.
 
-By diffusers' own converters (samerge[diffusers]), which also split joint projections.
+By diffusers' own converters (samerge[diffusers]), which also split joint projections. Each is made for one model, and
+takes any names for that model's: what goes into one has that model's names throughout, and what fits none is refused.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from samerge.adapters.describe import Stored, described
-from samerge.adapters.formats.components import kohya_stems
+from samerge.adapters.formats.components import component_of, is_maker, is_stem, kohya_stems, split_stem, underscored
 from samerge.adapters.formats.diffusers_keys import KEY, today
 from samerge.adapters.model import Adapter, widest
 from samerge.adapters.names import Target
@@ -28,8 +29,51 @@ _FLUX, _XL = (
     re.compile(r"lora_unet_(double|single)_blocks_.*|lora_transformer_.*"),
     re.compile(r"lora_te2_.*|lora_unet_(input_blocks|middle_block|output_blocks)_.*"),
 )
+#: Names of the modules of Stable Diffusion, and of XL, in kohya's form.
+_UNET = re.compile(
+    r"(?:down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|conv_in|conv_out|conv_norm_out|time_embed"
+    r"|time_embedding|add_embedding|label_emb|out)(?:_.*)?"
+)
 #: What a conversion may change of the factors' squared norm.
 _ROUNDING = 1e-5
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model whose names one of diffusers' loaders converts.
+
+    Args:
+        loader: of diffusers.
+        path: of any of its modules, with `_` for `.`.
+        dots: that path with dots, as a replacement of the pattern, where the loader wants it so.
+    """
+
+    loader: str
+    path: re.Pattern[str]
+    dots: str = ""
+
+
+_MODELS = (
+    _Model(
+        "WanLoraLoaderMixin",
+        re.compile(r"blocks_(\d+)_(self_attn|cross_attn|ffn)_(\w+)"),
+        r"diffusion_model.blocks.\1.\2.\3",
+    ),
+    _Model(
+        "QwenImageLoraLoaderMixin",
+        re.compile(
+            r"transformer_blocks_\d+_(?:attn_(?:to_[qkv]|to_out_0|add_[qkv]_proj|to_add_out)|(?:img|txt)_mod_1"
+            r"|(?:img|txt)_mlp_net_(?:0_proj|2))"
+        ),
+    ),
+    _Model(
+        "ZImageLoraLoaderMixin",
+        re.compile(
+            r"(?:layers|noise_refiner|context_refiner)_\d+_(?:attention_(?:to_[qkv]|to_out_0|out)|feed_forward_w[123]"
+            r"|adaLN_modulation_\d)"
+        ),
+    ),
+)
 
 
 def by_diffusers(adapter: Adapter, modules: Collection[str], base: str) -> Adapter:
@@ -87,18 +131,32 @@ def from_kohya(
             f"{doing}: its modules are named as kohya or the model's makers do ({min(pairs)!r}), and diffusers knows "
             f"its own names for them; install samerge[diffusers], or choose format='kohya' without a base"
         ) from error
-    stems = kohya_stems({_bare(module) for module in pairs}, path)
+    found: dict[str, dict[str, Tensor]] = {}
+    theirs = dict(pairs)
+    for module in pairs:  # ComfyUI's prefix before diffusers' own name
+        if _bare(module) != module and (known := component_of(_bare(module))):
+            A, B = theirs.pop(module)
+            found[".".join(known)] = {"A": A, "B": B}
+    if theirs:
+        found |= _converted(theirs, path, doing, loaders)
+    lost = 1 - _squares(parts["B"] for parts in found.values()) / (_squares(B for _, B in pairs.values()) or 1.0)
+    if lost > _ROUNDING:
+        raise AdapterError(
+            f"{doing}: diffusers' converter leaves out some of its modules ({lost:.1%} of them by squared norm), which "
+            f"would lose what was trained there; choose format='kohya' without a base, which keeps them"
+        )
+    return {module: (parts["A"], parts["B"]) for module, parts in sorted(found.items())}
+
+
+def _converted(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], path: Path, doing: str, loaders: Any
+) -> dict[str, dict[str, Tensor]]:
+    """The factors as diffusers' converter for their model gives them."""
+    keys, mixin, options = _reader(pairs, path, doing, loaders)
     state: dict[str, Tensor] = {}
     for module, (A, B) in pairs.items():
-        stem = stems[_bare(module)]
-        state[f"{stem}.lora_down.weight"], state[f"{stem}.lora_up.weight"] = A, B
-    options: dict[str, Any] = {}
-    if any(_FLUX.fullmatch(stem) for stem in stems.values()):
-        mixin = loaders.FluxLoraLoaderMixin
-    elif any(_XL.fullmatch(stem) for stem in stems.values()):
-        mixin, options = loaders.StableDiffusionXLLoraLoaderMixin, {"unet_config": SimpleNamespace(layers_per_block=2)}
-    else:
-        mixin = loaders.StableDiffusionLoraLoaderMixin
+        down, up = ("lora_A", "lora_B") if "." in keys[module] else ("lora_down", "lora_up")
+        state[f"{keys[module]}.{down}.weight"], state[f"{keys[module]}.{up}.weight"] = A, B
     try:
         made = mixin.lora_state_dict(dict(state), **options)
     except Exception as error:  # of many kinds: its converters are written for what they expect
@@ -112,15 +170,40 @@ def from_kohya(
         match = KEY.fullmatch(today(key))
         if match is None:
             raise AdapterError(f"{doing}: diffusers made {key!r} of a module, which is no LoRA's")
-        down = match["part"].endswith(("lora_A.weight", "down.weight"))
-        found.setdefault(match["module"], {})["A" if down else "B"] = tensor
-    lost = 1 - _squares(parts["B"] for parts in found.values()) / (_squares(B for _, B in pairs.values()) or 1.0)
-    if lost > _ROUNDING:
+        is_down = match["part"].endswith(("lora_A.weight", "down.weight"))
+        found.setdefault(match["module"], {})["A" if is_down else "B"] = tensor
+    return found
+
+
+def _reader(
+    modules: Collection[str], path: Path, doing: str, loaders: Any
+) -> tuple[dict[str, str], Any, dict[str, Any]]:
+    """What diffusers calls each module, and which of its loaders converts them, with what options.
+
+    Raises:
+        AdapterError: none does.
+    """
+    paths = {module: split_stem(module)[1] if is_stem(module) else underscored(_bare(module)) for module in modules}
+    for model in _MODELS:
+        if all(model.path.fullmatch(paths[m]) and not m.startswith("lora_transformer_") for m in modules):
+            named = {m: model.path.sub(model.dots, p) if model.dots else f"lora_unet_{p}" for m, p in paths.items()}
+            return named, getattr(loaders, model.loader), {}
+    stems, strange = {}, [m for m in modules if not is_stem(m) and not is_maker(m) and component_of(m) is None]
+    strange += [m for m in modules if is_maker(m) and not is_maker(_bare(m)) and component_of(_bare(m)) is None]
+    if not strange:
+        known = kohya_stems({_bare(module) for module in modules}, path)
+        stems = {module: known[_bare(module)] for module in modules}
+    if any(_FLUX.fullmatch(stem) for stem in stems.values()):
+        return stems, loaders.FluxLoraLoaderMixin, {}
+    strange += [m for m, stem in stems.items() if stem.startswith("lora_unet_") and not _UNET.fullmatch(paths[m])]
+    if strange:
         raise AdapterError(
-            f"{doing}: diffusers' converter leaves out some of its modules ({lost:.1%} of them by squared norm), which "
-            f"would lose what was trained there; choose format='kohya' without a base, which keeps them"
+            f"{doing}: diffusers has no converter for its names, such as {strange[0]!r}, or for all of them together; "
+            f"choose format='kohya' without a base, which keeps them"
         )
-    return {module: (parts["A"], parts["B"]) for module, parts in sorted(found.items())}
+    if any(_XL.fullmatch(stem) for stem in stems.values()):
+        return stems, loaders.StableDiffusionXLLoraLoaderMixin, {"unet_config": SimpleNamespace(layers_per_block=2)}
+    return stems, loaders.StableDiffusionLoraLoaderMixin, {}
 
 
 def _squares(tensors: Iterable[Tensor]) -> float:

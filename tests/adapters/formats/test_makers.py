@@ -1,0 +1,141 @@
+"""Names of the makers of diffusion transformers, brought to diffusers' own, or refused; and names that are kept.
+
+The oracle is the table of what each module is called on either side, written out, and diffusers' own model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from written_out import deltas, kohya_deltas, random, same, write
+
+import samerge
+from samerge.adapters.formats.table import read_any
+from samerge.errors import AdapterError
+
+diffusers = pytest.importorskip("diffusers")
+
+#: What Wan's makers call a module of a block, and what diffusers calls it.
+WAN = {
+    "self_attn.q": "attn1.to_q",
+    "self_attn.k": "attn1.to_k",
+    "self_attn.o": "attn1.to_out.0",
+    "cross_attn.v": "attn2.to_v",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+}
+QWEN = ["attn.to_q", "attn.add_k_proj", "attn.to_add_out", "attn.to_out.0", "img_mlp.net.0.proj", "txt_mod.1"]
+Z_IMAGE = ["attention.to_q", "attention.to_out.0", "feed_forward.w1", "adaLN_modulation.0"]
+MODELS: Mapping[str, dict[str, str]] = {
+    "Wan": {f"blocks.1.{theirs}": f"blocks.1.{ours}" for theirs, ours in WAN.items()},
+    "Qwen-Image": {f"transformer_blocks.1.{name}": f"transformer_blocks.1.{name}" for name in QWEN},
+    "Z-Image": {f"layers.1.{name}": f"layers.1.{name}" for name in Z_IMAGE},
+}
+
+
+def model_of(kind: str) -> torch.nn.Module:
+    with torch.device("meta"):
+        if kind == "Wan":
+            return diffusers.WanTransformer3DModel(num_attention_heads=2, attention_head_dim=8, num_layers=2)
+        if kind == "Qwen-Image":
+            return diffusers.QwenImageTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=2)
+        return diffusers.ZImageTransformer2DModel(dim=256, n_heads=2, n_kv_heads=2, n_layers=2, n_refiner_layers=1)
+
+
+def spelled(path: str, way: str) -> str:
+    return f"lora_unet_{path.replace('.', '_')}" if way == "kohya" else f"{way}{path}"
+
+
+def pairs(
+    paths: list[str], way: str, parts: tuple[str, str], seed: int = 0, alpha: float | None = 1.0
+) -> dict[str, Tensor]:
+    tensors = {}
+    for number, path in enumerate(paths):
+        stem = spelled(path, way)
+        tensors[f"{stem}.{parts[0]}"] = random(2, 6, seed=seed + number)
+        tensors[f"{stem}.{parts[1]}"] = random(7, 2, seed=seed + number + 50)
+        if alpha is not None:
+            tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+    return tensors
+
+
+DOWN_UP, A_B = ("lora_down.weight", "lora_up.weight"), ("lora_A.weight", "lora_B.weight")
+
+
+@pytest.mark.parametrize("way", ["kohya", "diffusion_model."])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_makers_names_become_diffusers(kind: str, way: str, tmp_path: Path) -> None:
+    names = MODELS[kind]
+    path = write(tmp_path, "theirs", pairs(list(names), way, DOWN_UP if way == "kohya" else A_B))
+    out = samerge.convert_adapter(path, "diffusers", progress=False).save(tmp_path / "ours")
+    theirs = kohya_deltas(path)
+    found = kohya_deltas(out)
+    same(found, {f"transformer.{ours}": theirs[spelled(name, way)] for name, ours in names.items()})
+    there = {f"transformer.{name.removesuffix('.weight')}" for name in model_of(kind).state_dict()}
+    assert set(found) <= there
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "lora_unet_joint_blocks_0_x_block_attn_qkv",
+        "lora_unet_layers_0_attention_qkv",
+        "lora_unet_transformer_blocks_0_ff_context_net_2",
+        "diffusion_model.layers.0.attention.qkv",
+        "diffusion_model.distilled_guidance_layer.layers.0.in_layer",
+    ],
+)
+def test_names_that_no_converter_is_for_are_refused(module: str, tmp_path: Path) -> None:
+    """Stable Diffusion's converter would take them, and give modules that no model has."""
+    tensors = pairs(["x"], "", A_B if "." in module else DOWN_UP)
+    path = write(tmp_path, "a", {key.replace("x.", f"{module}.", 1): tensor for key, tensor in tensors.items()})
+    with pytest.raises(AdapterError, match=rf"no converter for its names, such as '{module}'"):
+        samerge.convert_adapter(path, "diffusers", progress=False).save(tmp_path / "out")
+
+
+def test_wans_names_beside_stable_diffusions_are_refused(tmp_path: Path) -> None:
+    tensors = pairs(["blocks.0.self_attn.q", "mid_block.attentions.0.proj_in"], "kohya", DOWN_UP)
+    with pytest.raises(AdapterError, match="or for all of them together"):
+        samerge.convert_adapter(write(tmp_path, "a", tensors), "diffusers", progress=False).save(tmp_path / "out")
+
+
+KEPT = {
+    "Qwen-Image Lightning": ("transformer_blocks.0.attn.to_q", DOWN_UP, 1.0),
+    "OneTrainer": ("transformer.transformer_blocks.0.attn.to_q", DOWN_UP, 1.0),
+    "DiffSynth": ("blocks.0.self_attn.q", ("lora_A.default.weight", "lora_B.default.weight"), None),
+    "fal": ("base_model.model.double_blocks.0.img_attn.proj", A_B, None),
+    "Anima": ("net.blocks.0.self_attn.q_proj", A_B, None),
+    "Z-Image without a prefix": ("layers.0.attention.to_q", DOWN_UP, 1.0),
+    "ComfyUI's text encoder": ("text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1", DOWN_UP, None),
+    "Stable Cascade": ("lora_prior_unet_down_blocks_0_x", DOWN_UP, 1.0),
+}
+
+
+@pytest.mark.parametrize("source", KEPT)
+def test_what_comes_in_under_a_trainers_names_comes_back_under_them(source: str, tmp_path: Path) -> None:
+    """What reads the sources need not know any other names of the same modules."""
+    module, parts, alpha = KEPT[source]
+    paths = [write(tmp_path, name, pairs([module], "", parts, seed, alpha)) for name, seed in (("a", 1), ("b", 2))]
+    out = samerge.merge(None, paths, method="linear", weights=[1.0, 0.5], progress=False).save(tmp_path / "out")
+    (a, b) = (kohya_deltas(unnamed(path, tmp_path)) for path in paths)
+    same(kohya_deltas(out), {module: a[module] + 0.5 * b[module]})
+    same(deltas(read_any(out, "out")), kohya_deltas(out))
+
+
+def unnamed(path: str, folder: Path) -> str:
+    """The same file without the name that the adapter has in its keys."""
+    plain = {key.replace(".default.", "."): tensor for key, tensor in load_file(path).items()}
+    save_file(plain, folder / "plain.safetensors")
+    return str(folder / "plain.safetensors")
+
+
+def test_a_language_models_factors_need_their_configuration(tmp_path: Path) -> None:
+    """Nothing but it says their scale."""
+    for name in ("base_model.model.model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"):
+        with pytest.raises(AdapterError, match=r"adapter_config.json|of no format"):
+            read_any(write(tmp_path, "a", pairs([name], "", A_B, alpha=None)), "a")
