@@ -108,6 +108,16 @@ def test_broken_tensors(tmp_path, key, tensor, words):
     assert "MLX" in str(caught.value)
 
 
+def test_stacks_of_experts_are_told(tmp_path):
+    """mlx-lm's SwitchLinear: one pair for all experts of a mixture."""
+    stem = "model.layers.0.mlp.switch_mlp.up_proj"
+    path = mlx(tmp_path / "a", 1)
+    stack = {f"{stem}.lora_a": random(3, 2, 8), f"{stem}.lora_b": random(3, 6, 2)}
+    save_file(stack, Path(path) / "adapters.safetensors")
+    with pytest.raises(AdapterError, match=rf"'{stem}' holds the factors of a stack of experts .*mlx_lm.fuse"):
+        read_any(path, "a")
+
+
 def test_without_its_configuration(tmp_path):
     folder = Path(mlx(tmp_path / "a", 1))
     (folder / "adapter_config.json").unlink()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny import Beast
-from written_out import deltas, kohya, kohya_deltas, same
+from written_out import deltas, kohya, kohya_deltas, random, same, write
 
 from samerge.adapters.formats.table import read_any
 from samerge.errors import AdapterError
@@ -57,6 +57,38 @@ def test_several_files(tmp_path):
         read_any(tmp_path, "style")
 
 
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (("lora_unet_x.a1.weight", "lora_unet_x.b2.weight"), "is GLoRA of LyCORIS; merge it into its base model"),
+        (("lora_unet_x.on_input", "lora_unet_x.weight"), r"is \(IA\)\^3 of LyCORIS"),
+        (("lora_unet_x.oft_blocks", "lora_unet_x.alpha"), "is OFT or BOFT"),
+        (("lora_unet_x.diff", "lora_unet_x.diff_b"), "is whole weights' changes, none of them a LoRA.*samerge extract"),
+        (("double_blocks.0.processor.qkv_lora1.down.weight",), r"is XLabs' LoRA of Flux; .*pipe\.load_lora_weights"),
+        (("emb_params",), "is a textual inversion.*changes no weight"),
+        (("clip_g", "clip_l"), "is a textual inversion"),
+    ],
+)
+def test_what_else_is_shared_as_a_lora_is_told_by_its_name(keys, told, tmp_path):
+    path = write(tmp_path, "a", {key: random(4, 4) for key in keys})
+    with pytest.raises(AdapterError, match=told):
+        read_any(path, "a")
+
+
+def test_what_lies_beside_a_lora_is_told_by_what_it_is(tmp_path):
+    """Distilled LoRAs of Wan, with biases and norms that ComfyUI adds to the base's."""
+    stem = "diffusion_model.blocks.0"
+    tensors = {f"{stem}.self_attn.q.lora_down.weight": random(2, 4), f"{stem}.self_attn.q.lora_up.weight": random(4, 2)}
+    tensors |= {f"{stem}.self_attn.q.diff_b": random(4), f"{stem}.norm3.diff": random(4)}
+    with pytest.raises(
+        AdapterError, match=r"norm3\.diff'.* \(biases and whole weights of the base were trained, too\)"
+    ):
+        read_any(write(tmp_path, "wan", tensors), "wan")
+
+
 def test_no_lora_at_all(llama: Beast):
-    with pytest.raises(AdapterError, match=r"model\.safetensors is of no format .*kohya.*Is it a LoRA\?"):
+    with pytest.raises(
+        AdapterError,
+        match=r"model\.safetensors is of no format .*kohya.*Is it a LoRA\? Of a whole model samerge extract",
+    ):
         read_any(llama.folder / "model.safetensors", "base")

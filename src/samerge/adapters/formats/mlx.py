@@ -29,6 +29,8 @@ from samerge.weights.hub import CONFIG_NAME
 TITLE = "MLX's format"
 WEIGHTS_NAME = "adapters.safetensors"
 _KEY = re.compile(r"(?P<module>.+)\.(?P<part>lora_[ab])")
+#: What to do with an adapter that cannot be read.
+_FUSED = "fuse it into its base with mlx_lm.fuse, and turn the result into a LoRA with samerge extract"
 _LAYER = re.compile(r"(?:.*\.)?layers\.\d+\.(?P<rest>.+)")
 
 
@@ -51,12 +53,15 @@ def open_folder(place: Place) -> Adapter:
     check_fields(parameters, {"scale": NUMBER}, f"lora_parameters of {CONFIG_NAME}", origin, needed=("scale",))
     kind = place.config.get("fine_tune_type") or "lora"
     if kind != "lora":
-        raise origin.refusal(
-            f"it was trained as {kind[:40]!r}, and only its LoRA adapters can be merged; fuse it into its base with "
-            f"mlx_lm.fuse, and turn the result into a LoRA with samerge extract"
-        )
+        raise origin.refusal(f"it was trained as {kind[:40]!r}, and only its LoRA adapters can be merged; {_FUSED}")
     modules: dict[str, AdaptedModule] = {}
     for module, parts in grouped(place, _KEY, origin).items():
+        shapes = [place.tensors.entries[key].shape for key in parts.values()]
+        if all(len(shape) == 3 for shape in shapes):
+            raise origin.refusal(
+                f"module {module!r} holds the factors of a stack of experts {shapes}, and only those of linear layers "
+                f"are read; {_FUSED}"
+            )
         stored = pair(place, module, parts, "lora_a", "lora_b", origin, _turned)
         modules.update(module_of(place, module, stored, float(parameters["scale"])))
     return adapter(place, FORMAT.name, modules, {"base_model_name_or_path": place.config.get("model")})

@@ -58,9 +58,17 @@ def grouped(
         raise origin.refusal(
             f"{place.path.name} also holds {strange[0]!r} {place.tensors.entries[strange[0]].shape}"
             f"{f' and {len(strange) - 1} more tensors' if len(strange) > 1 else ''} that are no LoRA's, and leaving "
-            f"them out would lose what was trained there; take them out of the file first, if they do not matter"
+            f"them out would lose what was trained there{_told(strange)}; take them out of the file first, if they do "
+            f"not matter"
         )
     return found
+
+
+def _told(keys: Collection[str]) -> str:
+    """What tensors beside a LoRA are, where their names say it."""
+    known = {"diff": "whole weights", "diff_b": "biases", "w_norm": "norms", "b_norm": "norms"}
+    found = sorted({what for key in keys if (what := known.get(key.rpartition(".")[2]))})
+    return f" ({' and '.join(found)} of the base were trained, too)" if found else ""
 
 
 def number(place: Place, key: str, origin: Origin) -> float:

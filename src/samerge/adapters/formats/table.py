@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,6 +28,24 @@ FORMATS: tuple[Format, ...] = (
 DEFAULT = peft.FORMAT
 #: Keys that a message shows.
 _SHOWN = 2
+_INTO_ITS_BASE = "merge it into its base model, and turn the result into a LoRA with samerge extract"
+#: What else is shared as if it were a LoRA: the end of a key -> what it is, and the way out.
+_OTHERS: tuple[tuple[re.Pattern[str], str, str], ...] = (
+    (re.compile(r".*\.[ab][12]\.weight"), "GLoRA of LyCORIS", _INTO_ITS_BASE),
+    (re.compile(r".*\.on_input"), "(IA)^3 of LyCORIS, which scales outputs and adds nothing", _INTO_ITS_BASE),
+    (re.compile(r".*\.oft_(?:blocks|diag)"), "OFT or BOFT, which turns the base's weights", _INTO_ITS_BASE),
+    (re.compile(r".*\.(?:diff(?:_b)?|[wb]_norm)"), "whole weights' changes, none of them a LoRA", _INTO_ITS_BASE),
+    (
+        re.compile(r".*\.processor\.(?:proj|qkv)_lora\d?\.(?:down|up)\.weight"),
+        "XLabs' LoRA of Flux",
+        "diffusers reads it: pipe.load_lora_weights, and merge it on the pipeline, under its name there",
+    ),
+    (
+        re.compile(r"emb_params|clip_[lg]|string_to_param.*"),
+        "a textual inversion, an embedding of a word",
+        "it changes no weight: use it beside a merged LoRA",
+    ),
+)
 
 
 def read_any(path: str | Path, name: str, source: str | None = None) -> Adapter:
@@ -69,11 +88,15 @@ def format_of(place: Place) -> Format:
     if found is not None:
         return found
     keys = sorted(place.keys)
+    for pattern, what, way in _OTHERS:
+        if any(map(pattern.fullmatch, keys)):
+            raise AdapterError(f"reading adapter {place.name!r}: {place.path} is {what}; {way}")
     shown = ", ".join(map(repr, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
     raise AdapterError(
         f"reading adapter {place.name!r}: {place.path} is of no format that is read here "
         f"({', '.join(format.name for format in FORMATS)}); "
-        + (f"its tensors are called {shown}. Is it a LoRA?" if keys else "it holds no tensors")
+        + (f"its tensors are called {shown}. Is it a LoRA? Of a whole model samerge extract makes one" if keys else "")
+        + ("" if keys else "it holds no tensors")
     )
 
 
