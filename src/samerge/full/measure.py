@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from samerge.errors import BaseModelError
 from samerge.full.assembly import Assembly
+from samerge.linalg.factors import squared_norm
 from samerge.methods.scaling import norm_rule
 from samerge.saliency.elements import Pruner
 from samerge.saliency.task_vectors import rows_of, shape_of
@@ -88,12 +88,12 @@ def _measure(
         merged = torch.zeros_like(theta)
         whole = {n: pruner.vectors.tile(n, key, start, theta) for n in experts}
         for n, tau in whole.items():
-            before[n] += _square(tau)
+            before[n] += squared_norm(tau)
             kept = pruner.masks.numbers(n, key, start, stop, tau)
             left = tau if kept is None else tau * kept
-            after[n] += _square(left)
+            after[n] += squared_norm(left)
             merged.add_(left, alpha=pruner.weights[n])
-        size += _square(merged)
+        size += squared_norm(merged)
         for n, tau in whole.items():
             inner[n] += float((merged.double() * tau.double()).sum())
         advance((stop - start) * columns)
@@ -129,9 +129,9 @@ def measure_outside(assembly: Assembly, tensors: Iterable[str], names: tuple[str
     for tensor in tensors:
         size, squares, inner = 0.0, [0.0] * len(names), [0.0] * len(names)
         for _, update, taus in assembly.outside_updates(tensor):
-            size += _square(update)
+            size += squared_norm(update)
             for n, tau in enumerate(taus):
-                squares[n] += _square(tau)
+                squares[n] += squared_norm(tau)
                 inner[n] += float((update.double() * tau.double()).sum())
         broken = [n for n, square in enumerate(squares) if not square < float("inf")]
         if assembly.outside != "base":
@@ -159,7 +159,3 @@ def _cosine(inner: float, squares: float, scale: float) -> float | None:
     if not squares:
         return None
     return 0.0 if not scale else math.copysign(1.0, scale) * max(-1.0, min(1.0, inner / math.sqrt(squares)))
-
-
-def _square(tile: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2

@@ -97,6 +97,11 @@ def norm(factors: LoraFactors) -> Tensor:
     return gram(factors.to(dtype=torch.float64)).sum().clamp_min(0).sqrt()
 
 
+def squared_norm(matrix: Tensor) -> float:
+    """The squared Frobenius norm of a dense matrix, or of a tile of one, summed in float64."""
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
+
+
 def pad(factors: LoraFactors, rank: int) -> LoraFactors:
     """The same update with zero components appended up to `rank`; exact."""
     missing = rank - factors.rank

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from samerge.linalg.factors import LoraFactors
+from samerge.linalg.factors import LoraFactors, squared_norm
 from samerge.linalg.truncation import rank_for
 
 #: Gives the rows `start:stop` of a matrix, (stop - start, n).
@@ -110,7 +110,7 @@ class _Matrix:
     def measured(self) -> Iterator[tuple[slice, Tensor, float]]:
         """The tiles with their energy."""
         for span, tile in self.tiles():
-            square = float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2
+            square = squared_norm(tile)
             if not square < float("inf"):
                 raise ValueError(f"rows {span.start}:{span.stop} hold NaN or infinite values; check the weights")
             yield span, tile, square

@@ -32,7 +32,7 @@ from torch import Tensor
 from samerge.errors import BaseModelError
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.widths import local_graph
-from samerge.linalg.factors import LoraFactors, concatenate, norm
+from samerge.linalg.factors import LoraFactors, concatenate, norm, squared_norm
 from samerge.linalg.randomised_svd import truncated_svd
 from samerge.linalg.sign_conflicts import conflict_among, sample_rows, values_at
 from samerge.linalg.triplets import singular, zero
@@ -177,7 +177,7 @@ def _share(pruner: Pruner, layer: _Layer, n: int) -> tuple[Share, Tensor]:
     left, looked = 0.0, []
     for start, stop in pruner.tiles(layer.key):
         tau = pruner.task_vector(n, layer.key, start, _blank(pruner, layer.key, start, stop))
-        left += float(torch.linalg.vector_norm(tau, dtype=torch.float64)) ** 2
+        left += squared_norm(tau)
         own = rows if across else rows[(rows >= start) & (rows < stop)] - start
         looked.append(tau[:, own.to(tau.device)].T if across else tau[own.to(tau.device)])
     share = Share(factors.rank, energy=min(1.0, left / size**2), elements=(kept, count))

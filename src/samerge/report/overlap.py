@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.linalg.factors import LoraFactors, norm
+from samerge.linalg.factors import LoraFactors, norm, squared_norm
 from samerge.linalg.sums import Summed
 from samerge.linalg.triplets import Triplets
 
@@ -134,7 +134,10 @@ def _overlap(merged: LoraFactors, size: float, adapter: LoraFactors | Triplets) 
     whole = merged.to(V.device, V.dtype)
     image = whole.B @ (whole.A @ V)  # M V, (d_out, r)
     return Overlap(
-        own=_square(C), merged=size, inner=float((image.double() * C.double()).sum()), error=_square(image - C)
+        own=squared_norm(C),
+        merged=size,
+        inner=float((image.double() * C.double()).sum()),
+        error=squared_norm(image - C),
     )
 
 
@@ -169,10 +172,6 @@ def effective_rank(factors: LoraFactors) -> float:
     product = (B.T @ B).double() @ (A @ A.T).double()  # (r, r), the eigenvalues are in proportion to sigma_k^2
     fourth = float((product * product.T).sum())
     return float(product.diagonal().sum()) ** 2 / fourth if fourth > 0 else 0.0
-
-
-def _square(matrix: Tensor) -> float:
-    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
 
 
 def _unit_gram(matrix: Tensor) -> tuple[Tensor, float]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from samerge.errors import BaseModelError
+from samerge.linalg.factors import squared_norm
 from samerge.weights import WeightSource
 
 #: Entries of both models that are looked at together.
@@ -68,8 +68,10 @@ def changes(
         for start in range(0, rows, step):
             ours = base.read(tensor, start, min(start + step, rows)).to(device, torch.float32)
             other = expert.read(theirs, start, min(start + step, rows)).to(device, torch.float32)
-            difference += _square(torch.where(ours == other, 0.0, other - ours))  # buffers may hold infinite values
-            size += _square(ours)
+            difference += squared_norm(
+                torch.where(ours == other, 0.0, other - ours)
+            )  # buffers may hold infinite values
+            size += squared_norm(ours)
             advance(ours.numel())
         if not math.isfinite(difference):
             raise BaseModelError(
@@ -78,7 +80,3 @@ def changes(
             )
         found.append(Change(tensor, math.sqrt(difference), math.sqrt(size)))
     return found
-
-
-def _square(tile: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2
