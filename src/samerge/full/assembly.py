@@ -12,6 +12,7 @@ from samerge.errors import BaseModelError
 from samerge.saliency.elements import TILE_ELEMENTS, Pruner
 from samerge.saliency.task_vectors import rows_of
 from samerge.weights import WeightSource
+from samerge.weights.tiling import spans
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class Assembly:
             for theta, update, _ in self.outside_updates(tensor):
                 yield self._cast(theta + update, tensor)
             return
-        for start, stop in self._rows(tensor):
+        for start, stop in spans(self.shapes[tensor], TILE_ELEMENTS):
             base = self.base.read(tensor, start, stop).detach()
             yield self._cast(base, tensor) if floating else base.cpu()
 
     def outside_updates(self, tensor: str) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
         """Of a float tensor outside the graph, some rows at a time: the base, the merged update, and every expert's."""
         pruner = self.pruner
-        for start, stop in self._rows(tensor):
+        for start, stop in spans(self.shapes[tensor], TILE_ELEMENTS):
             theta = self.base.read(tensor, start, stop).to(pruner.device, pruner.dtype)
             taus = [one.read(tensor, start, stop).to(pruner.device, pruner.dtype) - theta for one in self.experts]
             total = torch.zeros_like(theta)
@@ -98,13 +99,6 @@ class Assembly:
             else:
                 total.mul_(self.strength)
             yield theta, total, taus
-
-    def _rows(self, tensor: str) -> Iterator[tuple[int, int]]:
-        shape = self.shapes[tensor]
-        rows = shape[0] if shape else 1
-        step = max(1, TILE_ELEMENTS * rows // max(1, torch.Size(shape).numel()))
-        for start in range(0, rows, step):
-            yield start, min(start + step, rows)
 
     def _cast(self, tile: Tensor, tensor: str) -> Tensor:
         return written(tile, self.dtypes[tensor], tensor)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from samerge.full.assembly import written
-from samerge.graph.widths import matrix_shape
 from samerge.saliency.elements import TILE_ELEMENTS
 from samerge.weights import WeightSource
+from samerge.weights.tiling import spans
 
 #: Gives rows start:stop of an update, a matrix in the orientation that the base stores it in, in float32.
 Rows = Callable[[int, int], Tensor]
@@ -73,7 +73,7 @@ class BakedTensors:
         """
         recipe = self.recipes.get(tensor)
         if recipe is None:
-            for start, stop in self._spans(self.shapes[tensor]):
+            for start, stop in spans(self.shapes[tensor], TILE_ELEMENTS):
                 yield self.source.read(tensor, start, stop).detach().to("cpu", self.dtypes[tensor])
             return
         stacked = any(expert is not None for expert in recipe.changes)
@@ -85,7 +85,7 @@ class BakedTensors:
     def _changed(self, recipe: Recipe, expert: int | None, whole: Tensor | None) -> Iterator[Tensor]:
         shape = self.source.shapes[recipe.base]
         updates = [(change.first, change.load()) for change in recipe.changes.get(expert, ())]
-        for start, stop in self._spans(shape if expert is None else shape[1:]):
+        for start, stop in spans(shape if expert is None else shape[1:], TILE_ELEMENTS):
             if whole is not None:
                 tile = whole[start:stop] if whole.ndim else whole
             else:
@@ -98,9 +98,3 @@ class BakedTensors:
             for first, rows in updates:
                 tile += rows(first + start, first + stop).to(tile).reshape(tile.shape)
             yield tile
-
-    def _spans(self, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-        rows, columns = matrix_shape(tuple(shape), None) if shape else (1, 1)
-        step = max(1, TILE_ELEMENTS // max(1, columns))
-        for start in range(0, rows, step):
-            yield start, min(start + step, rows)

@@ -33,6 +33,7 @@ from samerge.methods.problem import Site
 from samerge.options.module_names import expert_of
 from samerge.saliency.elements import TILE_ELEMENTS
 from samerge.weights import WeightSource
+from samerge.weights.tiling import spans
 
 _CPU = torch.device("cpu")
 #: Of the configuration: whether the output head is the embedding.
@@ -127,11 +128,10 @@ def site_norms(
         total = concatenate(list(parts.values()), list(at.values()))
         return {names[n]: float(norm(part)) for n, part in parts.items()}, float(norm(total))
     height = site.shape[1] if site.layout.transposed else site.shape[0]
-    step = max(1, TILE_ELEMENTS // max(1, sum(site.shape) - height))
     each = {n: _update(replace(site, experts={n: one}), names, {n: 1.0}, view) for n, one in site.experts.items()}
     squares, total_square = dict.fromkeys(each, 0.0), 0.0
-    for start in range(0, height, step):
-        tiles = {n: rows(start, min(start + step, height)).double() for n, rows in each.items()}
+    for start, stop in spans((height, sum(site.shape) - height), TILE_ELEMENTS):
+        tiles = {n: rows(start, stop).double() for n, rows in each.items()}
         for n, tile in tiles.items():
             squares[n] += float(tile.square().sum())
         total_square += float(torch.stack([at[n] * tile for n, tile in tiles.items()]).sum(0).square().sum())

@@ -33,6 +33,7 @@ from samerge.saliency.kernels.backend import choose
 from samerge.saliency.scores import kept_count
 from samerge.saliency.task_vectors import TaskVectors, rows_of, shape_of
 from samerge.weights import WeightSource
+from samerge.weights.tiling import spans
 
 #: Entries of a tile: every pass over it is bound by memory, so it should stay in a core's cache.
 TILE_ELEMENTS = 1 << 17
@@ -88,10 +89,7 @@ class Pruner:
 
     def tiles(self, key: str) -> Iterator[tuple[int, int]]:
         """First row and one past the last row of every tile of a weight."""
-        rows, columns = shape_of(self.source, key)
-        step = max(1, TILE_ELEMENTS // max(1, columns))
-        for start in range(0, rows, step):
-            yield start, min(start + step, rows)
+        return spans(shape_of(self.source, key), TILE_ELEMENTS)
 
     def run(
         self,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from samerge.weights.protocol import WeightSource
 from samerge.weights.stored import InMemory
+from samerge.weights.tiling import spans
 
 _log = logging.getLogger(__name__)
 
@@ -208,15 +209,14 @@ class OnDevice:
     def _bring(self, tensor: str) -> Tensor | None:
         """A copy of a tensor on the device; None when it lies there already."""
         shape = self._source.shapes[tensor]
-        step = max(1, _SLAB // max(1, math.prod(shape[1:]) * self._source.dtype(tensor).itemsize))
         whole: Tensor | None = None
-        for start in range(0, shape[0], step):
-            rows = self._source.read(tensor, start, start + step)
+        for start, stop in spans(shape, _SLAB // self._source.dtype(tensor).itemsize):
+            rows = self._source.read(tensor, start, stop)
             if rows.device == self._place:
                 return None
             if whole is None:
                 whole = torch.empty(shape, dtype=rows.dtype, device=self._place)
-            whole[start : start + step] = self._ring.send(rows)
+            whole[start:stop] = self._ring.send(rows)
         return whole
 
 

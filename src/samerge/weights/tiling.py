@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
 from samerge.errors import BaseModelError
 from samerge.graph.widths import matrix_shape
 from samerge.weights.protocol import WeightSource
+
+
+def spans(shape: Sequence[int], entries: int = 1 << 20) -> Iterator[tuple[int, int]]:
+    """First row and one past the last row of every tile of a tensor.
+
+    Args:
+        shape: of the tensor; one without dimensions has one row.
+        entries: of a tile at most, but for a row that has more.
+
+    Example:
+        >>> list(spans((5, 2, 2), 9)), list(spans(()))
+        ([(0, 2), (2, 4), (4, 5)], [(0, 1)])
+    """
+    rows = shape[0] if shape else 1
+    step = max(1, entries // max(1, math.prod(shape[1:])))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
 
 
 def read_tile(

@@ -9,6 +9,7 @@ import torch
 
 from samerge.errors import BaseModelError
 from samerge.weights import WeightSource
+from samerge.weights.tiling import spans
 
 _SHOWN = 6
 
@@ -141,11 +142,8 @@ def _is_copy(source: WeightSource, tensor: str) -> bool:
 
 
 def _equal(a: WeightSource, tensor: str, b: WeightSource, other: str) -> bool:
-    shape = a.shapes[tensor]
-    rows = shape[0] if shape else 1
-    step = max(1, (1 << 20) // max(1, rows and torch.Size(shape).numel() // rows))
-    for start in range(0, rows, step):
-        left, right = a.read(tensor, start, start + step), b.read(other, start, start + step)
+    for start, stop in spans(a.shapes[tensor]):
+        left, right = a.read(tensor, start, stop), b.read(other, start, stop)
         if left.dtype != right.dtype or not torch.equal(left.cpu(), right.cpu()):
             return False
     return True

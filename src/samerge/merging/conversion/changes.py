@@ -11,9 +11,7 @@ import torch
 from samerge.errors import BaseModelError
 from samerge.linalg.factors import squared_norm
 from samerge.weights import WeightSource
-
-#: Entries of both models that are looked at together.
-_TILE_ELEMENTS = 1 << 20
+from samerge.weights.tiling import spans
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,10 @@ def changes(
         shape = tuple(base.shapes[tensor])
         if tuple(expert.shapes[theirs]) != shape or not base.dtype(tensor).is_floating_point:
             continue
-        rows = shape[0] if shape else 1
-        step = max(1, _TILE_ELEMENTS * rows // max(1, math.prod(shape)))
         difference = size = 0.0
-        for start in range(0, rows, step):
-            ours = base.read(tensor, start, min(start + step, rows)).to(device, torch.float32)
-            other = expert.read(theirs, start, min(start + step, rows)).to(device, torch.float32)
+        for start, stop in spans(shape):
+            ours = base.read(tensor, start, stop).to(device, torch.float32)
+            other = expert.read(theirs, start, stop).to(device, torch.float32)
             difference += squared_norm(
                 torch.where(ours == other, 0.0, other - ours)
             )  # buffers may hold infinite values
