@@ -147,7 +147,7 @@ def _load(
 ) -> LoraFactors:
     A, B = read()
     factors = layout.factors(A, B, scale, expert)
-    sizes = [_finite_size(adapter, module, part, one) for part, one in (("lora_A", factors.A), ("lora_B", factors.B))]
+    sizes = [finite_size(adapter, module, part, one) for part, one in (("lora_A", factors.A), ("lora_B", factors.B))]
     bound = abs(scale) * sizes[0] * sizes[1] * factors.rank
     if bound > _MOST:
         raise AdapterError(
@@ -169,17 +169,12 @@ def _evened(factors: LoraFactors, size_A: float, size_B: float) -> LoraFactors:
     return factors if abs(moved) < _UNEVEN else LoraFactors(A * 2.0**moved, B * 2.0**-moved, factors.scale)
 
 
-def finite(adapter: str, module: str, part: str, tensor: Tensor) -> Tensor:
-    """The tensor itself, or an error when it holds NaN or infinite values.
+def finite_size(adapter: str, module: str, part: str, tensor: Tensor) -> float:
+    """The largest magnitude in a part of an adapter.
 
     Raises:
-        AdapterError: it does.
+        AdapterError: it holds NaN or infinite values.
     """
-    _finite_size(adapter, module, part, tensor)
-    return tensor
-
-
-def _finite_size(adapter: str, module: str, part: str, tensor: Tensor) -> float:
     size = _largest(tensor)
     if not math.isfinite(size):
         raise AdapterError(

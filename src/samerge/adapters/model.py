@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,15 @@ class Adapter:
     def dora(self) -> bool:
         """Whether any of its modules has a learned magnitude."""
         return any(module.magnitude is not None for module in self.modules.values())
+
+
+def at_hand(factors: LoraFactors) -> Callable[[], LoraFactors]:
+    """`AdaptedModule.load` of factors that are in memory already."""
+    return partial(_itself, factors)
+
+
+def _itself(factors: LoraFactors) -> LoraFactors:
+    return factors
 
 
 def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from samerge.adapters import AdaptedModule, Adapter
+from samerge.adapters.model import at_hand
 from samerge.errors import AdapterError
-from samerge.linalg.factors import LoraFactors
 from samerge.merging.merged_adapter import MergedAdapter
 
 #: Where it came from, in the record.
@@ -34,13 +32,9 @@ def as_adapter(merged: MergedAdapter, name: str) -> Adapter:
         f"{SOURCE}{name}",
         dict(merged.settings),
         {
-            module: AdaptedModule(merged.layouts[module], one.rank, one.shape, one.A.dtype, partial(_itself, one))
+            module: AdaptedModule(merged.layouts[module], one.rank, one.shape, one.A.dtype, at_hand(one))
             for module, one in sorted(merged.factors.items())
         },
         format=merged.format,
         metadata=merged.metadata,
     )
-
-
-def _itself(factors: LoraFactors) -> LoraFactors:
-    return factors

@@ -92,7 +92,7 @@ def named(given: Mapping[str, Given] | Sequence[Given], what: str) -> list[tuple
         raise OptionError(f"{what}={str(given)!r} is a single one; give a list or a mapping of name to folder")
     if not isinstance(given, (Mapping, Iterable)):
         raise OptionError(f"{what}={given!r} is none; give a list or a mapping of name to folder")
-    items = list(given.items()) if isinstance(given, Mapping) else [(_name_of(item), item) for item in given]
+    items = list(given.items()) if isinstance(given, Mapping) else [(default_name_of(item), item) for item in given]
     if not items:
         raise OptionError(f"{what} is empty; give at least one")
     names = [name for name, _ in items]
@@ -131,7 +131,12 @@ def _from_hub(name: str, source: str) -> Adapter:
     return replace(adapter, companions=tuple(sorted({*adapter.companions, *there})))
 
 
-def _name_of(given: Any) -> str:
+def default_name_of(given: Any) -> str:
+    """What an adapter or a model is called where nobody gives it a name.
+
+    Raises:
+        OptionError: it is neither.
+    """
     if isinstance(given, Adapter):
         return given.name
     if isinstance(given, MergedAdapter):

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from samerge.adapters import AdaptedModule, Adapter
-from samerge.adapters.describe import finite
+from samerge.adapters.describe import finite_size
+from samerge.adapters.model import at_hand
 from samerge.errors import AdapterError
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.randomised_svd import Rows, truncated_svd
@@ -116,13 +116,9 @@ def converted(
         for n, (size, share) in found.items():
             factors = held[module][n] if module in held else elsewhere(size, site.shape)
             lost.setdefault(module, {})[names[n]] = share
-            experts[n] = replace(experts[n], rank=size, load=partial(_itself, factors), magnitude=None)
+            experts[n] = replace(experts[n], rank=size, load=at_hand(factors), magnitude=None)
         plain.append(replace(site, experts=experts))
     return tuple(plain), lost
-
-
-def _itself(factors: LoraFactors) -> LoraFactors:
-    return factors
 
 
 def update_rows(adapter: str, site: Site, adapted: AdaptedModule, source: WeightSource, device: torch.device) -> Rows:
@@ -155,7 +151,8 @@ def update_rows(adapter: str, site: Site, adapted: AdaptedModule, source: Weight
 
 def _magnitude(adapter: str, site: Site, adapted: AdaptedModule) -> Tensor:
     assert adapted.magnitude is not None
-    magnitude = finite(adapter, site.module, "lora_magnitude_vector", adapted.magnitude())
+    magnitude = adapted.magnitude()
+    finite_size(adapter, site.module, "lora_magnitude_vector", magnitude)
     magnitude = magnitude.to(torch.float32).reshape(-1)
     if len(magnitude) != site.shape[0]:
         raise AdapterError(

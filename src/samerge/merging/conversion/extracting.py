@@ -6,13 +6,14 @@ import math
 import warnings as python_warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from samerge.adapters import AdaptedModule, Adapter
+from samerge.adapters.model import at_hand
 from samerge.errors import BaseModelError
 from samerge.linalg.factors import LoraFactors
 from samerge.linalg.randomised_svd import truncated_svd
@@ -24,7 +25,7 @@ from samerge.merging.conversion.changes import Change, changes
 from samerge.merging.conversion.compressing import Size, alone
 from samerge.merging.conversion.extractable import Candidate, candidates
 from samerge.merging.finish import Finisher
-from samerge.merging.inputs import BaseLike, device_of, open_base
+from samerge.merging.inputs import BaseLike, default_name_of, device_of, open_base
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.methods.method import Begun, MergedLayer, Share
 from samerge.methods.problem import Problem, Site
@@ -33,7 +34,6 @@ from samerge.parallel.progress import Progress
 from samerge.report.report import Report
 from samerge.report.stored import LayerRecord
 from samerge.weights import FolderSource, WeightSource, matrix_shape
-from samerge.weights.hub import default_name
 
 #: The rank that is looked for first where only the energy is given; doubled until the energy is there.
 _FIRST_RANK = 64
@@ -98,7 +98,7 @@ def extract_adapter(
     with bars.task("reading", 1):
         (source, _), (other, files) = _open(base), _open(expert)
         names = same_names(source.shapes, other.shapes)
-    called = _called(expert)
+    called = default_name_of(expert)
     place = device_of(planned.common.device, getattr(source, "device", "cpu"))
     with bars.task("comparing", sum(torch.Size(source.shapes[name]).numel() for name in names)) as advance:
         found = changes(source, other, names, called, place, advance)
@@ -140,13 +140,6 @@ def _open(model: BaseLike) -> tuple[WeightSource, FolderSource | None]:
     return source if memory is None else RenamedSource(source, memory.names), folder
 
 
-def _called(expert: BaseLike) -> str:
-    if isinstance(expert, (str, Path)):
-        return default_name(expert)
-    path = str(getattr(getattr(expert, "config", None), "name_or_path", "") or "")
-    return PurePath(path).name or type(expert).__name__
-
-
 def _extract(
     source: WeightSource,
     other: WeightSource,
@@ -166,7 +159,7 @@ def _extract(
             factors, norm, lost = _factors(source, other, names[one.tensor], one, size, called, device)
             dtype = other.dtype(names[one.tensor])
             shape = factors.shape
-            modules[one.module] = AdaptedModule(one.layout, factors.rank, shape, dtype, lambda f=factors: f)  # type: ignore[misc]
+            modules[one.module] = AdaptedModule(one.layout, factors.rank, shape, dtype, at_hand(factors))
             sites.append(Site(one.module, one.key, one.layout, shape, {0: modules[one.module]}, inside=True))
             layers[one.module] = MergedLayer(singular(factors), {0: Share(min(shape), norm=norm)}, lost)
             advance(1)
