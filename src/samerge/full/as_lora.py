@@ -8,25 +8,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from samerge.adapters import servable
+from samerge.adapters.layouts import Layout
 from samerge.errors import OptionError
 from samerge.full.assembly import Assembly
-from samerge.linalg.factors import LoraFactors, norm
+from samerge.linalg.factors import LoraFactors, balanced, norm, pad
 from samerge.linalg.randomised_svd import truncated_svd
-from samerge.merging.conversion.from_factors import servable
+from samerge.merging.findings import NOTABLE_LOSS
 from samerge.merging.merged_adapter import MergedAdapter
 from samerge.options.kinds import check_share, check_whole
-from samerge.report.origin import name_of
+from samerge.report.origin import adapter_output
 from samerge.report.overlap import effective_rank
 from samerge.report.record import Record
 from samerge.report.report import Report
-from samerge.report.stored import LayerRecord, Output
+from samerge.report.stored import LayerRecord
 from samerge.saliency.task_vectors import shape_of
 
 #: The largest rank where only an energy is asked for.
 DEFAULT_CAP = 128
-
-#: Share of a weight's energy that a truncation may lose before the report says so in words.
-_NOTABLE_LOSS = 0.2
 
 
 def as_adapter(
@@ -60,26 +59,24 @@ def as_adapter(
     able = {key: turned for key, turned in transposed.items() if key.endswith(".weight") and _is_matrix(assembly, key)}
     if not able:
         raise OptionError("not one weight of the graph is a plain matrix, so that no LoRA adapter can hold the merge")
-    updates: dict[str, tuple[LoraFactors, bool]] = {}
+    updates: dict[str, LoraFactors] = {}
     lost: dict[str, float] = {}
     for key, turned in able.items():
         found, _, lost[key] = _truncated(assembly, key, cap, energy)
-        updates[key] = (LoraFactors(found.B.T, found.A.T) if turned else found, turned)
+        updates[key] = found.turned() if turned else found
         advance(1)
-    factors, layouts, settings = servable(updates, assembly.base, dtype)
-    layers = {key.removesuffix(".weight"): _layer(record, key, updates[key][0], lost[key]) for key in able}
-    output = Output(
-        kind="adapter",
-        dtype=name_of(dtype),
-        modules=len(factors),
-        parameters=sum(f.A.numel() + f.B.numel() for f in factors.values()),
-        rank=settings["r"],
-        task_type=settings.get("task_type"),
-    )
+    names = {key: key.removesuffix(".weight") for key in sorted(able)}
+    most = max(1, *(update.rank for update in updates.values()))
+    factors = {name: servable.cast(name, pad(balanced(updates[key]), most), dtype) for key, name in names.items()}
+    layouts = {name: Layout(transposed=able[key]) for key, name in names.items()}
+    matrices = {key.removesuffix(".weight") for key, shape in assembly.shapes.items() if len(shape) >= 2}
+    targets = servable.target_modules(list(factors), matrices - set(factors))
+    settings = servable.settings(assembly.base.name, most, targets, layouts.values())
+    layers = {names[key]: _layer(record, key, updates[key], lost[key]) for key in able}
     told = replace(
         record,
         layers=layers,
-        output=output,
+        output=adapter_output(factors, dtype, most, settings),
         options={**record.options, "svd_rank": rank, "energy": energy},
         warnings=(*record.warnings, *_warnings(assembly, record, transposed, able, lost, cap, energy)),
     )
@@ -135,10 +132,10 @@ def _warnings(
                 f"rank {cap} keeps less than energy={energy} in {len(short)} of {len(lost)} layers (least in {worst}: "
                 f"{1 - lost[worst]:.1%}); a larger rank keeps more"
             )
-    elif lost[worst] > _NOTABLE_LOSS:
-        many = sum(share > _NOTABLE_LOSS for share in lost.values())
+    elif lost[worst] > NOTABLE_LOSS:
+        many = sum(share > NOTABLE_LOSS for share in lost.values())
         found.append(
-            f"truncation to rank {cap} lost over {_NOTABLE_LOSS:.0%} of the energy in {many} of {len(lost)} layers "
+            f"truncation to rank {cap} lost over {NOTABLE_LOSS:.0%} of the energy in {many} of {len(lost)} layers "
             f"(most in {worst}: {lost[worst]:.0%}); a larger rank keeps more"
         )
     return found

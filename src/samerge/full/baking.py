@@ -32,6 +32,7 @@ from samerge.merging.saved_modules import SavedParts
 from samerge.methods.problem import Site
 from samerge.options.module_names import expert_of
 from samerge.saliency.elements import TILE_ELEMENTS
+from samerge.saliency.task_vectors import oriented
 from samerge.weights import WeightSource
 from samerge.weights.tiling import spans
 
@@ -139,7 +140,7 @@ def site_norms(
 
 
 def _rows_of(factors: LoraFactors, transposed: bool) -> Rows:
-    left, right = (factors.A.T, factors.B.T) if transposed else (factors.B, factors.A)
+    left, right = oriented(factors, transposed)
     return lambda start, stop: left[start:stop] @ right
 
 

@@ -56,6 +56,10 @@ class LoraFactors:
         """The same update with the scale multiplied into B."""
         return self if self.scale == 1.0 else LoraFactors(self.A, self.B * self.scale)
 
+    def turned(self) -> LoraFactors:
+        """The update of the transposed weight, (scale * B A)^T = scale * A^T B^T."""
+        return LoraFactors(self.B.T.contiguous(), self.A.T.contiguous(), self.scale)
+
     def select(self, index: Tensor) -> LoraFactors:
         """The rank-1 components of `index` (1-d, long), in its order."""
         return LoraFactors(self.A[index], self.B[:, index], self.scale)

@@ -32,11 +32,11 @@ from samerge.options.lines import is_lines, layer_scalings
 from samerge.options.scaling import auto_factor
 from samerge.parallel.shared_work import collected, everywhere
 from samerge.report.merged_layer import compared, layer_record
-from samerge.report.origin import base_of, input_of, name_of, origin, seconds_of
+from samerge.report.origin import adapter_output, base_of, input_of, origin, seconds_of
 from samerge.report.overlap import summed
 from samerge.report.record import Record
 from samerge.report.report import Report
-from samerge.report.stored import LayerRecord, Output
+from samerge.report.stored import LayerRecord
 
 
 class Finisher:
@@ -157,14 +157,7 @@ class Finisher:
                 input_of(expert, weight) for expert, weight in zip(self.experts, problem.weights, strict=True)
             ),
             options=planned.record(),
-            output=Output(
-                kind="adapter",
-                dtype=name_of(self.dtype),
-                modules=len(factors),
-                parameters=sum(f.A.numel() + f.B.numel() for f in factors.values()),
-                rank=rank,
-                task_type=settings.get("task_type"),
-            ),
+            output=adapter_output(factors, self.dtype, rank, settings),
             layers=layers,
             log_connectivity={
                 problem.names[n]: value for n, value in self.begun.log_connectivity.items() if problem.weights[n]

@@ -162,7 +162,7 @@ def _merged(pruner: Pruner, layer: _Layer, active: Sequence[int], rank: int) -> 
     shape = shape_of(pruner.source, layer.key)
     update, _, lost = truncated_svd(rows, shape, rank, device=pruner.device, dtype=pruner.dtype)
     if layer.site.layout.transposed:
-        update = LoraFactors(A=update.B.T.contiguous(), B=update.A.T.contiguous())
+        update = update.turned()
     return MergedLayer(singular(update), shares, lost, conflict)
 
 

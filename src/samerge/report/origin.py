@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
 from samerge.adapters import Adapter
+from samerge.linalg.factors import LoraFactors
 from samerge.parallel.progress import Progress
-from samerge.report.stored import Base, Input
+from samerge.report.stored import Base, Input, Output
 from samerge.version import __version__
 from samerge.weights import FolderSource, WeightSource
 
@@ -76,6 +78,27 @@ def input_of(adapter: Adapter, weight: float) -> Input:
         adapter.published.revision,
         adapter.published.card,
         here(adapter.source, base),
+    )
+
+
+def adapter_output(
+    factors: Mapping[str, LoraFactors], dtype: torch.dtype, rank: int, settings: Mapping[str, Any]
+) -> Output:
+    """An adapter that was made, as a record names it.
+
+    Args:
+        factors: by module.
+        dtype: of them.
+        rank: of the adapter.
+        settings: what PEFT's `adapter_config.json` says.
+    """
+    return Output(
+        kind="adapter",
+        dtype=name_of(dtype),
+        modules=len(factors),
+        parameters=sum(one.A.numel() + one.B.numel() for one in factors.values()),
+        rank=rank,
+        task_type=settings.get("task_type"),
     )
 
 

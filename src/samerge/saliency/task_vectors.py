@@ -103,8 +103,8 @@ class LowRankVectors:
 
 def oriented(factors: LoraFactors, transposed: bool) -> tuple[Tensor, Tensor]:
     """(left, right) of an update in the orientation of the stored weight, scale folded in."""
-    f = factors.folded()
-    return (f.A.T.contiguous(), f.B.T.contiguous()) if transposed else (f.B, f.A)
+    f = factors.folded().turned() if transposed else factors.folded()
+    return f.B, f.A
 
 
 def rows_of(source: WeightSource, key: str, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -24,10 +24,10 @@ from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.trained_parts import check_extras
 from samerge.methods.problem import Problem
 from samerge.parallel.progress import Progress
-from samerge.report.origin import base_of, input_of, name_of, origin
+from samerge.report.origin import adapter_output, base_of, input_of, name_of, origin
 from samerge.report.record import Record
 from samerge.report.report import Report
-from samerge.report.stored import AdapterInLayer, LayerRecord, Output
+from samerge.report.stored import AdapterInLayer, LayerRecord
 
 
 def convert_adapter(
@@ -162,14 +162,7 @@ def _record(
         base=base_of(problem.source),
         inputs=(input_of(adapter, 1.0),),
         options={} if dtype is None else {"dtype": name_of(dtype)},
-        output=Output(
-            kind="adapter",
-            dtype=name_of(dtype or adapter.dtype),
-            modules=len(factors),
-            parameters=sum(one.A.numel() + one.B.numel() for one in factors.values()),
-            rank=problem.rank,
-            task_type=settings.get("task_type"),
-        ),
+        output=adapter_output(factors, dtype or adapter.dtype, problem.rank, settings),
         layers=layers,
         notes=(*adapter.notes, *notes),
         **origin(),

@@ -201,7 +201,7 @@ def _factors(
     norm = kept / (1 - lost) ** 0.5 if lost < 1 else kept
     factors = factors.to(torch.device("cpu"))
     if one.layout.transposed:
-        factors = LoraFactors(A=factors.B.T.contiguous(), B=factors.A.T.contiguous())
+        factors = factors.turned()
     return factors, norm, lost
 
 
