@@ -31,7 +31,6 @@ from torch import Tensor
 
 from samerge.errors import BaseModelError
 from samerge.graph import FlowGraph, Weight
-from samerge.graph.widths import local_graph
 from samerge.linalg.factors import LoraFactors, concatenate, norm, squared_norm
 from samerge.linalg.randomised_svd import truncated_svd
 from samerge.linalg.sign_conflicts import conflict_among, sample_rows, values_at
@@ -39,9 +38,8 @@ from samerge.linalg.triplets import singular, zero
 from samerge.linalg.truncation import truncate
 from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Method, Share
-from samerge.methods.problem import Part, Problem, Site, iterate
+from samerge.methods.problem import Part, Problem, Site, each_alone, iterate
 from samerge.options.elements import ElementOptions
-from samerge.options.module_names import expert_of
 from samerge.saliency.element_masks import Masks
 from samerge.saliency.elements import Pruner
 from samerge.saliency.task_vectors import LowRankVectors, oriented, shape_of
@@ -105,7 +103,7 @@ def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: 
     if inside and problem.graph is not None:
         graphs.append((problem.graph, options.agreement == "task"))
     if outside:
-        graphs.append((local_graph(_edge(layer) for layer in outside), True))
+        graphs.append((each_alone(layer.site for layer in outside), True))
     logs: tuple[float, ...] = ()
     size = sum(2 * options.iterations * _size(pruner, graph) for graph, _ in graphs)
     with problem.progress.task("scoring", size) as advance:
@@ -114,11 +112,6 @@ def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: 
             if number == 0 and inside:
                 logs = found
     return logs
-
-
-def _edge(layer: _Layer) -> Weight:
-    tensor, expert = expert_of(layer.key)
-    return Weight("", "", tensor, layer.site.layout.transposed, expert)
 
 
 def _size(pruner: Pruner, graph: FlowGraph) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from samerge.adapters import AdaptedModule
 from samerge.adapters.layouts import Layout
-from samerge.graph import FlowGraph
+from samerge.graph import FlowGraph, Weight
+from samerge.graph.widths import local_graph
 from samerge.linalg.factors import LoraFactors, norm
 from samerge.linalg.metric import Metric
 from samerge.linalg.triplets import Triplets, singular, singular_of
+from samerge.options.module_names import expert_of
 from samerge.parallel.processes import Group
 from samerge.parallel.progress import Progress
 from samerge.parallel.shared_work import everywhere, own, sharers
@@ -48,6 +50,12 @@ class Site:
     inside: bool = False
     owner: int | None = None
     factors: Mapping[int, float] = field(default_factory=dict)
+
+
+def each_alone(sites: Iterable[Site]) -> FlowGraph:
+    """The graph in which each of some sites is a layer by itself; those of which no weight is known are left out."""
+    keyed = ((*expert_of(site.key), site.layout.transposed) for site in sites if site.key is not None)
+    return local_graph(Weight("", "", tensor, transposed, expert) for tensor, expert, transposed in keyed)
 
 
 @dataclass(frozen=True)

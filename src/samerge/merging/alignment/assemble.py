@@ -11,9 +11,8 @@ from samerge.adapters.servable import partners, siblings
 from samerge.errors import BaseModelError, GraphError
 from samerge.graph import FlowGraph, Weight
 from samerge.graph.conv1d import CONV1D_FAMILIES, is_conv1d
-from samerge.graph.widths import local_graph
 from samerge.merging.alignment.architecture import base_graph
-from samerge.methods.problem import Site
+from samerge.methods.problem import Site, each_alone
 from samerge.options.module_names import expert_of, module_type, stem_of
 from samerge.weights import WeightSource, matrix_shape
 
@@ -80,7 +79,7 @@ def flow_graph(sites: Sequence[Site], source: WeightSource, connectivity: str | 
             )
         return graph
     if connectivity == "local":
-        return local_graph(_edge(site.key, site.layout) for site in sites if site.key is not None)
+        return each_alone(sites)
     return base_graph(source, residual)
 
 
@@ -203,8 +202,3 @@ def _alike(one: Layout, two: Layout, source: WeightSource | None) -> bool:
 def _fuller(layout: Layout, other: Layout) -> Layout:
     """A layout, or the other adapter's where its own file has a convolution's weights flat, without the kernel."""
     return other if layout == Layout("linear") and other.kind == "conv" else layout
-
-
-def _edge(key: str, layout: Layout) -> Weight:
-    tensor, expert = expert_of(key)
-    return Weight("", "", tensor, layout.transposed, expert)
