@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from samerge.adapters import Adapter, Extras
 from samerge.errors import BaseModelError
-from samerge.merging.alignment.matching import bare
+from samerge.merging.alignment.matching import bare, differ
 from samerge.merging.alignment.projections import PARTS
 from samerge.merging.alignment.underscored import refuse_mixed_names
 from samerge.options.module_names import first_layer
@@ -77,7 +77,7 @@ def _change(shapes: Mapping[str, tuple[int, int]], known: set[str], adapter: Ada
     pairs = {(stack, other) for stack in own for other in known if _same_end(stack, other)}
     if not pairs:
         return None
-    changes = {_beginnings(stack, other) for stack, other in pairs}
+    changes = {differ(stack, other) for stack, other in pairs}
     [(before, after), *more] = sorted(changes)
     found = {name: _moved(name, before, after) for name in adapter.modules}
     common = [new for new in found.values() if new in shapes]
@@ -99,13 +99,6 @@ def _change(shapes: Mapping[str, tuple[int, int]], known: set[str], adapter: Ada
 
 def _same_end(one: str, other: str) -> bool:
     return one.endswith(f".{other}") or other.endswith(f".{one}") or bare(one) == bare(other)
-
-
-def _beginnings(one: str, other: str) -> tuple[str, str]:
-    a, b = one.split("."), other.split(".")
-    while a and b and a[-1] == b[-1]:
-        a, b = a[:-1], b[:-1]
-    return ".".join(a), ".".join(b)
 
 
 def _moved(name: str, before: str, after: str) -> str:

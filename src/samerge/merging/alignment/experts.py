@@ -11,18 +11,16 @@ PEFT stores a stack whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-
-import torch
 
 from samerge.adapters import AdaptedModule, Adapter, widest
 from samerge.adapters.config import place
 from samerge.adapters.layouts import Layout
-from samerge.linalg.factors import LoraFactors
 from samerge.merging.alignment.fused import STACKS, piece_of, stack_owner
 from samerge.merging.alignment.matching import Names
+from samerge.merging.alignment.projections import stacked_rows
 from samerge.weights import WeightSource
 
 
@@ -63,29 +61,14 @@ def _stacked(
     rank = max(sum(part.rank for part in parts.values()) for parts in experts.values())
     dtype = widest(part.dtype for parts in experts.values() for part in parts.values())
     layout = Layout("parameter", experts=count, place=place(short))
+    rows = shape[0] // len(order)
     return {
         f"{stack}[{expert}]": AdaptedModule(
             layout,
             rank,
             shape,
             dtype,
-            partial(_load, [experts.get(expert, {}).get(name) for name in order], rank, shape),
+            partial(stacked_rows, [(experts.get(expert, {}).get(name), rows) for name in order], rank, shape[1]),
         )
         for expert in range(count)
     }
-
-
-def _load(parts: Sequence[AdaptedModule | None], rank: int, shape: tuple[int, int]) -> LoraFactors:
-    """The factors of one expert of a stack: its parts' side by side in A, and each in its own rows of B."""
-    A = torch.zeros(rank, shape[1])
-    B = torch.zeros(shape[0], rank)
-    rows = shape[0] // len(parts)
-    column = 0
-    for number, part in enumerate(parts):
-        if part is None:
-            continue
-        factors = part.load().to(dtype=torch.float32).folded()
-        A[column : column + part.rank] = factors.A
-        B[number * rows : (number + 1) * rows, column : column + part.rank] = factors.B
-        column += part.rank
-    return LoraFactors(A, B)

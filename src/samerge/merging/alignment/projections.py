@@ -112,7 +112,7 @@ def _fused(
     if sizes is None or any(one.shape[1] != columns for one in there.values()):
         return {}
     rank = sum(one.rank for one in there.values())
-    load = partial(_stacked, [(there.get(part), sizes[part]) for part in parts], rank, columns)
+    load = partial(stacked_rows, [(there.get(part), sizes[part]) for part in parts], rank, columns)
     dtype = widest(one.dtype for one in there.values())
     return {_in(owner, whole): AdaptedModule(Layout(), rank, (rows, columns), dtype, load)}
 
@@ -135,7 +135,14 @@ def _sizes(known: Mapping[str, int], parts: Sequence[str], rows: int) -> dict[st
     return found if fits and sum(found.values()) == rows else None
 
 
-def _stacked(parts: Sequence[tuple[AdaptedModule | None, int]], rank: int, columns: int) -> LoraFactors:
+def stacked_rows(parts: Sequence[tuple[AdaptedModule | None, int]], rank: int, columns: int) -> LoraFactors:
+    """The update of several parts one under the other: side by side in A, and each in its own rows of B.
+
+    Args:
+        parts: each with its rows; None for one that is not adapted.
+        rank: at least that of all parts together; there are zeros beyond.
+        columns: of each.
+    """
     A = torch.zeros(rank, columns)
     B = torch.zeros(sum(size for _, size in parts), rank)
     row = column = 0

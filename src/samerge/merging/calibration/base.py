@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from samerge.errors import BaseModelError, OptionError, first_line
+from samerge.merging.alignment.matching import differ
 from samerge.merging.calibration.alone import base_alone
 from samerge.weights import FolderSource, WeightSource
 from samerge.weights.inside_peft import base_modules
@@ -132,19 +133,14 @@ def _beginnings(names: Collection[str], there: Collection[str]) -> tuple[str, st
         >>> _beginnings(["layers.0.mlp.up", "layers.1.mlp.up"], ["model.layers.0.mlp.up", "model.layers.1.mlp.up"])
         ('', 'model.')
     """
-    ends: dict[tuple[str, ...], list[list[str]]] = {}
+    ends: dict[tuple[str, ...], list[str]] = {}
     for full in there:
-        parts = full.split(".")
-        ends.setdefault(tuple(parts[-_ALIKE:]), []).append(parts)
+        ends.setdefault(tuple(full.split(".")[-_ALIKE:]), []).append(full)
     votes: Counter[tuple[str, str]] = Counter()
     for name in names:
-        own = name.split(".")
-        for parts in ends.get(tuple(own[-_ALIKE:]), []):
-            same = next((i for i, (a, b) in enumerate(zip(own[::-1], parts[::-1], strict=False)) if a != b), None)
-            same = min(len(own), len(parts)) if same is None else same
-            began = (".".join([*one[: len(one) - same], ""]) if len(one) > same else "" for one in (own, parts))
-            votes[tuple(began)] += 1  # type: ignore[index]
+        votes.update(differ(name, full) for full in ends.get(tuple(name.split(".")[-_ALIKE:]), []))
     best = votes.most_common(2)
     if not best or (len(best) == 2 and best[0][1] == best[1][1]):
         return None
-    return best[0][0]
+    dropped, added = (f"{part}." if part else "" for part in best[0][0])
+    return dropped, added
