@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from samerge.adapters import servable
 from samerge.adapters.formats import diffusers
@@ -16,8 +15,6 @@ from samerge.adapters.model import Adapter, Extras
 from samerge.errors import AdapterError, BaseModelError
 from samerge.linalg.factors import LoraFactors, pad
 from samerge.weights.pipeline import Pipeline, models_of
-
-Value = TypeVar("Value")
 
 
 def adapters_on(pipeline: Pipeline) -> set[str]:
@@ -42,7 +39,7 @@ def pipeline_adapter(pipeline: Pipeline, name: str) -> Adapter:
             f"Load it with pipe.load_lora_weights(..., adapter_name=...)"
         )
     parts = {part: live_adapter(model, name) for part, model in having.items()}
-    extras = [_named(part, one.extras) for part, one in parts.items()]
+    extras = [one.extras.renamed(f"{part}.{{}}".format) for part, one in parts.items()]
     return Adapter(
         name,
         f"live:{name}",
@@ -56,13 +53,6 @@ def pipeline_adapter(pipeline: Pipeline, name: str) -> Adapter:
 
 
 _FIELDS = ("biases", "saved", "tokens", "copies")
-
-
-def _named(part: str, extras: Extras) -> Extras:
-    def each(values: Mapping[str, Value]) -> dict[str, Value]:
-        return {f"{part}.{name}": value for name, value in values.items()}
-
-    return replace(extras, **{field: each(getattr(extras, field)) for field in _FIELDS})
 
 
 def refuse_taken_on(pipeline: Pipeline, adapter_name: str) -> None:

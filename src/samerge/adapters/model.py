@@ -74,6 +74,11 @@ class Extras:
     tokens: Mapping[str, TokenRows] = field(default_factory=dict)
     copies: Mapping[str, Load] = field(default_factory=dict)
 
+    def renamed(self, change: Callable[[str], str]) -> Extras:
+        """The same under other names."""
+        tables = {part: getattr(self, part) for part in ("biases", "saved", "tokens", "copies")}
+        return Extras(**{part: {change(name): one for name, one in own.items()} for part, own in tables.items()})
+
 
 @dataclass(frozen=True)
 class Adapter:

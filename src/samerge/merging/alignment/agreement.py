@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
-from samerge.adapters import Adapter, Extras
+from samerge.adapters import Adapter
 from samerge.errors import BaseModelError
 from samerge.merging.alignment.matching import bare, differ
 from samerge.merging.alignment.projections import PARTS
 from samerge.merging.alignment.underscored import refuse_mixed_names
 from samerge.options.module_names import first_layer
-
-Value = TypeVar("Value")
 
 #: Modules that some releases of a model have in one piece, and others in several, also under other names and in another
 #: order of rows than those that can be taken apart.
@@ -110,15 +107,11 @@ def _moved(name: str, before: str, after: str) -> str:
 
 
 def _respelled(adapter: Adapter, before: str, after: str) -> Adapter:
-    def each(values: Mapping[str, Value]) -> dict[str, Value]:
-        return {_moved(name, before, after): value for name, value in sorted(values.items())}
+    def moved(name: str) -> str:
+        return _moved(name, before, after)
 
-    extras = adapter.extras
-    return replace(
-        adapter,
-        modules=dict(sorted(each(adapter.modules).items())),
-        extras=Extras(each(extras.biases), each(extras.saved), each(extras.tokens), each(extras.copies)),
-    )
+    modules = {moved(name): one for name, one in adapter.modules.items()}
+    return replace(adapter, modules=dict(sorted(modules.items())), extras=adapter.extras.renamed(moved))
 
 
 def _refuse_fused(adapters: Sequence[Adapter]) -> None:

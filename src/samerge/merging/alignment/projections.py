@@ -19,7 +19,7 @@ import torch
 from samerge.adapters import AdaptedModule, Adapter, widest
 from samerge.adapters.layouts import Layout
 from samerge.linalg.factors import LoraFactors
-from samerge.merging.alignment.matching import Names
+from samerge.merging.alignment.matching import Names, joined
 from samerge.weights import WeightSource
 
 #: A projection in one piece -> its parts, one under the other. Those whose heads are interleaved are not here.
@@ -53,8 +53,8 @@ def as_the_base_has_them(adapter: Adapter, source: WeightSource) -> Adapter:
     kept = dict(adapter.modules)
     for whole, parts in PARTS.items():
         for owner in sorted({module.rpartition(".")[0] for module in absent}):
-            one = absent.get(_in(owner, whole))
-            there = {part: absent[_in(owner, part)] for part in parts if _in(owner, part) in absent}
+            one = absent.get(joined(owner, whole))
+            there = {part: absent[joined(owner, part)] for part in parts if joined(owner, part) in absent}
             made = (
                 _split(owner, parts, one, names, source)
                 if one is not None
@@ -62,20 +62,16 @@ def as_the_base_has_them(adapter: Adapter, source: WeightSource) -> Adapter:
             )
             if made:
                 for name in [whole] if one is not None else list(there):
-                    del kept[_in(owner, name)], absent[_in(owner, name)]
+                    del kept[joined(owner, name)], absent[joined(owner, name)]
                 kept.update(made)
     return replace(adapter, modules=dict(sorted(kept.items())))
-
-
-def _in(owner: str, name: str) -> str:
-    return f"{owner}.{name}" if owner else name
 
 
 def _split(
     owner: str, parts: Sequence[str], one: AdaptedModule, names: Names, source: WeightSource
 ) -> dict[str, AdaptedModule]:
     """The parts of an update in one piece; nothing where the base has not all of them, or of other shapes."""
-    tensors = [names.find(_in(owner, part)) for part in parts]
+    tensors = [names.find(joined(owner, part)) for part in parts]
     if any(len(found) != 1 for found in tensors):
         return {}
     shapes = [source.shapes[tensor] for [tensor] in tensors]
@@ -85,7 +81,7 @@ def _split(
     start = 0
     for part, (rows, columns) in zip(parts, shapes, strict=True):
         load = partial(_rows, one, start, start + rows)
-        found[_in(owner, part)] = AdaptedModule(Layout(), one.rank, (rows, columns), one.dtype, load)
+        found[joined(owner, part)] = AdaptedModule(Layout(), one.rank, (rows, columns), one.dtype, load)
         start += rows
     return found
 
@@ -104,7 +100,7 @@ def _fused(
     source: WeightSource,
 ) -> dict[str, AdaptedModule]:
     """The update in one piece of some of its parts; nothing where the base has none such, or of another shape."""
-    tensors = names.find(_in(owner, whole))
+    tensors = names.find(joined(owner, whole))
     if not there or len(tensors) != 1:
         return {}
     rows, columns = source.shapes[tensors[0]]
@@ -114,7 +110,7 @@ def _fused(
     rank = sum(one.rank for one in there.values())
     load = partial(stacked_rows, [(there.get(part), sizes[part]) for part in parts], rank, columns)
     dtype = widest(one.dtype for one in there.values())
-    return {_in(owner, whole): AdaptedModule(Layout(), rank, (rows, columns), dtype, load)}
+    return {joined(owner, whole): AdaptedModule(Layout(), rank, (rows, columns), dtype, load)}
 
 
 def _sizes(known: Mapping[str, int], parts: Sequence[str], rows: int) -> dict[str, int] | None:

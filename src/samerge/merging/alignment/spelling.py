@@ -36,6 +36,7 @@ from samerge.merging.alignment.matching import (
     NotInBaseError,
     differ,
     in_one_model,
+    joined,
     match_modules,
     refuse_doubles,
     without,
@@ -243,7 +244,7 @@ class _Reading:
                 return heads.get(found[0], found[0])
         for before, after in sorted(self.prefixes, reverse=True):
             if before and name.startswith(f"{before}."):
-                return _joined(after, name[len(before) + 1 :])
+                return joined(after, name[len(before) + 1 :])
         candidates = self.readers.everything.find(name) if loose else []
         return heads.get(candidates[0], candidates[0]) if len(candidates) == 1 else name
 
@@ -266,7 +267,7 @@ def _as_loaded(
         names = {name: name.removeprefix(f"{after}.") for name in view.shapes}
     elif before and not after and (memory is None or not memory.prefix or before.split(".")[-1] == memory.prefix):
         prefix = before if memory is None or not memory.prefix else memory.prefix
-        names = {name: _joined(prefix, name) for name in view.shapes}
+        names = {name: joined(prefix, name) for name in view.shapes}
     else:
         return view, {}
     if len(set(names.values())) < len(names):
@@ -289,7 +290,3 @@ def _notes(before: Sequence[Adapter], after: Sequence[Adapter]) -> Iterable[str]
 def _example(before: Iterable[str], after: Iterable[str]) -> tuple[str, str]:
     gone, come = sorted(set(before) - set(after)), sorted(set(after) - set(before))
     return (gone[0], come[0]) if gone and come else ("", "")
-
-
-def _joined(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
