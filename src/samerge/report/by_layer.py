@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from samerge.options.module_names import first_layer, module_type
-from samerge.report.record import elements, energy_kept, lost, signs, weighted_mean
+from samerge.report.record import elements, energy_kept, lost, mean, signs
 from samerge.report.stored import AdapterInLayer, LayerRecord
 
 
@@ -103,13 +103,12 @@ def blocks(layers: Mapping[str, LayerRecord]) -> list[Block]:
 
 
 def _block(name: str, group: list[LayerRecord]) -> Block:
-    ranks = [layer.effective_rank for layer in group]
     found = signs(group)
     return Block(
         name=name,
         layers=len(group),
         norm=math.hypot(*(layer.norm for layer in group)),
-        effective_rank=None if None in ranks else weighted_mean((one, 1.0) for one in ranks),
+        effective_rank=mean([layer.effective_rank for layer in group]),
         lost=lost(group),
         sign_conflict=found["sign_conflict"],
         sign_conflict_after=found["sign_conflict_after"],

@@ -6,9 +6,10 @@ from typing import Any
 
 from samerge.adapters.formats.table import named
 from samerge.report.loading import ADAPTER, library_of, transformers_or_peft
-from samerge.report.markdown import code, one_line, table
+from samerge.report.markdown import code, table
 from samerge.report.record import Record
 from samerge.report.sharing import is_path, last_part, local_folders, repository, shortened
+from samerge.report.sinks import markdown
 from samerge.report.tables import adapters_table
 from samerge.report.wording import in_words, made, origin_of, what
 from samerge.weights.published import Card
@@ -87,7 +88,7 @@ def _yaml(fields: dict[str, Any]) -> str:
 
 def _title(record: Record) -> str:
     names = " + ".join(one.name for one in record.inputs)
-    return f"# {made(record).capitalize()}: {one_line(names)}\n\n{what(record)}"
+    return f"# {made(record).capitalize()}: {markdown(names)}\n\n{what(record)}"
 
 
 def _method(record: Record) -> str:
@@ -110,7 +111,7 @@ def _inputs(record: Record) -> str:
     for one, licence in zip(record.inputs, terms, strict=True):
         digest = next(iter((one.sha256 or {}).values()), "")
         rank = [] if whole else ["" if one.rank is None else str(one.rank)]
-        said = [one_line(" ".join(licence)) or "not said"] if any(terms) else []
+        said = [markdown(" ".join(licence)) or "not said"] if any(terms) else []
         rows.append(
             [code(one.name), origin_of(one), f"{one.weight:g}", *rank, code(digest[:12]) if digest else "", *said]
         )
@@ -139,7 +140,7 @@ def _figures(record: Record) -> str:
 
 
 def _warnings(record: Record) -> str:
-    lines = [f"- {one_line(warning)}" for warning in record.warnings]
+    lines = [f"- {markdown(warning)}" for warning in record.warnings]
     return "## Warnings\n\n" + "\n".join(lines) if lines else ""
 
 

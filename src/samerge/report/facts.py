@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from samerge.report.markdown import code, table
-from samerge.report.sinks import visible
+from samerge.report.sinks import shown
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -201,11 +201,6 @@ def _width(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(shown(text))
-
-
-def shown(text: str) -> str:
-    """Text on one line, without what a terminal would obey: a file's names may come from anywhere."""
-    return visible(" ".join(text.split()))
 
 
 def escaped(text: str) -> str:

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from samerge.report.sinks import markdown, visible
-
-
-def one_line(value: Any) -> str:
-    """On one line, each letter standing for itself."""
-    return markdown(str(value))
+from samerge.report.sinks import shown
 
 
 def code(value: Any) -> str:
     """Between backticks, on one line."""
-    text = visible(" ".join(str(value).split())).replace("`", "'")
+    text = shown(str(value)).replace("`", "'")
     return f"`{text.replace('|', chr(92) + '|')}`"
 
 

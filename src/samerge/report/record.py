@@ -167,15 +167,15 @@ class Record:
         looked = [layer.sampled for layer in layers if layer.sampled]
         return Whole(
             norm=_norm(layer.norm for layer in layers),
-            cosine=_mean([_towards(one) for one in active]),
+            cosine=mean([_towards(one) for one in active]),
             best_cosine=None
             if None in reaches or not reaches
             else min(1.0, _norm(r for r in reaches if r is not None)),
-            interference=_mean([one.interference for one in active]),
+            interference=mean([one.interference for one in active]),
             lost=lost(layers),
             most_lost=self.layers[worst].lost if worst else 0.0,
             most_lost_in=worst,
-            effective_rank=_mean([layer.effective_rank for layer in layers]),
+            effective_rank=mean([layer.effective_rank for layer in layers]),
             sampled=(sum(one for one, _ in looked), sum(of for _, of in looked)) if looked else None,
             **signs(layers),
         )
@@ -288,7 +288,8 @@ def _norm(parts: Iterable[float]) -> float:
     return math.hypot(*parts)
 
 
-def _mean(values: list[float | None]) -> float | None:
+def mean(values: list[float | None]) -> float | None:
+    """The mean; None where one is not known, or there is none."""
     return None if None in values else weighted_mean((value, 1.0) for value in values)
 
 

@@ -34,6 +34,11 @@ def visible_json(text: str) -> str:
     return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def shown(text: str) -> str:
+    """Text on one line, visible: a file's names may come from anywhere."""
+    return visible(" ".join(text.split()))
+
+
 def markdown(text: str) -> str:
     """Text for Markdown: on one line, each letter standing for itself.
 
@@ -41,7 +46,7 @@ def markdown(text: str) -> str:
         >>> markdown("<b>|a_b")
         '\\\\<b\\\\>\\\\|a_b'
     """
-    return _MARKDOWN.sub(r"\\\g<0>", visible(" ".join(text.split())))
+    return _MARKDOWN.sub(r"\\\g<0>", shown(text))
 
 
 def _code(found: re.Match[str]) -> str:

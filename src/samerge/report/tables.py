@@ -97,7 +97,7 @@ def types_table(record: Record) -> Facts:
     ]
     if any(row.kept_of or row.elements for row in rows):
         told = "how many components or elements the method kept, of all adapters."
-        columns.append((Column("kept", told), _kept_of_type))
+        columns.append((Column("kept", told), _kept))
         if 1 < len(record.inputs) <= _MOST_COLUMNS and any(row.kept_of for row in rows):
             for one in record.inputs:
                 columns.append((Column(f"of {one.name}"), lambda row, name=one.name: str(row.kept_of.get(name, ""))))  # type: ignore[misc]
@@ -141,15 +141,9 @@ def worst_table(record: Record, count: int) -> Facts | None:
     return Facts("Layers that lost most", [column for column, _ in columns], cells)
 
 
-def _kept(one: AdapterRecord) -> str:
-    if not one.layers:  # of weight 0: it was not read, and nothing of it is in the merge
+def _kept(one: AdapterRecord | TypeOfLayer) -> str:
+    if not one.layers:  # an adapter of weight 0: it was not read, and nothing of it is in the merge
         return "-"
     if one.elements:
         return percent(one.elements[0] / max(1, one.elements[1]))
     return "all" if one.kept is None else f"{one.kept}/{one.components}"
-
-
-def _kept_of_type(row: TypeOfLayer) -> str:
-    if row.elements:
-        return percent(row.elements[0] / max(1, row.elements[1]))
-    return "all" if row.kept is None else f"{row.kept}/{row.components}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from samerge.methods.registry import summaries
 from samerge.options.calibration import RANDOM
-from samerge.report.markdown import code, one_line
+from samerge.report.markdown import code
 from samerge.report.record import Record
 from samerge.report.sharing import last_part, repository
+from samerge.report.sinks import markdown
 from samerge.report.stored import Input
 
 _PAPER = "[Saliency-Aware Model Merging](https://arxiv.org/abs/2606.00511) (SA-Merging)"
@@ -98,7 +99,7 @@ def origin_of(one: Input) -> str:
 
 
 def _link(name: str | None, place: str) -> str:
-    return f"[{one_line(name)}](https://huggingface.co/{place})"
+    return f"[{markdown(str(name))}](https://huggingface.co/{place})"
 
 
 def in_words(record: Record) -> str:
