@@ -3,6 +3,9 @@
 Each message says what was being done, to which adapter and module, what was found, and what to do about it.
 """
 
+#: Letters of an error of others that a message repeats.
+_LONGEST = 200
+
 
 class SamergeError(Exception):
     """Base class of all errors that samerge raises on purpose."""
@@ -42,6 +45,16 @@ class TuningError(SamergeError, RuntimeError):
 
 class DistributedError(SamergeError, RuntimeError):
     """Another process of the same merge failed."""
+
+
+def in_short(error: BaseException) -> str:
+    """An error of others on one line: its class, and what it says, as far as that is not too long.
+
+    Example:
+        >>> in_short(ValueError("no such\\nfile"))
+        'ValueError: no such file'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST]}"
 
 
 def first_line(error: BaseException) -> str:

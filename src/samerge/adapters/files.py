@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -154,14 +154,10 @@ def _stored(adapter: str, path: str, parts: Mapping[str, str], file: TensorFile)
         shapes,
         widest((kinds[a], kinds[b])),
         embedding,
-        _reader(file, parts[a], parts[b]),
+        partial(_read_pair, file, parts[a], parts[b]),
         partial(file.read, parts["bias"]) if "bias" in parts else None,
         partial(file.read, magnitude) if magnitude else None,
     )
-
-
-def _reader(file: TensorFile, a: str, b: str) -> Callable[[], tuple[Tensor, Tensor]]:
-    return partial(_read_pair, file, a, b)
 
 
 @lru_cache(maxsize=1)  # the experts of a stack are read one after the other, from the same two tensors

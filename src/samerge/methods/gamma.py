@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from samerge.errors import BaseModelError
@@ -60,7 +59,6 @@ def gammas(
     problem: Problem,
     updates: Mapping[str, Mapping[int, LoraFactors]],
     advance: Callable[[int], None],
-    dtype: torch.dtype = torch.float32,
 ) -> Gammas:
     """gamma of every component of the adapters as they stand, and log R.
 
@@ -71,7 +69,6 @@ def gammas(
         problem: with its graph and source.
         updates: the adapters' components by module and number; on the meta device where another process holds them.
         advance: called with the number of entries swept.
-        dtype: what is computed in; float64 for checks.
 
     Raises:
         BaseModelError: R is not a number, or infinite: the base is broken.
@@ -91,7 +88,6 @@ def gammas(
         problem.source,
         adapters,
         device=problem.device,
-        dtype=dtype,
         advance=advance,
         owners=owners or None,
     )

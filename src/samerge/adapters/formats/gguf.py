@@ -30,7 +30,7 @@ from samerge.adapters.formats.header import RECORD_FIELD, record_text
 from samerge.adapters.formats.pairs import refuse_more
 from samerge.adapters.model import AdaptedModule, Adapter
 from samerge.adapters.names import Target
-from samerge.errors import AdapterError
+from samerge.errors import AdapterError, in_short
 from samerge.linalg.factors import pad
 from samerge.weights.untrusted import Origin, open_regular, sha256
 
@@ -105,8 +105,7 @@ def _opened(path: Path, origin: Origin) -> tuple[Any, dict[str, Any]]:
         reader = gguf.GGUFReader(path)
         return reader, {name: reader.fields[name].contents() for name in _FIELDS if name in reader.fields}
     except Exception as error:  # of many kinds, as the file is broken here or there
-        told = " ".join(str(error).split())[:200]
-        raise origin.refusal(f"{path.name} is broken ({type(error).__name__}: {told}); fetch it again") from error
+        raise origin.refusal(f"{path.name} is broken ({in_short(error)}); fetch it again") from error
 
 
 def _read(a: Any, b: Any) -> tuple[Tensor, Tensor]:

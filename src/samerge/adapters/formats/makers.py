@@ -22,7 +22,7 @@ from samerge.adapters.formats.components import component_of, is_maker, is_stem,
 from samerge.adapters.formats.diffusers_keys import KEY, today
 from samerge.adapters.model import Adapter, widest
 from samerge.adapters.names import Target
-from samerge.errors import AdapterError, OptionError
+from samerge.errors import AdapterError, OptionError, in_short
 
 #: Names of the makers of Flux, and of those of Stable Diffusion XL, in kohya's stems.
 _FLUX, _XL = (
@@ -160,9 +160,8 @@ def _converted(
     try:
         made = mixin.lora_state_dict(dict(state), **options)
     except Exception as error:  # of many kinds: its converters are written for what they expect
-        told = " ".join(str(error).split())[:200]
         raise AdapterError(
-            f"{doing}: diffusers cannot convert its names, such as {min(pairs)!r} ({type(error).__name__}: {told}); "
+            f"{doing}: diffusers cannot convert its names, such as {min(pairs)!r} ({in_short(error)}); "
             f"choose format='kohya' without a base, which keeps them"
         ) from error
     found: dict[str, dict[str, Tensor]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from samerge.errors import BaseModelError, GraphError
+from samerge.errors import BaseModelError, GraphError, in_short
 from samerge.graph import FlowGraph, build_graph
 from samerge.weights import WeightSource
 from samerge.weights.harmless import harmless
@@ -41,9 +41,8 @@ def _with_defaults(source: WeightSource) -> dict[str, Any] | None:
     try:
         full: dict[str, Any] = CONFIG_MAPPING[kind](**given).to_dict()
     except Exception as error:  # of many kinds: its checks are those of each of hundreds of classes
-        told = " ".join(str(error).split())[:200]
         raise BaseModelError(
-            f"reading the base model {source.name!r}: transformers refuses its configuration ({type(error).__name__}: "
-            f"{told}); check its config.json"
+            f"reading the base model {source.name!r}: transformers refuses its configuration ({in_short(error)}); "
+            f"check its config.json"
         ) from error
     return full if set(full) - set(given) - {"model_type"} else None
