@@ -13,7 +13,7 @@ from torch import Tensor
 Floats = NDArray[np.floating[Any]]
 
 #: Bits of a score's ordered integer that one histogram resolves.
-_DIGIT = 16
+DIGIT = 16
 
 #: Scores looked at together: what is made on the way lies in a core's cache.
 _CHUNK = 1 << 18
@@ -49,7 +49,7 @@ def keep_largest(scores: Tensor, count: int) -> Tensor:
     if count in (0, scores.numel()):
         return torch.full(scores.shape, count > 0, device=scores.device)
     flat = scores.reshape(-1)
-    if flat.numel() < 2**_DIGIT:  # a histogram would be longer than the scores
+    if flat.numel() < 2**DIGIT:  # a histogram would be longer than the scores
         kept = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
         kept[torch.sort(flat, descending=True, stable=True).indices[:count]] = True
         return kept.view(scores.shape)
@@ -119,24 +119,47 @@ def _kept(values: Floats, threshold: float, ties: int, all_ties: bool) -> NDArra
 
 def _threshold(flat: Tensor, count: int) -> tuple[int, int]:
     """The `count`-th largest score as an ordered integer, and how many that equal it are among the largest."""
-    bits = flat.element_size() * 8
-    prefix, wanted = 0, count
-    for shift in range(bits - _DIGIT, -1, -_DIGIT):
-        first = shift == bits - _DIGIT
-        totals = torch.zeros(2**_DIGIT, dtype=torch.int64, device=flat.device)
+    found = Narrowing(count)
+    for shift in shifts(flat.dtype):
+        totals = torch.zeros(2**DIGIT, dtype=torch.int64, device=flat.device)
         for _, keys in _chunks(flat):
-            if not first:
-                keys = keys[(keys >> (shift + _DIGIT)) == prefix]
-            digits = (keys >> shift) & (2**_DIGIT - 1)
-            if first:
-                digits = digits ^ (1 << (_DIGIT - 1))  # the sign bit: negative integers come first
-            totals += torch.bincount(digits, minlength=2**_DIGIT)
+            totals += found.counted(keys, shift)
+        found.narrow(totals)
+    assert found.prefix is not None
+    return found.prefix, found.wanted
+
+
+class Narrowing:
+    """The search for the k-th largest of many ordered integers, a digit at a time.
+
+    Args:
+        wanted: k, from 1; then the place among those that begin with `prefix`, the digits that are known.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.prefix: int | None = None
+
+    def counted(self, keys: Tensor, shift: int) -> Tensor:
+        """How many of the integers that begin with the prefix have which digit at `shift`."""
+        if self.prefix is None:
+            digits = (keys >> shift) & (2**DIGIT - 1) ^ (1 << (DIGIT - 1))  # the sign bit: negative ones come first
+        else:
+            digits = (keys[(keys >> (shift + DIGIT)) == self.prefix] >> shift) & (2**DIGIT - 1)
+        return torch.bincount(digits, minlength=2**DIGIT)
+
+    def narrow(self, totals: Tensor) -> None:
+        """Go on with the digit that the wanted one has, from how many of all have which."""
         above = totals.flip(0).cumsum(0)  # counts from the top
-        place = int(torch.searchsorted(above, wanted))
-        wanted -= int(above[place - 1]) if place else 0
-        digit = 2**_DIGIT - 1 - place
-        prefix = digit - (1 << (_DIGIT - 1)) if first else (prefix << _DIGIT) | digit
-    return prefix, wanted
+        place = int(torch.searchsorted(above, self.wanted))
+        self.wanted -= int(above[place - 1]) if place else 0
+        digit = 2**DIGIT - 1 - place
+        self.prefix = digit - (1 << (DIGIT - 1)) if self.prefix is None else (self.prefix << DIGIT) | digit
+
+
+def shifts(dtype: torch.dtype) -> range:
+    """Where the digits of a float's ordered integer begin, the first one first."""
+    return range(torch.finfo(dtype).bits - DIGIT, -1, -DIGIT)
 
 
 def _chunks(flat: Tensor) -> Iterator[tuple[slice, Tensor]]:

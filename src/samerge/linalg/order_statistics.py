@@ -9,10 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samerge.linalg.largest import ordered
-
-#: Bits of a value's ordered integer that one histogram resolves.
-_DIGIT = 16
+from samerge.linalg.largest import DIGIT, Narrowing, ordered, shifts
 
 Group = TypeVar("Group", bound=Hashable)
 #: Gives all values anew, in pieces, each with the group that it belongs to.
@@ -37,26 +34,17 @@ def largest_of(
         >>> largest_of(lambda: iter(parts), {"a": [1, 3], "b": [1]})
         {'a': (3.0, 1.0), 'b': (7.0,)}
     """
-    bits = torch.finfo(dtype).bits
-    prefixes = {(group, j): 0 for group, wanted in ranks.items() for j in range(len(wanted))}
-    left = {(group, j): k for group, wanted in ranks.items() for j, k in enumerate(wanted)}
-    for shift in range(bits - _DIGIT, -1, -_DIGIT):
-        first = shift == bits - _DIGIT
-        totals = {place: torch.zeros(2**_DIGIT, dtype=torch.int64) for place in left}
+    found = {group: [Narrowing(k) for k in wanted] for group, wanted in ranks.items()}
+    for shift in shifts(dtype):
+        totals = {group: torch.zeros(len(own), 2**DIGIT, dtype=torch.int64) for group, own in found.items()}
         for group, values in pieces():
             keys = ordered(values.reshape(-1))
-            for j in range(len(ranks[group])):
-                digits = _digits(keys, shift, None if first else prefixes[group, j])
-                totals[group, j] += torch.bincount(digits, minlength=2**_DIGIT).cpu()
-        for place, counts in totals.items():
-            above = counts.flip(0).cumsum(0)  # counts from the top
-            index = int(torch.searchsorted(above, left[place]))
-            left[place] -= int(above[index - 1]) if index else 0
-            digit = 2**_DIGIT - 1 - index
-            prefixes[place] = digit - (1 << (_DIGIT - 1)) if first else (prefixes[place] << _DIGIT) | digit
-    return {
-        group: tuple(_value(prefixes[group, j], dtype) for j in range(len(wanted))) for group, wanted in ranks.items()
-    }
+            for one, counts in zip(found[group], totals[group], strict=True):
+                counts += one.counted(keys, shift).cpu()
+        for group, own in found.items():
+            for one, counts in zip(own, totals[group], strict=True):
+                one.narrow(counts)
+    return {group: tuple(_value(one.prefix or 0, dtype) for one in own) for group, own in found.items()}
 
 
 def largest_in(values: Tensor, ranks: Sequence[int]) -> tuple[float, ...]:
@@ -73,14 +61,6 @@ def largest_in(values: Tensor, ranks: Sequence[int]) -> tuple[float, ...]:
     places = [len(values) - k for k in ranks]
     parted = np.partition(values.cpu().numpy(), places)
     return tuple(float(parted[place]) for place in places)
-
-
-def _digits(keys: Tensor, shift: int, prefix: int | None) -> Tensor:
-    """The digit at `shift` of the keys that begin with `prefix`; the sign bit turned where it is the first digit."""
-    first = prefix is None
-    chosen = keys if first else keys[(keys >> (shift + _DIGIT)) == prefix]
-    digits: Tensor = (chosen >> shift) & (2**_DIGIT - 1)
-    return digits ^ (1 << (_DIGIT - 1)) if first else digits
 
 
 def _value(key: int, dtype: torch.dtype) -> float:

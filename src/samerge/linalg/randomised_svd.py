@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from samerge.linalg.factors import LoraFactors, squared_norm
-from samerge.linalg.truncation import rank_for
+from samerge.linalg.truncation import peaks, rank_for
 
 #: Gives the rows `start:stop` of a matrix, (stop - start, n).
 Rows = Callable[[int, int], Tensor]
@@ -157,8 +157,7 @@ def _orthonormal(columns: Tensor) -> Tensor:
 
 def _cut(u: Tensor, s: Tensor, vh: Tensor, total: float, rank: int) -> tuple[LoraFactors, Tensor, float]:
     u, s, vh = u[:, :rank], s[:rank], vh[:rank]
-    peak = vh.gather(1, vh.abs().argmax(dim=1, keepdim=True)).sign()  # (k, 1); as `singular_triplets` has it
-    peak = torch.where(peak == 0, torch.ones_like(peak), peak)
+    peak = peaks(vh)
     root = s.sqrt().to(u.dtype)
     lost = min(1.0, max(0.0, 1.0 - float(s.square().sum()) / total)) if total else 0.0
     return LoraFactors(A=vh * peak * root[:, None], B=u * peak.T * root), s, lost

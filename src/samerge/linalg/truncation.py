@@ -73,10 +73,15 @@ def _triplets(A: Tensor, B: Tensor, scale: float) -> tuple[Tensor, Tensor, Tenso
     left = u.to(r_b.dtype) if q_b is None else q_b @ u.to(q_b.dtype)
     right = vh.to(r_a.dtype) if q_a is None else vh.to(q_a.dtype) @ q_a.mT
     if s.numel():
-        peak = right.gather(-1, right.abs().argmax(dim=-1, keepdim=True)).sign()  # (k, 1)
-        peak = torch.where(peak == 0, torch.ones_like(peak), peak)
+        peak = peaks(right)
         left, right = left * peak.mT, right * peak
     return left, s, right
+
+
+def peaks(right: Tensor) -> Tensor:
+    """The sign of the entry of largest magnitude in each row, (..., k, 1): what a triplet's sign is fixed by."""
+    peak = right.gather(-1, right.abs().argmax(dim=-1, keepdim=True)).sign()
+    return torch.where(peak == 0, torch.ones_like(peak), peak)
 
 
 def _reduced(matrix: Tensor) -> tuple[Tensor | None, Tensor]:
