@@ -55,7 +55,7 @@ _KNOWN = frozenset(
 )
 
 #: Initialisations that change the base weights when the adapter is made, so that B A alone is not the update.
-_MUTATING = ("pissa", "olora", "corda", "lora_ga")
+MUTATING = ("pissa", "olora", "corda", "lora_ga")
 
 _PROMPTS = frozenset(
     {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"}
@@ -89,7 +89,7 @@ def refuse_config(name: str, config: Mapping[str, Any]) -> None:
     _refuse_kind(name, config)
     check_settings(name, config)
     initial = str(config.get("init_lora_weights", True)).lower()
-    if initial.startswith(_MUTATING):
+    if initial.startswith(MUTATING):
         raise AdapterError(
             f"reading adapter {name!r}: it was initialised with {config['init_lora_weights']!r}, which changed the "
             f"base weights it was trained on, so its factors are no update of the base. Convert it to a plain LoRA: "

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from samerge.adapters.checks import MUTATING
 from samerge.adapters.config import pattern_value, scaling
 from samerge.adapters.formats.components import is_maker, is_stem
 from samerge.adapters.servable import partners
@@ -106,7 +107,7 @@ def _common(adapter: Served) -> list[str]:
     if kind != "LORA":
         found.append(f"it is a {kind} adapter, not a LoRA")
     initial = str(adapter.config.get("init_lora_weights", True)).lower()
-    if initial.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
+    if initial.startswith((*MUTATING, "loftq")):
         found.append(f"init_lora_weights={initial!r} changed the base weights, which a server does not know")
     found += [f"it is {words}" for name, words in _VARIANTS.items() if adapter.config.get(name)]
     return found + of_pictures(adapter.ranks)

@@ -249,12 +249,7 @@ def check_repository(repository: str, option: str = "") -> None:
     Raises:
         OptionError: it can be none.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from samerge.weights.hub_errors import REPOSITORY_ID, is_repository_id
 
-    from samerge.weights.hub_errors import REPOSITORY_ID
-
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise OptionError(f"{option}{repository!r}: {REPOSITORY_ID}") from error
+    if not is_repository_id(repository):
+        raise OptionError(f"{option}{repository!r}: {REPOSITORY_ID}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from samerge.report.record import Record
 from samerge.report.stored import Base, Input
+from samerge.weights.hub_errors import is_repository_id
 
 
 def on_hub(name: str, local: Collection[str] | None) -> bool:
@@ -28,14 +29,7 @@ def on_hub(name: str, local: Collection[str] | None) -> bool:
         return False  # without the import, which takes as long as a small merge
     if os.path.exists(name) if local is None else name in local:
         return False
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
+    return is_repository_id(name)
 
 
 def repository(one: Input | Base) -> str | None:

@@ -22,6 +22,7 @@ from samerge.parallel.progress import Progress
 from samerge.ui.places import Places
 from samerge.weights import WeightSource
 from samerge.weights.hub import default_name
+from samerge.weights.hub_errors import is_repository_id
 
 #: Adapters that the page has a slider for.
 MOST = 16
@@ -173,14 +174,9 @@ def pushed(places: Places, result: MergedAdapter, repository: str, token: str, p
         OptionError: no token where one must be given, or no name of a repository.
         HubError: the Hub refused.
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     repository, token = (repository or "").strip(), (token or "").strip()
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise OptionError(f"pushing to {repository!r}: it must be the name of a repository, user/name") from error
+    if not is_repository_id(repository):
+        raise OptionError(f"pushing to {repository!r}: it must be the name of a repository, user/name")
     if not token and not places.own_login:
         raise OptionError(f"pushing to {repository!r} needs an access token of yours that may write there")
     return result.push_to_hub(repository, token=token or None, private=True if private else None)

@@ -15,6 +15,18 @@ REPOSITORY_ID = "a repository id is 'name' or 'user/name', of letters, digits, '
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
+def is_repository_id(name: str) -> bool:
+    """Whether a name can be that of a repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def hub_errors(doing: str, repo_id: str, pushing: bool = False) -> Iterator[None]:
     """Raise whatever huggingface_hub raises as a HubError that says what was being done and the way out."""

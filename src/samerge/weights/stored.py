@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from samerge.weights.tensorfile import TensorFile
+from samerge.weights.tensorfile import TensorFile, piece
 
 
 class Stored(Protocol):
@@ -121,13 +121,7 @@ class InRawFile:
 
     def read(self, start: int, stop: int, expert: int | None = None) -> Tensor:
         """Read from the file into a buffer of its own."""
-        shape, first = self.shape, 0
-        if expert is not None:
-            shape, first = shape[1:], expert * math.prod(shape[1:])
-        if shape:
-            stop = min(stop, shape[0])
-            row = math.prod(shape[1:])
-            shape, first = (max(stop - start, 0), *shape[1:]), first + start * row
+        shape, first = piece(self.shape, start, stop, expert)
         with open(self.path, "rb") as file:
             file.seek(first * self.dtype.itemsize)
             data = bytearray(file.read(math.prod(shape) * self.dtype.itemsize))

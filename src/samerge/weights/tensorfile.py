@@ -53,6 +53,22 @@ def dtype_names() -> dict[torch.dtype, str]:
     return {dtype: name for name, dtype in _DTYPES.items()}
 
 
+def piece(shape: tuple[int, ...], start: int, stop: int | None, expert: int | None) -> tuple[tuple[int, ...], int]:
+    """The shape of some rows of a tensor, or of one matrix of a stack, and the number of their first entry.
+
+    Example:
+        >>> piece((4, 5), 1, 9, None), piece((3, 4, 5), 1, 3, 2), piece((), 0, 1, None)
+        (((3, 5), 5), ((2, 5), 45), ((), 0))
+    """
+    first = 0
+    if expert is not None:
+        shape, first = shape[1:], expert * math.prod(shape[1:])
+    if shape:
+        stop = shape[0] if stop is None else min(stop, shape[0])
+        shape, first = (max(stop - start, 0), *shape[1:]), first + start * math.prod(shape[1:])
+    return shape, first
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """Where one tensor lies in a file: its dtype (safetensors' name), shape, and first byte."""
@@ -113,13 +129,7 @@ class TensorFile:
             expert: for a stack (experts, rows, ...), which of them.
         """
         entry, dtype = self.entries[name], self._stored(name)
-        shape, first = entry.shape, 0
-        if expert is not None:
-            shape, first = shape[1:], expert * math.prod(shape[1:])
-        if shape:
-            stop = shape[0] if stop is None else min(stop, shape[0])
-            row = math.prod(shape[1:])
-            shape, first = (stop - start, *shape[1:]), first + start * row
+        shape, first = piece(entry.shape, start, stop, expert)
         buffer = torch.empty(shape, dtype=dtype)
         if buffer.numel():
             view = memoryview(buffer.reshape(-1).view(torch.uint8).numpy().data)
