@@ -8,7 +8,8 @@ from samerge.graph import FlowGraph, Weight, build_graph
 from samerge.graph.widths import local_graph
 from samerge.saliency import elements as prune
 from samerge.saliency.element_masks import Masks
-from samerge.saliency.elements import Pruner, live_weights
+from samerge.saliency.elements import Pruner
+from samerge.saliency.flows import live_weights
 from samerge.saliency.task_vectors import CheckpointVectors
 from samerge.weights import FolderSource
 

@@ -10,7 +10,7 @@ from samerge.graph import FlowGraph, Weight
 from samerge.graph.families import find_family
 from samerge.graph.widths import local_graph
 from samerge.merging.alignment.architecture import base_graph
-from samerge.saliency.elements import live_weights
+from samerge.saliency.flows import live_weights
 from samerge.weights import WeightSource
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from samerge.full.given_models import ModelLike, Opened, open_experts, open_mode
 from samerge.full.inside import graph_for
 from samerge.full.measure import measure, measure_outside
 from samerge.full.merged_model import MergedModel
-from samerge.graph import FlowGraph, Weight
+from samerge.graph import FlowGraph
 from samerge.merging.alignment.checkpoints import Mismatch, mismatches, refuse, same_names
 from samerge.merging.alignment.views import RenamedSource
 from samerge.merging.inputs import device_of, dtype_of, weights_of
@@ -26,8 +26,9 @@ from samerge.parallel.progress import Progress
 from samerge.report.origin import seconds_of
 from samerge.report.report import Report
 from samerge.saliency.element_masks import Masks
-from samerge.saliency.elements import Pruner, live_weights
-from samerge.saliency.task_vectors import CheckpointVectors
+from samerge.saliency.elements import Pruner
+from samerge.saliency.flows import live_weights
+from samerge.saliency.task_vectors import CheckpointVectors, entries
 from samerge.saliency.work_folder import WorkFolder
 from samerge.weights import WeightSource
 from samerge.weights.quantised import quantization
@@ -141,7 +142,7 @@ def _merged(
     )
     logs = _prune(pruner, graph, options, bars)
     names = tuple(experts[n].name for n in active)
-    with bars.task("measuring", _entries(source, edges.values())) as advance:
+    with bars.task("measuring", entries(source, edges.values())) as advance:
         measured = measure(pruner, sorted(edges), options.scaling, names, advance)
     inside = {edge.tensor for edge in edges.values()}
     outside = [t for t in source.shapes if t not in inside and t not in kept and source.dtype(t).is_floating_point]
@@ -172,16 +173,8 @@ def _merged(
 def _prune(pruner: Pruner, graph: FlowGraph, options: FullOptions, bars: Progress) -> tuple[float, ...]:
     # Nothing is pruned at density 1, and one walk tells log R.
     iterations = options.iterations if options.density < 1 else 1
-    weights = [edge for edge in graph.edges if isinstance(edge, Weight)]
-    with bars.task("pruning", 2 * iterations * _entries(pruner.source, weights)) as advance:
+    with bars.task("pruning", 2 * iterations * entries(pruner.source, graph.edges)) as advance:
         return pruner.run(graph, options.density, iterations, options.agreement == "task", advance)
-
-
-def _entries(source: WeightSource, weights: Iterable[Weight]) -> int:
-    return sum(
-        torch.Size(source.shapes[edge.tensor]).numel() // (1 if edge.expert is None else source.shapes[edge.tensor][0])
-        for edge in weights
-    )
 
 
 def _dtype(source: WeightSource, tensor: str, options: FullOptions) -> torch.dtype:

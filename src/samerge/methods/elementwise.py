@@ -29,20 +29,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samerge.errors import BaseModelError
-from samerge.graph import FlowGraph, Weight
+from samerge.graph import FlowGraph
 from samerge.linalg.factors import LoraFactors, concatenate, norm, squared_norm
 from samerge.linalg.randomised_svd import truncated_svd
 from samerge.linalg.sign_conflicts import conflict_among, sample_rows, values_at
 from samerge.linalg.triplets import singular, zero
 from samerge.linalg.truncation import truncate
+from samerge.methods.gamma import check_logs
 from samerge.methods.memory import check_memory
 from samerge.methods.method import Begun, MergedLayer, Method, Share
 from samerge.methods.problem import Part, Problem, Site, each_alone, iterate
 from samerge.options.elements import ElementOptions
 from samerge.saliency.element_masks import Masks
 from samerge.saliency.elements import Pruner
-from samerge.saliency.task_vectors import LowRankVectors, oriented, shape_of
+from samerge.saliency.task_vectors import LowRankVectors, entries, oriented, shape_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def begin(problem: Problem, options: ElementOptions) -> Begun:
     at = {layer.key: [problem.weights_at(layer.site)[n] for n in active] for layer in layers if layer.site.factors}
     pruner = Pruner(problem.source, vectors, weights, Masks(), problem.device, own=at)
     logs = _prune(pruner, layers, problem, options) if active else ()
-    _check(logs, [problem.names[n] for n in active], problem.source.name)
+    check_logs(dict(zip([problem.names[n] for n in active], logs, strict=False)), problem.source.name)
     left = {layer.site.module: layer for layer in layers}
 
     def merged(site: Site, parts: Mapping[int, Part]) -> MergedLayer:
@@ -105,7 +105,7 @@ def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: 
     if outside:
         graphs.append((each_alone(layer.site for layer in outside), True))
     logs: tuple[float, ...] = ()
-    size = sum(2 * options.iterations * _size(pruner, graph) for graph, _ in graphs)
+    size = sum(2 * options.iterations * entries(pruner.source, graph.edges) for graph, _ in graphs)
     with problem.progress.task("scoring", size) as advance:
         for number, (graph, task) in enumerate(graphs):
             found = pruner.run(graph, options.density, options.iterations, task, advance)
@@ -114,23 +114,9 @@ def _prune(pruner: Pruner, layers: Sequence[_Layer], problem: Problem, options: 
     return logs
 
 
-def _size(pruner: Pruner, graph: FlowGraph) -> int:
-    return sum(math.prod(shape_of(pruner.source, edge.key)) for edge in graph.edges if isinstance(edge, Weight))
-
-
 def _scoring_bytes(shape: tuple[int, int], components: int) -> int:
     """Bytes for the merge of a weight and for the scores of each thread."""
     return 4 * shape[0] * shape[1] * (1 + torch.get_num_threads())
-
-
-def _check(logs: Sequence[float], names: Sequence[str], base: str) -> None:
-    for name, log in zip(names, logs, strict=False):
-        if math.isnan(log) or log == math.inf:
-            raise BaseModelError(
-                f"scoring adapter {name!r} on the base model {base!r}: the connectivity R comes out with log R = "
-                f"{log}; a weight of the base holds NaN, infinite or huge values. Check the checkpoint, or "
-                f"choose the connectivity local where that weight is not adapted"
-            )
 
 
 def _merged(pruner: Pruner, layer: _Layer, active: Sequence[int], rank: int) -> MergedLayer:

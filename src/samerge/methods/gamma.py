@@ -92,16 +92,29 @@ def gammas(
         owners=owners or None,
     )
     logs = swept.log_connectivity
-    for name, log in zip(problem.names, logs, strict=True):
-        if math.isnan(log) or log == math.inf:
-            raise BaseModelError(
-                f"scoring adapter {name!r} on the base model {problem.source.name!r}: the connectivity R comes out "
-                f"with log R = {log}; a weight of the base holds NaN, infinite or huge values. Check the checkpoint, "
-                f"or choose the connectivity local where that weight is not adapted"
-            )
+    check_logs(dict(zip(problem.names, logs, strict=True)), problem.source.name)
     values = {}
     for module, key, n in places:
         found = swept.gamma[n].get(key)
         if found is not None and logs[n] > -math.inf:
             values[module, n] = found.values * math.exp(min(found.log - logs[n], _LARGEST_LOG))
     return Gammas(values, dict(enumerate(logs)), swept.kernel)
+
+
+def check_logs(logs: Mapping[str, float], base: str) -> None:
+    """Refuse a base on which the connectivity is no number.
+
+    Args:
+        logs: log R by adapter.
+        base: the base's name.
+
+    Raises:
+        BaseModelError: one is not a number, or infinite.
+    """
+    for name, log in logs.items():
+        if math.isnan(log) or log == math.inf:
+            raise BaseModelError(
+                f"scoring adapter {name!r} on the base model {base!r}: the connectivity R comes out with log R = "
+                f"{log}; a weight of the base holds NaN, infinite or huge values. Check the checkpoint, or choose the "
+                f"connectivity local where that weight is not adapted"
+            )

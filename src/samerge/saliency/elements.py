@@ -27,7 +27,7 @@ from samerge.linalg.largest import keep_largest
 from samerge.options.module_names import expert_of
 from samerge.parallel.threads import Workers, workers
 from samerge.saliency.element_masks import Masks
-from samerge.saliency.flows import Stream, walk
+from samerge.saliency.flows import Stream, live_weights, walk
 from samerge.saliency.kernels import native_elements
 from samerge.saliency.kernels.backend import choose
 from samerge.saliency.scores import kept_count
@@ -263,14 +263,3 @@ class _Elements:
                 score.add_(gone)
 
         return n, keep_largest(scores, count), count
-
-
-def live_weights(graph: FlowGraph) -> list[Weight]:
-    """The weights on paths to an output: those that the walk backwards comes by, once for each use."""
-    reached = set(graph.outputs)
-    found = []
-    for name in reversed(graph.streams):
-        if name in reached:
-            found += [edge for edge in graph.incoming[name] if isinstance(edge, Weight)]
-            reached.update(edge.source for edge in graph.incoming[name])
-    return found

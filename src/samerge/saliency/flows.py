@@ -116,6 +116,11 @@ def visits(graph: FlowGraph) -> Iterator[Weight]:
     """The weights in the order in which `walk` comes to them: all forwards, then backwards those that matter."""
     for name in graph.streams:
         yield from (edge for edge in graph.incoming[name] if isinstance(edge, Weight))
+    yield from live_weights(graph)
+
+
+def live_weights(graph: FlowGraph) -> Iterator[Weight]:
+    """The weights on paths to an output: those that the walk backwards comes by, once for each use."""
     reached = set(graph.outputs)
     for name in reversed(graph.streams):
         if name in reached:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from samerge.graph import Weight
+from samerge.graph.flow import Edge
 from samerge.graph.widths import matrix_shape
 from samerge.linalg.factors import LoraFactors
 from samerge.options.module_names import expert_of
@@ -105,6 +108,11 @@ def oriented(factors: LoraFactors, transposed: bool) -> tuple[Tensor, Tensor]:
     """(left, right) of an update in the orientation of the stored weight, scale folded in."""
     f = factors.folded().turned() if transposed else factors.folded()
     return f.B, f.A
+
+
+def entries(source: WeightSource, edges: Iterable[Edge]) -> int:
+    """How many entries the weights among some edges have together, each as often as it is used."""
+    return sum(math.prod(shape_of(source, edge.key)) for edge in edges if isinstance(edge, Weight))
 
 
 def rows_of(source: WeightSource, key: str, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> Tensor:
