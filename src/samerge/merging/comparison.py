@@ -28,6 +28,7 @@ _COLUMNS = (
     Column("energy lost", "to truncation, in the layer that lost most."),
     Column("seconds", "that the merge took; what it has in common with one before is not in it."),
 )
+_TITLE = "The merged update beside each adapter's own"
 _HOW_TO_READ = (
     "1: the merge goes the adapter's own way; 0: they have nothing in common. A taller bar is no promise of a better "
     "answer: measure on your task."
@@ -93,13 +94,11 @@ class Comparison:
 
     def heat(self) -> Heat | None:
         """The cosine of each way's merge with each adapter; None where no merge succeeded."""
-        rows = {row["name"]: row["cosines"] for row in self.rows() if "failed" not in row}
-        adapters = list(dict.fromkeys(name for cosines in rows.values() for name in cosines))
+        rows, adapters = self._cosines()
         values = [[cosines.get(name) for name in adapters] for cosines in rows.values()]
         most = max((abs(value) for row in values for value in row if value is not None), default=0.0)
-        title = "The merged update beside each adapter's own"
         how = f"A row is a way to merge, a column an adapter. {_HOW_TO_READ.replace('A taller bar', 'More')}"
-        return Heat(title, list(rows), adapters, values, -most or -1.0, most or 1.0, how) if rows else None
+        return Heat(_TITLE, list(rows), adapters, values, -most or -1.0, most or 1.0, how) if rows else None
 
     def picture(self, path: str | Path) -> Path:
         """Draw the cosine of each way's merge with each adapter, as bars.
@@ -115,12 +114,15 @@ class Comparison:
         """
         from samerge.report.picture import grouped_bars
 
-        rows = {row["name"]: row["cosines"] for row in self.rows() if "failed" not in row}
+        rows, adapters = self._cosines()
         if not rows:
             raise OptionError(f"drawing {path}: no merge succeeded, so there is nothing to draw")
-        adapters = list(dict.fromkeys(name for cosines in rows.values() for name in cosines))
-        title = "The merged update beside each adapter's own"
-        return grouped_bars(path, rows, adapters, title, "cosine", _HOW_TO_READ)
+        return grouped_bars(path, rows, adapters, _TITLE, "cosine", _HOW_TO_READ)
+
+    def _cosines(self) -> tuple[dict[str, Mapping[str, float | None]], list[str]]:
+        """The cosines of each way that succeeded, and all adapters that have one."""
+        rows = {row["name"]: row["cosines"] for row in self.rows() if "failed" not in row}
+        return rows, list(dict.fromkeys(name for cosines in rows.values() for name in cosines))
 
     def _row(self, name: str) -> dict[str, Any]:
         told: dict[str, Any] = {"name": name, "seconds": self.seconds[name]}

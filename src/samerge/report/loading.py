@@ -36,13 +36,11 @@ class Way:
     Args:
         title: what loads it.
         code: the lines to type.
-        language: of the lines; empty for what is no program.
         told: what is to be known beside them.
     """
 
     title: str
     code: str
-    language: str = "sh"
     told: str = ""
 
 
@@ -56,7 +54,7 @@ def transformers_or_peft(record: Record, place: str | None = None) -> Way:
     cls, library = model_class(record), library_of(record)
     if record.output.kind == "model":
         lines = [f"from {library} import {cls}", "", f"model = {cls}.from_pretrained({json.dumps(place or MODEL)})"]
-        return Way(library, "\n".join(lines), "python")
+        return Way(library, "\n".join(lines))
     return Way(
         "PEFT",
         "\n".join(
@@ -68,7 +66,6 @@ def transformers_or_peft(record: Record, place: str | None = None) -> Way:
                 f"model = PeftModel.from_pretrained(base, {json.dumps(place or ADAPTER)})",
             ]
         ),
-        "python",
     )
 
 
@@ -84,7 +81,7 @@ def ways(record: Record, place: str | None = None) -> list[Way]:
     format = record.output.format
     if format is not None:
         known = named(format)
-        return [Way(known.title, known.use.format(path=place or ADAPTER), "")]
+        return [Way(known.title, known.use.format(path=place or ADAPTER))]
     if of_pictures(record.layers):
         return [_diffusers(place)]
     return [transformers_or_peft(record, place), *_served(record, place)]

@@ -159,7 +159,7 @@ def grouped_bars(
     names: Sequence[str],
     title: str,
     label: str,
-    note: str | None = None,
+    note: str,
 ) -> Path:
     """Draw numbers as bars, one group for each name and one colour for each series.
 
@@ -188,8 +188,7 @@ def grouped_bars(
     axes.set_ylabel(label)
     axes.set_title(title)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    if note:
-        figure.supxlabel(note, fontsize=8, wrap=True)
+    figure.supxlabel(note, fontsize=8, wrap=True)
     return write(figure, path)
 
 
