@@ -15,7 +15,7 @@ from torch import Tensor
 from samerge.adapters.layouts import Layout
 from samerge.errors import AdapterError
 from samerge.linalg.factors import LoraFactors
-from samerge.options.module_names import layer_numbers, module_type
+from samerge.options.module_names import joined, layer_numbers, module_type
 
 #: What must be adapted where a module of this name is.
 _PARTNERS = {"q_proj": ("v_proj",), "k_proj": ("q_proj", "v_proj"), "v_proj": ("q_proj",), "up_proj": ("gate_proj",)}
@@ -104,7 +104,7 @@ def partners(adapted: Collection[str]) -> list[str]:
         ['h.0.gate_proj', 'h.0.q_proj', 'h.0.v_proj']
     """
     needed = {
-        f"{stem}.{partner}" if stem else partner
+        joined(stem, partner)
         for stem, _, last in (module.rpartition(".") for module in adapted)
         for partner in _PARTNERS.get(last, ())
     }

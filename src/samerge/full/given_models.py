@@ -12,6 +12,7 @@ from torch import nn
 
 from samerge.errors import OptionError
 from samerge.merging.inputs import named
+from samerge.options.module_names import joined
 from samerge.weights import FolderSource, ModelSource, WeightSource
 from samerge.weights.folder import CONFIG_NAME
 from samerge.weights.hub import PIPELINE_NAME, resolve_base
@@ -116,5 +117,5 @@ def _with_buffers(source: StoredSource, model: nn.Module) -> StoredSource:
         passing: set[str] = getattr(base.module, "_non_persistent_buffers_set", set())
         for part, buffer in base.module.named_buffers(recurse=False):
             if part not in passing and not buffer.is_meta:
-                weights.setdefault(f"{base.name}.{part}" if base.name else part, InMemory(buffer))
+                weights.setdefault(joined(base.name, part), InMemory(buffer))
     return StoredSource(source.name, source.config, weights)

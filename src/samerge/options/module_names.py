@@ -65,6 +65,16 @@ def expert_of(module: str) -> tuple[str, int | None]:
     return module, None
 
 
+def joined(prefix: str, name: str) -> str:
+    """Two parts of a name with a dot between them; the other one where one is empty.
+
+    Example:
+        >>> joined("unet", "conv_in"), joined("", "conv_in")
+        ('unet.conv_in', 'conv_in')
+    """
+    return f"{prefix}.{name}" if prefix and name else prefix or name
+
+
 def stem_of(module: str) -> str:
     """What a module and its weight have in common: the name without the expert and without `.weight`.
 

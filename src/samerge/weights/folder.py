@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from samerge.options.module_names import joined
 from samerge.weights.fields import OBJECT, TEXT, check_fields, list_of, table_of
 from samerge.weights.hub import PIPELINE_NAME
 from samerge.weights.quantised import dequantised
@@ -52,7 +53,7 @@ class FolderSource(StoredSource):
             files = _files(inner, origin)
             stored: dict[str, Stored] = {tensor: InFile(file, tensor) for file in files for tensor in file.entries}
             own = dequantised(stored, _config(inner, origin) if part else config, name)
-            found |= {f"{part}.{tensor}" if part else tensor: weight for tensor, weight in own.items()}
+            found |= {joined(part, tensor): weight for tensor, weight in own.items()}
             self.files += files
         super().__init__(name, config, found)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from samerge.errors import BaseModelError
+from samerge.options.module_names import joined
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -38,7 +39,7 @@ class BaseModule:
 
     def child(self, part: str, module: nn.Module) -> BaseModule:
         """A child that the base model has itself."""
-        return BaseModule(_join(self.name, part), module, (), self._below(part, part))
+        return BaseModule(joined(self.name, part), module, (), self._below(part, part))
 
     def inside(self, part: str, module: nn.Module, tuner: bool) -> BaseModule:
         """The module that a wrapper wraps: of the same name."""
@@ -46,7 +47,7 @@ class BaseModule:
         return BaseModule(self.name, module, tuners, self._below(part, ""))
 
     def _below(self, now: str, before: str) -> tuple[tuple[nn.Module, str, str], ...]:
-        above = ((parent, _join(a, now), _join(b, before)) for parent, a, b in self.parents)
+        above = ((parent, joined(a, now), joined(b, before)) for parent, a, b in self.parents)
         return ((self.module, now, before), *above)
 
 
@@ -85,7 +86,3 @@ def _wrapped(module: nn.Module, children: dict[str, nn.Module]) -> tuple[str, bo
     if "_fsdp_wrapped_module" in children:
         return "_fsdp_wrapped_module", False
     return None
-
-
-def _join(a: str, b: str) -> str:
-    return f"{a}.{b}" if a and b else a or b

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from samerge.errors import BaseModelError, HubError
+from samerge.options.module_names import joined
 from samerge.weights.folder import FolderSource
 from samerge.weights.inside_peft import BaseModule, base_modules, unwrap
 from samerge.weights.offloaded import offloaded
@@ -79,7 +80,7 @@ class _Reader:
             if id(tensor) in self._seen:
                 continue  # tied to a weight that came before
             self._seen.add(id(tensor))
-            name = f"{base.name}.{part}" if base.name else part
+            name = joined(base.name, part)
             stored = self._values(base, part, name, tensor)
             numbers = isinstance(tensor, Tensor) and tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1
             self.weights[name] = below_merged(base, part, stored, self.kind, quantised=not numbers)

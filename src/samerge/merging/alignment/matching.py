@@ -193,11 +193,6 @@ def differ(one: str, other: str) -> tuple[str, str]:
     return ".".join(a[: len(a) - shared]), ".".join(b[: len(b) - shared])
 
 
-def joined(prefix: str, name: str) -> str:
-    """A name with what stands before it, if anything does."""
-    return f"{prefix}.{name}" if prefix else name
-
-
 def bare(stem: str) -> str:
     """A name without the `model` and `language_model` that it begins with; a text encoder's without `text_model`."""
     parts = stem.split(".")

@@ -19,7 +19,8 @@ import torch
 from samerge.adapters import AdaptedModule, Adapter, widest
 from samerge.adapters.layouts import Layout
 from samerge.linalg.factors import LoraFactors
-from samerge.merging.alignment.matching import Names, joined
+from samerge.merging.alignment.matching import Names
+from samerge.options.module_names import joined
 from samerge.weights import WeightSource
 
 #: A projection in one piece -> its parts, one under the other. Those whose heads are interleaved are not here.

@@ -36,7 +36,6 @@ from samerge.merging.alignment.matching import (
     NotInBaseError,
     differ,
     in_one_model,
-    joined,
     match_modules,
     refuse_doubles,
     without,
@@ -45,7 +44,7 @@ from samerge.merging.alignment.memory import Memory, in_memory, may_be_renamed, 
 from samerge.merging.alignment.projections import as_the_base_has_them
 from samerge.merging.alignment.underscored import dotted
 from samerge.merging.alignment.views import RenamedSource, replicated, replication, with_aliases
-from samerge.options.module_names import expert_of, stem_of
+from samerge.options.module_names import expert_of, joined, stem_of
 from samerge.options.module_weights import ModuleWeights
 from samerge.weights import WeightSource
 

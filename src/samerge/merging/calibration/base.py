@@ -13,6 +13,7 @@ from torch import nn
 from samerge.errors import BaseModelError, OptionError, first_line
 from samerge.merging.alignment.matching import differ
 from samerge.merging.calibration.alone import base_alone
+from samerge.options.module_names import joined
 from samerge.weights import FolderSource, WeightSource
 from samerge.weights.inside_peft import base_modules
 from samerge.weights.pipeline import models_of
@@ -110,9 +111,7 @@ def adapted(model: Any, wanted: Collection[str]) -> dict[str, nn.Module]:
         wanted: names of modules.
     """
     there = {
-        f"{part}.{one.name}" if part else one.name: one.module
-        for part, model in parts_of(model).items()
-        for one in base_modules(model)
+        joined(part, one.name): one.module for part, model in parts_of(model).items() for one in base_modules(model)
     }
     rest = [name for name in wanted if name not in there]
     found = {name: there[name] for name in wanted if name in there}
