@@ -56,7 +56,7 @@ def atomic_folder(target: str | Path, overwrite: bool = False, marker: str = CON
         ...     [path.name for path in Path(parent, "out").iterdir()]
         ['a.txt']
     """
-    final = _absolute(target)
+    final = absolute(target)
     aside = final.with_name(f"{_stem(final)}.{secrets.token_hex(6)}.old")
     with _temporary(final, lambda: check_free(final, overwrite, marker)) as (temporary, locks):
         try:
@@ -87,7 +87,7 @@ def atomic_file(target: str | Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputExistsError: the target is taken, or is no file that may be replaced.
     """
-    final = _absolute(target)
+    final = absolute(target)
     with _temporary(final, lambda: check_free_file(final, overwrite)) as (temporary, _):
         yield temporary / final.name
         _sync(temporary)
@@ -121,8 +121,8 @@ def _temporary(final: Path, check: Callable[[], None]) -> Iterator[tuple[Path, c
                     parent.rmdir()
 
 
-def _absolute(target: str | Path) -> Path:
-    """abspath and not resolve: a link at the target itself must be seen, not followed."""
+def absolute(target: str | Path) -> Path:
+    """A place in full: abspath and not resolve, as a link at the target itself must be seen, not followed."""
     return Path(os.path.abspath(Path(target).expanduser()))
 
 

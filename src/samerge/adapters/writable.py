@@ -5,7 +5,24 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
+from samerge.adapters.atomic import absolute, check_free_file
 from samerge.errors import OutputExistsError
+
+
+def check_file(path: str | Path, overwrite: bool) -> Path:
+    """The place of a file in full; refused, before any long work, where it could not be written.
+
+    Args:
+        path: the file to be.
+        overwrite: replace it if it is there.
+
+    Raises:
+        OutputExistsError: it is taken, there is something else than a file, or its folder cannot be written to.
+    """
+    target = absolute(path)
+    check_free_file(target, overwrite)
+    check_parent(target)
+    return target
 
 
 def check_parent(target: Path) -> None:

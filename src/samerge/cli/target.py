@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,24 +159,23 @@ class AdapterTarget(Target):
             OutputExistsError: the folder or file is taken, or cannot be made.
             OptionError: there is nowhere to put it, the format is not known, or the repository id is not valid.
         """
-        from samerge.adapters.atomic import check_free_file, refuse_sources
+        from samerge.adapters.atomic import absolute, refuse_sources
         from samerge.adapters.formats.table import named
-        from samerge.adapters.writable import check_parent
+        from samerge.adapters.writable import check_file
 
         known = self.format or (came_as(sources) if self.out and sources else "peft")
         if known is None:  # the merge itself says why
             self._check_rest()
             return
         format = named(known)
-        target = Path(os.path.abspath(format.target(self.out or "")))
+        target = absolute(format.target(self.out or ""))
         if self.out and self.overwrite:
             refuse_sources(target, sources)
         if format.file is None or not self.out:
             super().check(what, marker)
             return
         self._check_rest()
-        check_free_file(target, self.overwrite)
-        check_parent(target)
+        check_file(target, self.overwrite)
 
     def place(self, result: MergedAdapter) -> tuple[str, str] | None:
         """Where the adapter was written, and how to use it; None where it was not."""
@@ -217,11 +215,11 @@ def check_folder(out: str, overwrite: bool, marker: str | None = None) -> None:
     Raises:
         OutputExistsError: it is taken, or cannot be made.
     """
-    from samerge.adapters.atomic import check_free
+    from samerge.adapters.atomic import absolute, check_free
     from samerge.adapters.writable import check_parent
     from samerge.weights.hub import CONFIG_NAME
 
-    target = Path(os.path.abspath(Path(out).expanduser()))
+    target = absolute(out)
     check_free(target, overwrite, marker or CONFIG_NAME)
     check_parent(target)
 

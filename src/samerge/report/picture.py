@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -199,13 +198,10 @@ def check_picture(path: str | Path) -> None:
         OptionError: matplotlib is not installed, or the file's ending is none that it knows.
         OutputExistsError: there is something else than a file, or its folder cannot be written to.
     """
-    from samerge.adapters.atomic import check_free_file
-    from samerge.adapters.writable import check_parent
+    from samerge.adapters.writable import check_file
 
     new_figure(1.0, 1.0, path)
-    target = Path(os.path.abspath(path))
-    check_free_file(target, overwrite=True)
-    check_parent(target)
+    check_file(path, overwrite=True)
 
 
 def new_figure(width: float, height: float, path: str | Path) -> Any:

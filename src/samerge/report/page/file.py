@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from samerge.adapters.atomic import atomic_file, check_free_file
-from samerge.adapters.writable import check_parent
+from samerge.adapters.atomic import atomic_file
+from samerge.adapters.writable import check_file
 from samerge.errors import OptionError
 
 ENDINGS = (".html", ".htm")
@@ -19,12 +18,9 @@ def check_page(path: str | Path) -> Path:
         OptionError: its ending is not that of a page.
         OutputExistsError: there is something else than a file, or its folder cannot be written to.
     """
-    target = Path(os.path.abspath(Path(path).expanduser()))
-    if target.suffix.lower() not in ENDINGS:
+    if Path(path).suffix.lower() not in ENDINGS:
         raise OptionError(f"writing the report {path}: it is a page of HTML; give a file that ends in .html")
-    check_free_file(target, overwrite=True)
-    check_parent(target)
-    return target
+    return check_file(path, overwrite=True)
 
 
 def write_page(path: str | Path, text: str) -> Path:
