@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from samerge.cli.named_adapter import given_adapters
+from samerge.cli.named_adapter import given_one
 from samerge.cli.shared_options import Base, Manner, OneAdapter, OnePositional
 from samerge.cli.shrunk import Energy, Rank, deliver, size
 from samerge.cli.spread import FromTable
 from samerge.cli.target import AdapterTarget
-from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
 
 _DEFAULTS = (("dtype", "the adapter's own"), ("modules_to_save", "kept as they are"), ("dora", "an error if it is one"))
@@ -37,13 +36,11 @@ def compress(
     Without --out it only says what would be lost. The base is read only for trained biases and DoRA; what is trained
     beside the factors is kept unless --modules-to-save drop.
     """
-    specs = given_adapters(one, adapter)
-    if len(specs) > 1 or specs[0].weight != 1:
-        raise OptionError("compress takes one adapter, without a weight; samerge merge takes several")
-    target.check(sources=[specs[0].source])
+    spec = given_one("compress", one, adapter)
+    target.check(sources=[spec.source])
     from samerge.merging.conversion.compressing import compress_adapter
 
     made = lambda: compress_adapter(  # noqa: E731
-        specs[0].source, base=base, progress=not manner.quiet, **size(rank, energy), **options
+        spec.source, base=base, progress=not manner.quiet, **size(rank, energy), **options
     )
     deliver(made, target, manner)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from samerge.cli.console import show_json, show_warnings, show_ways, stdout
-from samerge.cli.named_adapter import given_adapters
+from samerge.cli.named_adapter import given_one
 from samerge.cli.shared_options import Base, Manner, OneAdapter, OnePositional
 from samerge.cli.spread import FromTable
 from samerge.cli.target import AdapterTarget, came_as
@@ -30,18 +30,16 @@ def convert(
 
     The base is read for the names of its modules alone, where the two formats name them otherwise.
     """
-    specs = given_adapters(one, adapter)
-    if len(specs) > 1 or specs[0].weight != 1:
-        raise OptionError("convert takes one adapter, without a weight; samerge merge takes several")
+    spec = given_one("convert", one, adapter)
     if target.format is None and not options:
         raise OptionError(
             "there is nothing to convert to; give --format peft, kohya, diffusers, mlx or gguf, or --dtype, or both"
         )
-    target.check("converted adapter", sources=[specs[0].source])
+    target.check("converted adapter", sources=[spec.source])
     from samerge.merging.conversion.converting import convert_adapter
 
-    adapter_of = {specs[0].name: specs[0].source}
-    format = target.format or came_as([specs[0].source]) or "peft"  # that of what cannot be read is refused by it
+    adapter_of = {spec.name: spec.source}
+    format = target.format or came_as([spec.source]) or "peft"  # that of what cannot be read is refused by it
     made = convert_adapter(adapter_of, format, base, progress=not manner.quiet, **options)
     url = target.deliver(made, manner.quiet or manner.as_json)
     placed = target.place(made)

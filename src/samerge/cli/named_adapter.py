@@ -120,6 +120,22 @@ def given_adapters(*texts: Sequence[str] | None) -> tuple[AdapterSpec, ...]:
     return unique([parse_adapter(text) for place in texts for text in place or ()])
 
 
+def given_one(doing: str, *texts: Sequence[str] | None) -> AdapterSpec:
+    """The only adapter, without a weight.
+
+    Args:
+        doing: the command.
+        *texts: what the user named, place by place.
+
+    Raises:
+        OptionError: there are several, or it has a weight.
+    """
+    first, *others = given_adapters(*texts)
+    if others or first.weight != 1:
+        raise OptionError(f"{doing} takes one adapter, without a weight; samerge merge takes several")
+    return first
+
+
 def given_weights(text: str | None, adapters: Sequence[AdapterSpec]) -> dict[str, float] | str:
     """The weights: those behind the adapters, or those of `--weights`, numbers in order or by name, or a word.
 
