@@ -35,7 +35,7 @@ def as_adapter(
     rank: int | None,
     energy: float | None,
     dtype: torch.dtype,
-    advance: Callable[[int], None] = lambda entries: None,
+    advance: Callable[[int], None],
 ) -> MergedAdapter:
     """The merged updates of the graph's matrices as one adapter.
 

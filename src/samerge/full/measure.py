@@ -55,7 +55,7 @@ def measure(
     keys: Iterable[str],
     scaling: float | str,
     names: tuple[str, ...],
-    advance: Callable[[int], None] = lambda entries: None,
+    advance: Callable[[int], None],
 ) -> dict[str, Measured]:
     """Norms in float64, one pass over the weights, and the scale of each.
 

@@ -72,8 +72,8 @@ def write_shards(
     specs: Mapping[str, Spec],
     tiles: Callable[[str], Iterable[Tensor]],
     limit: int,
-    advance: Callable[[int], None] = lambda entries: None,
-    stem: str = STEM,
+    advance: Callable[[int], None],
+    stem: str,
 ) -> None:
     """Write all tensors, never more than a tile in memory.
 
