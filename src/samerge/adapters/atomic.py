@@ -316,18 +316,17 @@ def _sync(folder: Path) -> None:
     """Bring every file and folder below `folder` to the disk, and `folder` itself."""
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
-            descriptor = os.open(os.path.join(root, name), os.O_RDWR)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _sync_one(os.path.join(root, name), os.O_RDWR)
         _sync_folder(Path(root))
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows opens no folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    if os.name != "nt":  # Windows opens no folders
+        _sync_one(folder, os.O_RDONLY)
+
+
+def _sync_one(path: str | Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:
