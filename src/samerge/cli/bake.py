@@ -9,7 +9,7 @@ import typer
 
 from samerge.cli.console import show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import given_adapters, given_weights
-from samerge.cli.shared_options import Adapters, Base, Manner, Positional, Weights
+from samerge.cli.shared_options import Adapters, Base, Manner, Positional, RemoteCode, ShardSize, Weights
 from samerge.cli.shell_words import said
 from samerge.cli.spread import FromTable
 from samerge.cli.target import Target
@@ -30,10 +30,8 @@ def bake(
         bool,
         typer.Option("--dequantise", "--dequantize", help="Write a quantised base's weights in full precision."),
     ] = False,
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of a file of weights.")] = "5GB",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Copy the base's own code (*.py) into the output, too.")
-    ] = False,
+    max_shard_size: ShardSize = "5GB",
+    trust_remote_code: RemoteCode = False,
     target: Target,
     manner: Manner,
 ) -> None:

@@ -13,7 +13,7 @@ import typer
 from samerge.cli.console import show_json, show_warnings, stderr, stdout
 from samerge.cli.exit_codes import BAD_INPUT
 from samerge.cli.named_adapter import given_adapters, given_weights
-from samerge.cli.shared_options import Adapters, Base, Manner, Picture, Positional, Weights
+from samerge.cli.shared_options import Adapters, Base, Manner, Overwrite, Picture, Positional, Weights
 from samerge.cli.shell_words import said
 from samerge.cli.spread import FromTable, methods_offered
 from samerge.cli.target import check_folder
@@ -55,7 +55,7 @@ def compare(
             help="Where: the folder itself for a single --save, else a folder in it for each.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
+    overwrite: Overwrite = False,
     picture: Picture = None,
     manner: Manner,
 ) -> None:

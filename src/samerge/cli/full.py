@@ -10,7 +10,7 @@ import typer
 
 from samerge.cli.console import show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import given_weights, parse_adapter, unique
-from samerge.cli.shared_options import ADAPTER, Base, Manner, Weights
+from samerge.cli.shared_options import ADAPTER, Base, Manner, RemoteCode, ShardSize, Weights
 from samerge.cli.spread import FromTable, completion
 from samerge.cli.target import Target
 from samerge.errors import OptionError
@@ -51,10 +51,8 @@ def full(
             help="As an adapter whose ranks keep this share of every update's energy; --as-lora is then the most.",
         ),
     ] = None,
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of a file of weights.")] = "5GB",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Copy the base's own code (*.py) into the output, too.")
-    ] = False,
+    max_shard_size: ShardSize = "5GB",
+    trust_remote_code: RemoteCode = False,
     work_dir: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Keep the survivor masks there instead of in memory.")
     ] = None,

@@ -12,7 +12,7 @@ import typer
 
 from samerge.cli.console import show_warnings, stderr
 from samerge.cli.named_adapter import AdapterSpec, given_adapters
-from samerge.cli.shared_options import Adapters, Base, MethodName, Positional
+from samerge.cli.shared_options import Adapters, Base, MethodName, Overwrite, Positional
 from samerge.errors import OptionError, OutputExistsError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def init(
     out: Annotated[
         str, typer.Option("--out", "--output", "-o", metavar="FILE", help="The recipe to write.")
     ] = "recipe.yaml",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
+    overwrite: Overwrite = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of recipes instead, for editors; write nothing.")
     ] = False,

@@ -99,6 +99,13 @@ ReportPage = Annotated[
 ]
 
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
+ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Of a file of weights.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Copy the base's own code (*.py) into the output, too.")
+]
+
+
 @dataclass(frozen=True)
 class Manner:
     """How a command speaks.

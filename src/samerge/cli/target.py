@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samerge.cli.console import stderr
-from samerge.cli.shared_options import ReportPage
+from samerge.cli.shared_options import Overwrite, ReportPage
 from samerge.cli.spread import completion
 from samerge.errors import HubError, OptionError, SamergeError
 
@@ -45,7 +45,7 @@ class Target:
     out: Annotated[
         str | None, typer.Option("--out", "--output", "-o", metavar="PATH", help="The folder, or the file, to make.")
     ] = None
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False
+    overwrite: Overwrite = False
     report: ReportPage = None
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="USER/NAME", help="Push to this repository.", rich_help_panel=_HUB)
