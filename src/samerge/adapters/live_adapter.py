@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from samerge.adapters.checks import refuse_config, refuse_live
 from samerge.adapters.describe import Stored, described
-from samerge.adapters.model import AdaptedModule, Adapter, Extras, Load, TokenRows, widest
+from samerge.adapters.model import LIVE, AdaptedModule, Adapter, Extras, Load, TokenRows, widest
 from samerge.adapters.names import WRAPPERS, Target
 from samerge.errors import AdapterError
 from samerge.weights import unwrap
@@ -43,7 +43,7 @@ def live_adapter(model: nn.Module, name: str) -> Adapter:
     if not modules:
         raise AdapterError(f"adapter {name!r} of this {type(model).__name__} has no LoRA layers")
     notes = _scaled(base, name, config)
-    return Adapter(name, f"live:{name}", config, dict(sorted(modules.items())), None, _extras(base, name), notes)
+    return Adapter(name, f"{LIVE}{name}", config, dict(sorted(modules.items())), None, _extras(base, name), notes)
 
 
 def _scales(layer: Any, name: str, config: Mapping[str, Any]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from samerge.adapters.formats.pairs import trimmed
 from samerge.adapters.install import install, refuse_taken, take_off
 from samerge.adapters.layouts import Layout, stored_tensors
 from samerge.adapters.live_adapter import live_adapter
-from samerge.adapters.model import Adapter, Extras
+from samerge.adapters.model import LIVE, Adapter, Extras
 from samerge.errors import AdapterError, BaseModelError
 from samerge.linalg.factors import LoraFactors, pad
 from samerge.weights.pipeline import Pipeline, models_of
@@ -42,7 +42,7 @@ def pipeline_adapter(pipeline: Pipeline, name: str) -> Adapter:
     extras = [one.extras.renamed(f"{part}.{{}}".format) for part, one in parts.items()]
     return Adapter(
         name,
-        f"live:{name}",
+        f"{LIVE}{name}",
         {},
         {f"{part}.{module}": adapted for part, one in parts.items() for module, adapted in one.modules.items()},
         None,

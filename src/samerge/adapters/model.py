@@ -16,6 +16,9 @@ from samerge.linalg.factors import LoraFactors
 from samerge.weights.hub import WEIGHTS_NAME
 from samerge.weights.published import Published
 
+#: Before the name of an adapter as its source: it came from a live model, or was merged and not saved.
+LIVE, MEMORY = "live:", "memory:"
+
 #: Reads one tensor, in the dtype it is stored in.
 Load = Callable[[], Tensor]
 

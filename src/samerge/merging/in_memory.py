@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from samerge.adapters import AdaptedModule, Adapter
-from samerge.adapters.model import at_hand
+from samerge.adapters.model import MEMORY, at_hand
 from samerge.errors import AdapterError
 from samerge.merging.merged_adapter import MergedAdapter
-
-#: Where it came from, in the record.
-SOURCE = "memory:"
 
 
 def as_adapter(merged: MergedAdapter, name: str) -> Adapter:
@@ -29,7 +26,7 @@ def as_adapter(merged: MergedAdapter, name: str) -> Adapter:
         )
     return Adapter(
         name,
-        f"{SOURCE}{name}",
+        f"{MEMORY}{name}",
         dict(merged.settings),
         {
             module: AdaptedModule(merged.layouts[module], one.rank, one.shape, one.A.dtype, at_hand(one))

@@ -14,9 +14,11 @@ import torch
 
 from samerge.adapters import CONFIG_NAME
 from samerge.adapters.formats.table import read_any
+from samerge.adapters.model import LIVE, MEMORY
 from samerge.adapters.writer import HASH_FIELD, tensors_digest
 from samerge.errors import AdapterError, BaseModelError, HubError, OptionError, SamergeError
 from samerge.options.calibration import IN_MEMORY
+from samerge.options.option import OWN_GRAPH
 from samerge.report.reading import raw_record
 from samerge.weights.fields import NUMBER, OBJECT, TEXT, check_fields, list_of, table_of
 from samerge.weights.hub import RECORD_NAME, resolve_adapter, resolve_base
@@ -25,9 +27,6 @@ from samerge.weights.untrusted import Origin, sha256
 
 #: What two runs of one merge may differ by, as a share of the largest entry of a layer: sums in another order.
 _ROUNDING = 1e-3
-
-#: What a record says of a flow graph that the user made.
-_OWN_GRAPH = "custom graph"
 
 _KINDS = {
     "inputs": list_of(OBJECT),
@@ -180,7 +179,7 @@ def _merged(record: Mapping[str, Any], target: Path) -> Path:
     from samerge.merging.merge_adapters import merge
 
     options = {key: value for key, value in (record.get("options") or {}).items() if key != "weights"}
-    if options.get("connectivity") == _OWN_GRAPH:
+    if options.get("connectivity") == OWN_GRAPH:
         raise OptionError("its flow graph was one of the user's own, of which the record says no more")
     if options.get("calibration") == IN_MEMORY:
         raise OptionError("its base was run on inputs in memory, of which the record says no more")
@@ -189,7 +188,7 @@ def _merged(record: Mapping[str, Any], target: Path) -> Path:
         name, source = entry["name"], entry.get("source")
         place = None if source is None else _place(source)
         if place is None:
-            in_memory = source is None or source.startswith(("live:", "memory:"))
+            in_memory = source is None or source.startswith((LIVE, MEMORY))
             where = "was in memory" if in_memory else f"({source}) is not here, and not in the Hub's cache"
             raise AdapterError(f"the adapter {name} {where}")
         places[name] = place

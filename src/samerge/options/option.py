@@ -19,6 +19,8 @@ from samerge.options.module_weights import ModuleWeights
 T = TypeVar("T", bound="Options")
 
 _KEY = "samerge"
+#: What a record says of a flow graph that the user made.
+OWN_GRAPH = "custom graph"
 
 
 @dataclass(frozen=True)
@@ -135,4 +137,4 @@ def _row(item: Field[Any]) -> Option:
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return value.plain() if isinstance(value, (ModuleWeights, Calibration)) else "custom graph"
+    return value.plain() if isinstance(value, (ModuleWeights, Calibration)) else OWN_GRAPH

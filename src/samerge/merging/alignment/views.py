@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from samerge.adapters import Adapter
+from samerge.adapters.model import LIVE
 from samerge.errors import AdapterError, BaseModelError
 from samerge.weights import WeightSource
 
@@ -51,7 +52,7 @@ def replication(adapters: Sequence[Adapter]) -> list[tuple[int, int]] | None:
         AdapterError: they do not agree.
     """
     maps = {adapter.name: adapter.config.get("layer_replication") or None for adapter in adapters}
-    on_one_model = all(adapter.source.startswith("live:") for adapter in adapters)  # which has its layers by now
+    on_one_model = all(adapter.source.startswith(LIVE) for adapter in adapters)  # which has its layers by now
     if on_one_model and any(maps.values()):
         maps = {name: value for name, value in maps.items() if value}
     plain = {name: None if value is None else [(int(a), int(b)) for a, b in value] for name, value in maps.items()}
