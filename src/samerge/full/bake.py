@@ -28,13 +28,13 @@ from samerge.methods.problem import Site
 from samerge.options.common import CommonOptions
 from samerge.options.option import filled
 from samerge.parallel.progress import Progress
-from samerge.report.origin import base_of, input_of, name_of, origin, seconds_of
+from samerge.report.origin import base_of, input_of, origin, seconds_of
 from samerge.report.record import Record
 from samerge.report.report import Report
 from samerge.report.stored import AdapterInLayer, LayerRecord, Output
 from samerge.weights import FolderSource, WeightSource
 from samerge.weights.quantised import quantization
-from samerge.weights.stored import InFile
+from samerge.weights.stored import InFile, name_of
 
 
 @dataclass(frozen=True)

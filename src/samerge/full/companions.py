@@ -19,6 +19,7 @@ from samerge.weights.folder import CONFIG_NAME
 from samerge.weights.harmless import may_name_code, without_code
 from samerge.weights.inside_peft import unwrap
 from samerge.weights.quantised import without_quantization
+from samerge.weights.stored import name_of
 from samerge.weights.untrusted import Origin, parse_json, read_bytes
 
 #: What models have beside their weights, by name.
@@ -121,4 +122,4 @@ def _settings(config: Mapping[str, Any], dtype: torch.dtype | None) -> dict[str,
     if dtype is not None:
         keys = [key for key in ("dtype", "torch_dtype") if key in settings] or ["torch_dtype"]
         settings.update(dict.fromkeys(keys, dtype))
-    return {k: str(v).removeprefix("torch.") if isinstance(v, torch.dtype) else v for k, v in settings.items()}
+    return {k: name_of(v) if isinstance(v, torch.dtype) else v for k, v in settings.items()}

@@ -14,10 +14,11 @@ from samerge.full.measure import Measured
 from samerge.merging.alignment.checkpoints import Mismatch
 from samerge.merging.inputs import dtype_of
 from samerge.parallel.progress import Progress
-from samerge.report.origin import base_of, here, name_of, origin, seconds_of
+from samerge.report.origin import base_of, here, origin, seconds_of
 from samerge.report.record import Record
 from samerge.report.stored import AdapterInLayer, Input, LayerRecord, Output
 from samerge.saliency.elements import Pruner
+from samerge.weights.stored import name_of
 
 
 def record(

@@ -33,9 +33,9 @@ from samerge.merging.inputs import open_base
 from samerge.merging.module_weights import fitted
 from samerge.merging.trained_parts import check_extras
 from samerge.options.module_names import module_type
-from samerge.report.origin import name_of
 from samerge.weights import WeightSource
 from samerge.weights.hub import resolve_adapter
+from samerge.weights.stored import name_of
 from samerge.weights.tensorfile import TensorFile
 
 #: Fields of a configuration that make more of an adapter than a plain LoRA, in the order in which they are shown.

@@ -14,6 +14,7 @@ from samerge.methods.method import Begun
 from samerge.methods.problem import MOST_BALANCE, Problem
 from samerge.methods.scaling import ROUNDING
 from samerge.report.stored import LayerRecord
+from samerge.weights.stored import name_of
 
 #: Share of a layer's energy that a truncation may lose before the report says so in words.
 NOTABLE_LOSS = 0.2
@@ -53,7 +54,7 @@ def warnings_of(
     ignored = [name for name, weight in zip(problem.names, problem.weights, strict=True) if weight == 0]
     if ignored and len(ignored) < len(problem.names):
         found.append(f"weight 0 leaves these adapters out: {', '.join(ignored)}")
-    dtypes = {e.name: str(e.dtype).removeprefix("torch.") for e in experts if e.modules}
+    dtypes = {e.name: name_of(e.dtype) for e in experts if e.modules}
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{name}: {kind}" for name, kind in dtypes.items())
         found.append(
@@ -185,10 +186,7 @@ def _nothing(problem: Problem, layers: Mapping[str, LayerRecord], dtype: torch.d
     elif not any(layer.scale for layer in layers.values()):
         why = "the scaling is 0; choose another"
     elif max(map(most, layers.values())) < max(least, torch.finfo(dtype).tiny ** 2):  # each factor has half of the size
-        why = (
-            f"weights and scaling make the updates smaller than {str(dtype).removeprefix('torch.')} can hold; choose "
-            f"larger ones"
-        )
+        why = f"weights and scaling make the updates smaller than {name_of(dtype)} can hold; choose larger ones"
     else:
         why = (
             "the weighted updates cancel each other, but for rounding; check the adapters (is one given twice, with "

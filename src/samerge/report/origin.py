@@ -18,6 +18,7 @@ from samerge.parallel.progress import Progress
 from samerge.report.stored import Base, Input, Output
 from samerge.version import __version__
 from samerge.weights import FolderSource, WeightSource
+from samerge.weights.stored import name_of
 
 
 class Origin(TypedDict):
@@ -110,8 +111,3 @@ def here(*names: str | None) -> tuple[str, ...]:
 def seconds_of(progress: Progress) -> dict[str, float]:
     """Seconds by stage."""
     return {stage: round(seconds, 4) for stage, seconds in progress.seconds.items()}
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """As PEFT and transformers call it: bfloat16."""
-    return str(dtype).removeprefix("torch.")

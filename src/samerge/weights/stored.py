@@ -33,6 +33,11 @@ class Stored(Protocol):
         """Rows `start:stop`, of one matrix of a stack with `expert`; never to be written to."""
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype as PEFT and transformers call it: bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def whole(stored: Stored) -> Tensor:
     """All of a (small) tensor."""
     return stored.read(0, stored.shape[0] if stored.shape else 1)

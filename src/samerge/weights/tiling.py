@@ -11,6 +11,7 @@ from torch import Tensor
 from samerge.errors import BaseModelError
 from samerge.graph.widths import matrix_shape
 from samerge.weights.protocol import WeightSource
+from samerge.weights.stored import name_of
 
 
 def spans(shape: Sequence[int], entries: int = 1 << 20) -> Iterator[tuple[int, int]]:
@@ -61,7 +62,7 @@ def read_tile(
     if not rows.dtype.is_floating_point:
         raise BaseModelError(
             f"reading the base model {source.name!r}: {tensor} {source.shapes[tensor]} holds integers "
-            f"({str(rows.dtype).removeprefix('torch.')}), not weights; if they are packed, the configuration does not "
+            f"({name_of(rows.dtype)}), not weights; if they are packed, the configuration does not "
             f"say how: give the unquantised base instead"
         )
     return rows.to(device=device, dtype=dtype).reshape(-1, columns)

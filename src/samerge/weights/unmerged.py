@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from samerge.errors import BaseModelError
 from samerge.weights.inside_peft import BaseModule
-from samerge.weights.stored import Held, Stored
+from samerge.weights.stored import Held, Stored, name_of
 
 Rows = Callable[[int, int, "int | None"], Tensor]
 
@@ -86,7 +86,7 @@ def below_merged(base: BaseModule, parameter: str, stored: Stored, model: str, q
     if stored.dtype.itemsize < 4:
         warnings.warn(
             f"the adapters {sorted(set(names))} are merged into the base weights of this {model}, which are "
-            f"{str(stored.dtype).removeprefix('torch.')}: merging rounded them. They are read less the adapters, as "
+            f"{name_of(stored.dtype)}: merging rounded them. They are read less the adapters, as "
             f"unmerge_adapter() would leave them; for the exact base, load it without merging",
             stacklevel=2,
         )

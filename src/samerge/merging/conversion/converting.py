@@ -24,10 +24,11 @@ from samerge.merging.merged_adapter import MergedAdapter
 from samerge.merging.trained_parts import check_extras
 from samerge.methods.problem import Problem
 from samerge.parallel.progress import Progress
-from samerge.report.origin import adapter_output, base_of, input_of, name_of, origin
+from samerge.report.origin import adapter_output, base_of, input_of, origin
 from samerge.report.record import Record
 from samerge.report.report import Report
 from samerge.report.stored import AdapterInLayer, LayerRecord
+from samerge.weights.stored import name_of
 
 
 def convert_adapter(

@@ -21,6 +21,7 @@ import torch
 from samerge.errors import KernelError
 from samerge.linalg.factors import LoraFactors
 from samerge.saliency.kernels.sweeps import Flows, Sweep
+from samerge.weights.stored import name_of
 
 VARIABLE = "SAMERGE_KERNEL"
 
@@ -76,7 +77,7 @@ def choose(device: torch.device, dtype: torch.dtype) -> Kernel:
     if dtype != torch.float32 or not _runs(name, device):
         raise KernelError(
             f"{VARIABLE}={wanted} computes in float32 on {_DEVICES[wanted]}, not in "
-            f"{str(dtype).removeprefix('torch.')} on {device.type}; leave the variable out, or set it to auto"
+            f"{name_of(dtype)} on {device.type}; leave the variable out, or set it to auto"
         )
     try:
         return _native() if name == "native" else _triton(name)

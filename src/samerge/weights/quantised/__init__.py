@@ -13,7 +13,7 @@ from typing import Any
 from samerge.errors import BaseModelError
 from samerge.weights.quantised import awq, bitsandbytes, compressed, fp8, gptq, hqq, mxfp4
 from samerge.weights.quantised.packing import Found
-from samerge.weights.stored import Stored
+from samerge.weights.stored import Stored, name_of
 
 Finder = Callable[[Mapping[str, Stored], Mapping[str, Any]], Iterator[Found]]
 
@@ -140,7 +140,7 @@ def _refuse_packed(weights: Mapping[str, Stored], doing: str, live: bool) -> Non
     for name, weight in weights.items():
         integers = not weight.dtype.is_floating_point and len(weight.shape) >= 2
         if integers and (live or name.endswith(_PACKED)):
-            dtype = str(weight.dtype).removeprefix("torch.")
+            dtype = name_of(weight.dtype)
             raise BaseModelError(
                 f"{doing}: {name} {weight.shape} holds packed values ({dtype}) in a format that is not known, or not "
                 f"named in the configuration's quantization_config; {_WAY_OUT}"

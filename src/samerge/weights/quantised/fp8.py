@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samerge.weights.quantised.packing import Dequantised, Found, Loader, block_of, numbers, spread
-from samerge.weights.stored import Stored
+from samerge.weights.stored import Stored, name_of
 
 _ENDINGS = ("_scale_inv", "_scale")
 
@@ -27,7 +27,7 @@ def find(raw: Mapping[str, Stored], settings: Mapping[str, Any]) -> Iterator[Fou
         if weight.dtype.is_floating_point and weight.dtype.itemsize > 1:
             continue  # numbers already, whatever stands beside them
         if not weight.dtype.is_floating_point:
-            kind = str(weight.dtype).removeprefix("torch.")
+            kind = name_of(weight.dtype)
             raise ValueError(f"{name} is {kind} with scales beside it; only 8-bit floats can be read")
         beside = [f"{name.removesuffix('.weight')}.{part}" for part in ("input_scale", "activation_scale")]
         yield Found(name, scaled(weight, scales[0], raw, load, settings.get("weight_block_size")), (
