@@ -264,3 +264,20 @@ def test_a_module_beside_the_model_is_left_out_by_name(bench) -> None:
     merged = lab.merge(lab.altered(folder, modules_to_save=["v_head"]), modules_to_save="drop")
     assert not merged.extras
     assert any("dropped" in line and "v_head.summary.weight" in line for line in merged.report.warnings)
+
+
+@pytest.mark.parametrize("choice", ["average", "update"])
+def test_a_word_that_means_more_modules_than_are_left_is_written_out(bench, choice: str) -> None:
+    """PEFT wraps every module that ends with an entry, and does not load a file that lacks one of them."""
+    lab = bench(llama)
+    folder = lab.train("a", change_saved(1), target_modules=["q_proj"], modules_to_save=["layernorm", "model.norm"])
+    merged = lab.merge(folder, modules_to_save=choice, modules={"*.layers.0.*": 0})
+    names = [f"model.layers.1.{kind}_layernorm" for kind in ("input", "post_attention")]
+    assert merged.settings["modules_to_save"] == [*names, "model.norm"]
+    model = lab.reloaded(merged)
+    trained = saved(folder)
+    for name, parameter in model.get_base_model().named_parameters():
+        if "modules_to_save" in name:
+            module = name.partition(".modules_to_save")[0]
+            torch.testing.assert_close(parameter.data, trained[f"base_model.model.{module}.weight"])
+    assert lab.merge(folder, modules_to_save=choice).settings["modules_to_save"] == ["layernorm", "model.norm"]

@@ -13,7 +13,7 @@ that have it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -75,7 +75,7 @@ class SavedParts:
     @property
     def modules(self) -> list[str]:
         """`modules_to_save` for all of them."""
-        return _modules(self._chosen, self._saved)
+        return _modules(self._chosen, self._saved, {} if self.source is None else self.source.shapes)
 
     def tensor(self, name: str) -> Tensor:
         """One of them, merged.
@@ -159,16 +159,32 @@ def _base(source: WeightSource | None, name: str, whose: Iterable[str], row: int
     return read
 
 
-def _modules(chosen: Sequence[Adapter], saved: Iterable[str]) -> list[str]:
-    """`modules_to_save` for the tensors that are saved whole: in the adapters' own words, or else in full."""
+def _modules(chosen: Sequence[Adapter], saved: Collection[str], base: Iterable[str]) -> list[str]:
+    """`modules_to_save` for the tensors that are saved whole: in the adapters' own words, or else in full.
+
+    A word means all modules whose names end with it, and PEFT loads no file that lacks one of them: where some were
+    left out, by their weights or by who wrote the adapter, the names stand in full.
+
+    Args:
+        chosen: the adapters.
+        saved: the tensors, by name in the base.
+        base: all tensors of the base; empty without one.
+    """
     words = {word for adapter in chosen for word in saved_modules(adapter.config)}
+    whole = {name.rpartition(".")[0] for name in saved}
+    lacking = {owner for name in base if (owner := name.rpartition(".")[0]) not in whole}
     found = set()
     for name in saved:
-        parts = name.split(".")
-        modules = [".".join(parts[:cut]) for cut in range(1, len(parts))]
-        meant = {word for word in words if any(module.endswith(word) for module in modules)}
-        found |= meant or {modules[-1]}
+        meant = {word for word in words if _means(word, name)}
+        partly = {word for word in meant if any(_means(word, f"{owner}.weight") for owner in lacking)}
+        found |= (meant - partly) or {name.rpartition(".")[0]}
     return sorted(found)
+
+
+def _means(word: str, name: str) -> bool:
+    """Whether an entry of `modules_to_save` means a module that a tensor lies in."""
+    parts = name.split(".")
+    return any(".".join(parts[:cut]).endswith(word) for cut in range(1, len(parts)))
 
 
 def _tokens(
