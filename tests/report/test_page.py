@@ -17,7 +17,7 @@ from samerge.report.facts import number, percent
 from samerge.report.heat import heats, kept_by_place
 from samerge.report.page.figures import kept
 from samerge.report.page.page import fragment, page
-from samerge.report.picture import STEPS, Heat
+from samerge.report.picture import STEPS, Heat, check_picture
 from samerge.report.record import Record
 from samerge.report.report import Report
 from samerge.report.stored import AdapterInLayer, Base, Input, LayerRecord, Output
@@ -388,3 +388,12 @@ def test_one_that_takes_no_part_has_no_share_of_the_places(llama) -> None:
     merged = samerge.merge(llama.base, llama.adapters, weights=[1.0, 1.0, 0.0], progress=False)
     places = next(heat for heat in heats(merged.report.record) if heat.title == "Who got the places in the merge")
     assert "an even share, 50.0%" in places.how
+
+
+def test_a_picture_in_the_home_is_looked_for_there(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    check_picture("~/free.png")
+    (tmp_path / "taken.png").mkdir()
+    with pytest.raises(OutputExistsError, match=r"taken.png: it is there and no regular file"):
+        check_picture("~/taken.png")
