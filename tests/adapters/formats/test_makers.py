@@ -80,6 +80,23 @@ def test_a_makers_names_become_diffusers(kind: str, way: str, tmp_path: Path) ->
     assert set(found) <= there
 
 
+@pytest.mark.parametrize("kind", ["Qwen-Image", "Z-Image"])
+def test_diffusers_names_that_are_the_makers_too_become_kohyas(kind: str, tmp_path: Path) -> None:
+    """What diffusers itself reads of musubi-tuner's files: `lora_unet_`, which it brings back to its own names."""
+    names = [f"transformer.{name}" for name in MODELS[kind]]
+    path = write(tmp_path, "ours", pairs(names, "", A_B, alpha=None))
+    out = samerge.convert_adapter(path, "kohya", progress=False).save(tmp_path / "theirs")
+    assert {key.partition(".")[0] for key in load_file(out)} == {spelled(name, "kohya") for name in MODELS[kind]}
+    back = samerge.convert_adapter(out, "diffusers", progress=False).save(tmp_path / "back")
+    same(kohya_deltas(back), kohya_deltas(path))
+
+
+def test_diffusers_names_that_nobody_else_has_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "wan", pairs(["transformer.blocks.0.attn1.to_q"], "", A_B, alpha=None))
+    with pytest.warns(UserWarning, match=r"makers call them otherwise.*choose format='diffusers'"):
+        samerge.convert_adapter(path, "kohya", progress=False).save(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     "module",
     [

@@ -49,6 +49,14 @@ _ALONE = re.compile(
     r"(?:blocks\.\d+\.adaln_modulation|layers\.\d+\.(?:attention|feed_forward|adaLN_modulation)"
     r"|(?:noise|context)_refiner\.\d+\.).*"
 )
+#: Transformers whose makers call their modules as diffusers does: how these look, and those that others lack.
+_ALIKE = (
+    (
+        re.compile(r"transformer_blocks\.\d+\.(?:attn|(?:img|txt)_(?:mlp|mod))\..*"),  # Qwen-Image
+        re.compile(r".*\.(?:img|txt)_(?:mlp|mod)\..*"),
+    ),
+    (re.compile(r"(?:layers|noise_refiner|context_refiner)\.\d+\..*"), re.compile(r".*")),  # Z-Image
+)
 #: What trainers put before the names of a diffusion model's modules.
 _BEFORE = re.compile(r"(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|net\.|model\.)+")
 
@@ -187,9 +195,11 @@ def kohya_stems(modules: Collection[str], path: Path, kept: bool = False) -> dic
     """
     parts = {module: component_of(module) for module in modules}
     several = {found[0] for found in parts.values() if found} & {"transformer", "text_encoder_2", "text_encoder_3"}
+    inside = [found[1] for found in parts.values() if found and found[0] == "transformer"]
+    alike = any(all(map(all_.fullmatch, inside)) and any(map(own.fullmatch, inside)) for all_, own in _ALIKE)
     prefixes = {
         "unet": "lora_unet_",
-        "transformer": "lora_transformer_",
+        "transformer": "lora_unet_" if alike else "lora_transformer_",
         "text_encoder": "lora_te1_" if several else "lora_te_",
         "text_encoder_2": "lora_te2_",
         "text_encoder_3": "lora_te3_",

@@ -161,8 +161,17 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
 
 
 def _warn_of_diffusers(stems: Iterable[str], path: Path) -> None:
-    """Say that diffusers does not read all that is written: its names of a transformer's blocks, but for attention."""
-    unread = [stem for stem in stems if _BLOCKS.match(stem) and "attn_" not in stem]
+    """Say that not all that is written is read: diffusers' names of a transformer's modules, in kohya's form."""
+    theirs = [stem for stem in stems if stem.startswith("lora_transformer_")]
+    strange = [stem for stem in theirs if not _BLOCKS.match(stem) and "blocks_" in stem]
+    if strange:
+        warnings.warn(
+            f"writing {path}: {strange[0]!r} and {len(strange) - 1} more modules have diffusers' names in kohya's "
+            f"form, and the model's makers call them otherwise: OneTrainer may read them, ComfyUI and diffusers do "
+            f"not; choose format='diffusers'",
+            stacklevel=4,
+        )
+    unread = [stem for stem in theirs if _BLOCKS.match(stem) and "attn_" not in stem]
     if unread:
         warnings.warn(
             f"writing {path}: {unread[0]!r} and {len(unread) - 1} more modules have diffusers' names in kohya's form; "
