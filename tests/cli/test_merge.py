@@ -265,7 +265,7 @@ def test_options_of_a_method_alone(invoke, loras) -> None:
 
 def test_weights(invoke, loras) -> None:
     words = ("merge", "-a", loras / "math", "-a", loras / "code", "--method", "linear", "--out", "out", "--json")
-    result = invoke(*words, "--weights", "nan", "--scaling", "lines:0.5:0.5")
+    result = invoke(*words, "--weights", "nan", "--scaling", "auto:1.5")
     assert sum(row["weight"] for row in json.loads(result.stdout)["adapters"].values()) == pytest.approx(2)
     result = invoke(*words, "--weights", "0.5,-1", "--overwrite")
     assert [row["weight"] for row in json.loads(result.stdout)["adapters"].values()] == [0.5, -1.0]

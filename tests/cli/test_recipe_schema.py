@@ -45,7 +45,7 @@ VALUES = [
         "auto:-1",
         "auto:x",
     ),
-    *("lines:0.2:0.8", "lines:0.2", "lines:a:b", "adaptive", "norm"),
+    *("lines:0.2:0.8", "adaptive", "norm"),
     *("none", "float32", "int8", "average", "take:a", "take:", "drop", "exact", "exact:0", "exact:8", "flow"),
     *("local", "layer", "adapter", "total", "mean", "sum", "native", "svd", "paper", "task", "linear", "ties"),
     *({"*.mlp.*": 0.5}, {"a": {"b": 1}}, {"a": {}}, {}, {"": 1}, {"a": "x"}, [], [0.5]),

@@ -42,7 +42,6 @@ MERGES: dict[str, dict[str, dict[str, Any]]] = {
         "elementwise": {"method": "elementwise", "density": 0.2, "iterations": 3, "svd_rank": 8, "scaling": 1.0},
     },
     "bert": {
-        "linear-lines": {"method": "linear", "scaling": "lines:0.5:1.0"},
         "linear-balanced": {"method": "linear", "balance": "norm", "scaling": "auto"},
         "knots-ties": {"method": "knots-ties", "density": 0.3},
         "core-ties": {"method": "core-ties", "density": 0.3},

@@ -61,7 +61,7 @@ def test_an_adapter_that_does_nothing_says_so_and_why(made, names, options, why)
         {"weights": [1e-30, 0.0]},
         {"weights": [1.0, -0.999]},
         {"weights": [1.0, 1.0], "scaling": 1e-30},
-        {"weights": [1.0, 1.0], "scaling": "lines:0:1"},  # nothing in the first layer, all of it in the last one
+        {"weights": [1.0, 1.0], "modules": {"*layers.0": 0.0}},  # nothing in the first layer, all in the others
     ],
 )
 def test_a_small_update_is_one(made, options):

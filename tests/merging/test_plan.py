@@ -22,7 +22,7 @@ from samerge.merging.plan import plan
         ({"rank": "none"}, "rank", None),
         ({"scaling": "0.5"}, "scaling", 0.5),
         ({"scaling": torch.tensor(0.5)}, "scaling", 0.5),
-        ({"scaling": "lines:0.5:1"}, "scaling", "lines:0.5:1"),
+        ({"scaling": "auto:1.5"}, "scaling", "auto:1.5"),
         ({"dtype": torch.bfloat16}, "dtype", "bfloat16"),
         ({"residual": "no"}, "residual", False),
         ({"density": "0.25"}, "density", 0.25),

@@ -49,7 +49,6 @@ GRAPH = FlowGraph([Weight("x", "y", "w")], ["x"], ["y"])
         (scaling(), 1, 1.0),
         (scaling(), "auto", "auto"),
         (scaling(), "auto:1.6", "auto:1.6"),
-        (scaling(), "lines:0.2:0.8", "lines:0.2:0.8"),
         (auto_only(), "auto", "auto"),
         (auto_only(), "2", 2.0),
     ],
@@ -82,7 +81,7 @@ def test_what_a_kind_takes(kind, given, value) -> None:
         *[(scaling(), value, "finite number") for value in (math.nan, math.inf, True, [1.0])],
         (scaling(), "loud", "x='loud' is not known; give a number, 'auto'"),
         (scaling(), "auto:-1", "positive number"),
-        (scaling(), "lines:1", "two numbers"),
+        (scaling(), "lines:1", "is not known"),
         (auto_only(), "auto:2", "finite number"),
     ],
 )

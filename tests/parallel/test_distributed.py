@@ -29,7 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "local": {"rank": 2, "iterations": 2, "connectivity": "local"},
     "even": {"method": "even", "rank": 3, "scaling": "auto"},
     "ties": {"method": "ties", "rank": 3},
-    "sum": {"method": "linear", "scaling": "lines:0.5:1"},
+    "sum": {"method": "linear", "scaling": 0.5},
     "weights": {"method": "svd", "rank": 3, "weights": "nan", "balance": "norm"},
     "lego": {"method": "lora-lego", "rank": 3},
     "zero": {"rank": 3, "iterations": 2, "weights": [1.0, 0.0]},

@@ -28,7 +28,6 @@ from samerge.merging.trained_parts import merge_extras
 from samerge.methods.method import Begun, MergedLayer
 from samerge.methods.problem import Part, Problem, Site
 from samerge.methods.scaling import NORM_FACTOR, norm_rule
-from samerge.options.lines import is_lines, layer_scalings
 from samerge.options.scaling import auto_factor
 from samerge.parallel.shared_work import collected, everywhere
 from samerge.report.merged_layer import compared, layer_record
@@ -68,7 +67,6 @@ class Finisher:
             expert.dtype for expert in self._active() if expert.modules
         )
         self.limit = problem.limit or (None if planned.method.exact else problem.rank)
-        self.scales = self._by_depth()
         self.factors: dict[str, LoraFactors] = {}
         self.layers: dict[str, LayerRecord] = {}
         #: The adapters' updates in a layer, with what the balance has multiplied each with, by its number.
@@ -202,17 +200,7 @@ class Finisher:
                 )
         return found
 
-    def _by_depth(self) -> Mapping[str, float]:
-        """lambda of every module where it follows the depth; nothing otherwise."""
-        if not is_lines(self.planned.scaling):
-            return {}
-        modules = {site.module: site.layout.kind == "embedding" for site in self.problem.sites}
-        names = self.problem.source.shapes if self.problem.source else ()
-        return layer_scalings(modules, names, str(self.planned.scaling))
-
     def _scale(self, site: Site, parts: Mapping[int, Part], update: Triplets) -> float:
-        if self.scales:
-            return self.scales[site.module]
         factor = auto_factor(self.planned.scaling)
         if factor is None:
             return float(self.planned.scaling)

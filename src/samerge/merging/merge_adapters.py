@@ -69,8 +69,7 @@ def merge(
         **options: those that every method has, and the method's own; `samerge methods NAME` tells what each means.
             rank: rank of the result; by default the largest of any adapter, or what comes out of a method that is not
                 truncated, up to the sum of the ranks (`samerge methods NAME` says which). `svd_rank` is the same.
-            scaling: one more factor: a number; "auto" or "auto:<c>", c times the mean of |w_n| ||tau_n|| in each layer;
-                "lines:<alpha>:<beta>", alpha + beta l / (L - 1) in layer l of L.
+            scaling: one more factor: a number; "auto" or "auto:<c>", c times the mean of |w_n| ||tau_n|| in each layer.
             balance: "norm" brings the adapters to their mean norm in each layer first, so that each has one voice and
                 its weight is its loudness; "none" leaves the norms as trained.
             dtype: of the output, such as "bfloat16"; the adapters' own (the widest) by default. Computed in float32.

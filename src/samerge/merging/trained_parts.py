@@ -33,7 +33,6 @@ from samerge.merging.module_weights import factor_of
 from samerge.merging.saved_modules import SavedParts, tied
 from samerge.methods.problem import Site
 from samerge.options.common import CommonOptions
-from samerge.options.lines import is_lines
 from samerge.options.scaling import auto_factor
 from samerge.weights import WeightSource
 from samerge.weights.hub import CONFIG_NAME
@@ -135,18 +134,12 @@ def merge_extras(
     factor = factor_of(options.modules)
     chosen_dtype = dtype_of(options.dtype)
     dtype = chosen_dtype or widest(adapter.dtype for adapter, _ in active or [(adapters[0], 0)])
-    ruled = is_lines(options.scaling)
-    scaling = 1.0 if ruled or options.scaling is None else options.scaling
+    scaling = 1.0 if options.scaling is None else options.scaling
     biases = _lora_biases(sites, weights, layouts, heights, scaling)
     if biases:
         settings["lora_bias"] = True
         tensors.update({name: bias.to(dtype) for name, bias in biases.items()})
     trained = _base_biases(active, layouts, scaling, source, factor)
-    if ruled and (biases or trained):
-        raise OptionError(
-            f"scaling={options.scaling!r}: the adapters train biases ({min(biases or trained)}), which it does not "
-            f"scale by layer; give a number or 'auto'"
-        )
     if trained:
         settings["bias"] = "all" if any(a.config.get("bias") == "all" for a, _ in active) else "lora_only"
         tensors.update(trained)
@@ -154,12 +147,6 @@ def merge_extras(
         choice = str(options.modules_to_save)
         parts = SavedParts(active, choice, scaling, chosen_dtype, source, factor)
         rows, indices = parts.rows()
-        if ruled and choice == "update" and (parts.names or rows):
-            raise OptionError(
-                f"scaling={options.scaling!r}: the adapters carry fully trained modules "
-                f"({min([*parts.names, *rows])}), "
-                f"whose update it does not scale by layer; give a number or 'auto'"
-            )
         tensors.update({_PREFIX + name: parts.tensor(name) for name in parts.names})
         tensors.update({f"{_PREFIX}{name}.token_adapter.trainable_tokens_delta": row for name, row in rows.items()})
         settings["modules_to_save"] = parts.modules or None

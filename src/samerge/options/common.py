@@ -44,9 +44,8 @@ class CommonOptions(Options):
     scaling: float | str | None = option(
         scaling(),
         None,
-        "The strength of the merged update, one more factor beside the weights: a number; auto, 1.3 (or C) times the "
-        "adapters' mean norm in each layer; or lines:ALPHA:BETA, from ALPHA in the first layer to ALPHA + BETA in the "
-        "last.",
+        "The strength of the merged update, one more factor beside the weights: a number; or auto, 1.3 (or C) times "
+        "the adapters' mean norm in each layer.",
         told="the method's own, mostly 1.0",
     )
     balance: str | None = option(

@@ -6,31 +6,26 @@ import math
 from typing import Any
 
 from samerge.errors import OptionError
-from samerge.options.kinds import NUMBER, POSITIVE, Kind, check_number, check_strength
-from samerge.options.lines import alpha_beta, is_lines
+from samerge.options.kinds import POSITIVE, Kind, check_number, check_strength
 
 
 def scaling() -> Kind:
-    """A number, "auto", "auto:<c>" or "lines:<alpha>:<beta>"."""
+    """A number, "auto" or "auto:<c>"."""
 
     def read(name: str, value: Any) -> float | str:
         if not isinstance(value, str):
             return check_strength(name, value)
-        if is_lines(value):
-            alpha_beta(value)
-            return value
         if auto_factor(value) is not None:
             return value
         try:
             number = check_number(name, value)
         except OptionError:
-            known = "a number, 'auto', 'auto:<c>', 'lines:<alpha>:<beta>'"
-            raise OptionError(f"{name}={value!r} is not known; give {known}") from None
+            raise OptionError(f"{name}={value!r} is not known; give a number, 'auto', 'auto:<c>'") from None
         return check_strength(name, number)
 
-    pattern = f"^(auto(:{POSITIVE})?|lines:{NUMBER}:{NUMBER})$"
+    pattern = f"^auto(:{POSITIVE})?$"
     schema = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": pattern}]}
-    return Kind(read, "float | str", "FLOAT|auto[:C]|lines:ALPHA:BETA", schema=schema)
+    return Kind(read, "float | str", "FLOAT|auto[:C]", schema=schema)
 
 
 def auto_only() -> Kind:
