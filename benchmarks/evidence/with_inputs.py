@@ -71,7 +71,7 @@ def with_inputs(records: Records) -> str:
             "`calibration` runs the base once, on inputs without labels, and merges in the metric of what each module "
             "takes there ([how](method.md#with-a-few-inputs)): 512 tokens drawn at random, which takes no data at all, "
             f"or {_range(counts)} texts or pictures of every adapter's own task. The points that it adds to the "
-            "default by weights alone, nothing tuned, mean over suites and both output ranks "
+            "default by weights alone, nothing tuned, mean over suites "
             "([each](evidence-tables.md#with-a-few-inputs)):",
             _by_number(records),
             f"{_extremes(records)} The metric's power and its strength were chosen with all suites but language-mixed "
@@ -107,22 +107,24 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def _by_number(records: Records) -> str:
-    """A row for each number of adapters, a column for each kind of task and merge."""
+    """A row for each output rank and number of adapters, a column for each kind of task and merge."""
     gains = {merge: _gains(records, merge) for merge in (RANDOM, OWN)}
     counts = sorted({row.adapters for own in gains.values() for row in own})
     many = [count for count in counts if count >= MANY]
     groups = [([count], str(count)) for count in counts if count < MANY] + ([(many, _range(many))] if many else [])
     kinds = list(dict.fromkeys(KINDS.values()))
     cells = []
-    for group, name in groups:
-        line = [name]
-        for kind in kinds:
-            for own in gains.values():
-                found = [gain for row, gain in own.items() if row.adapters in group and KINDS[row.suite] == kind]
-                line.append(f"{fmean(found):+.1f}" if found else "")
-        cells.append(line)
+    for cut in (True, False):
+        for group, name in groups:
+            line = [name, "the adapters'" if cut else "as it comes"]
+            for kind in kinds:
+                for own in gains.values():
+                    rows = [row for row in own if row.adapters in group and KINDS[row.suite] == kind]
+                    found = [own[row] for row in rows if bool(row.rank) == cut]
+                    line.append(f"{fmean(found):+.1f}" if found else "")
+            cells.append(line)
     head = [f"{kind}: {HEADS[merge]}" for kind in kinds for merge in gains]
-    return table(["adapters", *head], cells)
+    return table(["adapters", "output rank", *head], cells)
 
 
 def _extremes(records: Records) -> str:

@@ -142,7 +142,8 @@ def test_the_page_says_what_inputs_add():
         for s in (1.0, 1.4)
     ]
     text = with_inputs([*records, *regmean])
-    assert "| 2 | -0.5 | +0.2 |  |  |\n| 5 to 8 | +3.0 | +7.8 |  | -1.0 |" in text
+    assert "| 2 | the adapters' | -0.5 | +0.2 |  |  |\n| 5 to 8 | the adapters' | +3.0 | +7.8 |  | -1.0 |" in text
+    assert "| 5 to 8 | as it comes | +3.0 | +7.8 |  | -1.0 |" in text
     assert "Random tokens add between -1.0 (exact at rank 16) and +7.0 (language at rank 16)." in text
     assert "Own inputs add between -1.0 (vision at rank 16) and +10.0 (language at rank 16)." in text
     assert "exact at rank 16 83.4 (`calibration` 75.5)." in text
