@@ -28,6 +28,12 @@ class _Scores(NamedTuple):
         rows = {name: [one for one in own if one is not None] for name, own in self.found.items()}
         return {name: fmean(row) for name, row in rows.items() if len(row) == len(self.columns)}
 
+    def best_rival(self) -> tuple[str, float]:
+        """The best on the mean of those that are not samerge's own."""
+        rivals = {name: mean for name, mean in self.whole.items() if name not in OURS}
+        best = max(rivals, key=lambda name: rivals[name])
+        return best, rivals[best]
+
     def behind(self) -> str:
         """Where a rival is ahead, and how the default does to it."""
         told = []
@@ -54,17 +60,23 @@ def few_adapters(records: Records) -> str:
     told = []
     for rank, name in RANKS.items():
         one = _scores(records, rank)
-        rivals = {name: mean for name, mean in one.whole.items() if name not in OURS}
-        best = max(rivals, key=lambda name: rivals[name])
+        best, score = one.best_rival()
         told.append(
             f"{name}, the default keeps {one.whole[DEFAULT]:.1f} on the mean of {len(one.columns)} sets of groups, the "
-            f"best rival that all were asked of, `{best}`, {rivals[best]:.1f}; {one.behind()}."
+            f"best rival that all were asked of, `{best}`, {score:.1f}; {one.behind()}."
         )
     return (
         "## And two or three adapters?\n\nMost people merge few. Groups of two and three of a suite's adapters, merged "
         f"and asked their own tasks, nothing tuned (`benchmarks/few.py`). {' '.join(told)} "
         "[Tables](evidence-tables.md#two-and-three-adapters)."
     )
+
+
+def few_in_short(records: Records) -> str:
+    """The default and the best rival at the adapters' rank."""
+    one = _scores(records, next(iter(RANKS)))
+    best, score = one.best_rival()
+    return f"{one.whole[DEFAULT]:.1f} %, the best rival, `{best}`, {score:.1f}"
 
 
 def few_tables(records: Records) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 from tables import rows as table
 
 from evidence.at_best import at_best
-from evidence.few_adapters import few_adapters
+from evidence.few_adapters import few_adapters, few_in_short
 from evidence.papers_figures import papers_figures
 from evidence.scores import spearman
 from evidence.store import Results, merges, select, untuned
 from evidence.table import DEFAULT
-from evidence.with_inputs import with_inputs
+from evidence.with_inputs import inputs_in_short, with_inputs
 from evidence.words import BUDGETS, difference, listed, score
 
 REPEAT = """## To repeat it
@@ -63,6 +63,7 @@ def page(results: Results, few: Sequence[Mapping[str, Any]] = (), inputs: Sequen
         "Made by `benchmarks/quality.py --render` from benchmarks/results/quality.json, few.json and inputs.json; no "
         "figure is by hand. "
         "[All tables](evidence-tables.md).",
+        in_short(results, few, inputs),
         measured(results),
         "![Untuned scores by merge and suite](pictures/quality-methods.png)\n\nHow to read it: each dot is a merge of "
         "all of a suite's adapters at their rank, nothing tuned; further right is better, 100 is as good as every "
@@ -77,6 +78,22 @@ def page(results: Results, few: Sequence[Mapping[str, Any]] = (), inputs: Sequen
         REPEAT,
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def in_short(results: Results, few: Sequence[Mapping[str, Any]], inputs: Sequence[Mapping[str, Any]]) -> str:
+    """What to do, in a line for each question; nothing where the judges were not asked."""
+    means = {row["merge"]: float(row["score"]) for row in results["overall"] if row["budget"] == "r"}
+    rivals = {merge: score for merge, score in means.items() if merge not in OURS}
+    if DEFAULT not in means or not rivals:
+        return ""
+    best = max(rivals, key=lambda merge: rivals[merge])
+    told = [
+        f"- **Name nothing.** Untuned, the default keeps {means[DEFAULT]:.1f} % of what the adapters gain, on the mean "
+        f"of the suites that judge; the best rival there, `{best}`, {rivals[best]:.1f}.",
+        *([f"- **Two or three adapters**: {few_in_short(few)}."] if few else []),
+        *([f"- **Four and more of a language model**: {inputs_in_short(inputs)}."] if inputs else []),
+    ]
+    return "## In short\n\n" + "\n".join(told)
 
 
 def measured(results: Results) -> str:

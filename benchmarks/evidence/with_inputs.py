@@ -81,6 +81,21 @@ def with_inputs(records: Records) -> str:
     )
 
 
+def inputs_in_short(records: Records) -> str:
+    """What random tokens add where texts are written, at the adapters' rank, to merges of four and more."""
+    gains = {
+        row: gain
+        for row, gain in _gains(records, RANDOM).items()
+        if row.rank and row.adapters > 3 and KINDS[row.suite] == WRITES
+    }
+    if not gains:
+        return "not measured"
+    return (
+        f"running the base once on random tokens (`calibration`) adds {min(gains.values()):.1f} to "
+        f"{max(gains.values()):.1f} points at the adapters' rank where texts are written"
+    )
+
+
 def inputs_tables(records: Records) -> str:
     """A row for each suite, number of adapters and output rank, a column for each merge."""
     scores = _scores(records)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import inputs
 import pytest
 import torch
-from evidence.with_inputs import inputs_tables, with_inputs
+from evidence.with_inputs import inputs_in_short, inputs_tables, with_inputs
 from inputs import agreement, measure, moments, own_inputs, regmean, shrunk
 from suites.base import Update
 from suites.kept import Kept
@@ -147,6 +147,7 @@ def test_the_page_says_what_inputs_add():
     assert "Random tokens add between -1.0 (exact at rank 16) and +7.0 (language at rank 16)." in text
     assert "Own inputs add between -1.0 (vision at rank 16) and +10.0 (language at rank 16)." in text
     assert "exact at rank 16 83.4 (`calibration` 75.5)." in text
+    assert "adds -1.0 to 7.0 points" in inputs_in_short(records)
     table = inputs_tables([*records, *regmean])
     assert "| exact | 6 | 16 | 70.0 | 69.0 | 75.5 | 83.0 / 83.4 |\n| exact | 6 | as it comes | 71.0 | 70.0 |" in table
     assert table.index("| vision |") < table.index("| exact | 2 |")

@@ -16,9 +16,9 @@ import torch
 from evidence import collect as collecting
 from evidence.at_best import at_best, at_best_table
 from evidence.collect import collect
-from evidence.few_adapters import few_adapters, few_tables
+from evidence.few_adapters import few_adapters, few_in_short, few_tables
 from evidence.long_tables import long_tables
-from evidence.page import orders, page
+from evidence.page import in_short, orders, page
 from evidence.runs import Runs, config_rank, settings
 from evidence.scores import interval, pack, resampled, score, spearman, unpack
 from evidence.store import dump, load, select
@@ -271,6 +271,7 @@ def test_merges_of_few_adapters_in_words():
     assert "the default keeps 85.0 on the mean of 2 sets of groups" in text
     assert "`tsv`, 83.5; a rival is ahead of it on toy, 3 (`tsv`, -2.0)." in text
     assert "`tsv`, 80.0; no rival is ahead of it on any." in text
+    assert few_in_short(records) == "85.0 %, the best rival, `tsv`, 83.5"
     table = few_tables(records)
     assert "| even | 91.0 | 81.0 | 86.0 |\n| **saliency** | 90.0 | 80.0 | 85.0 |\n| tsv | 85.0 | 82.0 | 83.5 |" in table
     assert few_adapters([]) == few_tables([]) == ""
@@ -326,6 +327,17 @@ def test_the_default_is_held_against_the_best_of_the_others_at_its_best():
     told = at_best(made_up(rows))
     assert "on 2 of 3 rows: a at the adapters' rank (-1.0, `tsv`); c at the adapters' rank (-98.0, `ties`)." in told
     assert "Nowhere is it behind by more than 0.5." in at_best(made_up(rows[1:2] + rows[5:7]))
+
+
+def test_in_short_is_what_the_judges_say():
+    overall = [
+        {"merge": merge, "budget": budget, "score": score, "to_default": [0, 0, 0]}
+        for merge, budget, score in (("saliency", "r", 76), ("even", "r", 77), ("tsv", "r", 60), ("ties", "free", 99))
+    ]
+    text = in_short({"overall": [*overall, {**overall[2], "merge": "ties", "score": 70}]}, [], [])
+    assert "keeps 76.0 % of what" in text
+    assert text.endswith("the best rival there, `ties`, 70.0.")
+    assert in_short({"overall": overall[:2]}, [], []) == ""
 
 
 def test_orders_of_figures_are_of_untuned_merges():
