@@ -30,8 +30,8 @@ def papers_figures(results: Results) -> str:
         return ""
     return (
         "## What do the paper's share and iterations do?\n\nThe paper's figures 3a and 3b, on real tasks: its method "
-        "(`paper`), nothing truncated, every setting at the best of a few strengths (none below 0.5), by the rows it is scored on. The "
-        f"best value on each suite, in brackets the paper's own. {' '.join(told)} "
+        "(`paper`), nothing truncated, every setting at the best of a few strengths (none below 0.5), by the rows it "
+        f"is scored on. The best value on each suite, in brackets the paper's own. {' '.join(told)} "
         "[Tables](evidence-tables.md#the-papers-share-and-iterations)."
     )
 
