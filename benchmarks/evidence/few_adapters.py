@@ -76,7 +76,7 @@ def few_in_short(records: Records) -> str:
     """The default and the best rival at the adapters' rank."""
     one = _scores(records, next(iter(RANKS)))
     best, score = one.best_rival()
-    return f"{one.whole[DEFAULT]:.1f} %, the best rival, `{best}`, {score:.1f}"
+    return f"the default keeps {one.whole[DEFAULT]:.1f} %, the best rival, `{best}`, {score:.1f}"
 
 
 def few_tables(records: Records) -> str:

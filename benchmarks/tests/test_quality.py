@@ -271,7 +271,7 @@ def test_merges_of_few_adapters_in_words():
     assert "the default keeps 85.0 on the mean of 2 sets of groups" in text
     assert "`tsv`, 83.5; a rival is ahead of it on toy, 3 (`tsv`, -2.0)." in text
     assert "`tsv`, 80.0; no rival is ahead of it on any." in text
-    assert few_in_short(records) == "85.0 %, the best rival, `tsv`, 83.5"
+    assert few_in_short(records) == "the default keeps 85.0 %, the best rival, `tsv`, 83.5"
     table = few_tables(records)
     assert "| even | 91.0 | 81.0 | 86.0 |\n| **saliency** | 90.0 | 80.0 | 85.0 |\n| tsv | 85.0 | 82.0 | 83.5 |" in table
     assert few_adapters([]) == few_tables([]) == ""
