@@ -68,6 +68,13 @@ MEASURED: dict[str, tuple[int, tuple[Groups, ...]]] = {
             (("bbc", "mail", "movies"), ("newsgroups", "reuters", "tweets")),
         ),
     ),
+    "vision": (
+        60,
+        (
+            (("cifar10", "digits"), ("fashion", "mnist"), ("rotation", "cifar10")),
+            (("cifar10", "digits", "fashion"), ("mnist", "rotation", "cifar10")),
+        ),
+    ),
 }
 
 

@@ -71,6 +71,7 @@ FOURS: dict[str, Groups] = {
     "language": (("c", "french", "german", "speeches"), ("perl", "polish", "spanish", "sql")),
     "minilm": (("election", "movies", "newsgroups", "reuters"), ("election", "movies", "reuters", "tweets")),
     "smollm2": (("bbc", "mail", "movies", "newsgroups"), ("bbc", "mail", "reuters", "tweets")),
+    "vision": (("cifar10", "digits", "fashion", "mnist"), ("cifar10", "digits", "fashion", "rotation")),
 }
 #: Those whose evaluators give the outputs of an adapter on inputs of its own.
 WITH_OUTPUTS = ("minilm", "language")

@@ -22,8 +22,8 @@ REPEAT = """## To repeat it
 ```sh
 pip install -e '.[benchmarks]'
 python benchmarks/quality.py --suite exact language language-mixed minilm minilm-same-init smollm2 vision  # resumable
-python benchmarks/few.py --suite exact language minilm smollm2
-python benchmarks/inputs.py --suite exact  # and so on for the others
+python benchmarks/few.py --suite exact language minilm smollm2 vision
+python benchmarks/inputs.py --suite exact  # and so on for the others; --few for two to four adapters
 python benchmarks/inputs.py --suite minilm --regmean --counts 32 256
 python benchmarks/inputs.py --suite language --regmean
 python benchmarks/quality.py --collect --render
