@@ -91,7 +91,7 @@ def in_short(results: Results, few: Sequence[Mapping[str, Any]], inputs: Sequenc
         f"- **Name nothing.** Untuned, the default keeps {means[DEFAULT]:.1f} % of what the adapters gain, on the mean "
         f"of the suites that judge; the best rival there, `{best}`, {rivals[best]:.1f}.",
         *([f"- **Two or three adapters**: {few_in_short(few)}."] if few else []),
-        *([f"- **Four and more of a language model**: {inputs_in_short(inputs)}."] if inputs else []),
+        *([f"- **Four and more of a model that writes text**: {inputs_in_short(inputs)}."] if inputs else []),
     ]
     return "## In short\n\n" + "\n".join(told)
 

@@ -92,7 +92,7 @@ def inputs_in_short(records: Records) -> str:
         return "not measured"
     return (
         f"running the base once on random tokens (`calibration`) adds {min(gains.values()):.1f} to "
-        f"{max(gains.values()):.1f} points at the adapters' rank where texts are written"
+        f"{max(gains.values()):.1f} points at the adapters' rank"
     )
 
 

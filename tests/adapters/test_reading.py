@@ -236,6 +236,15 @@ def test_eight_bits_are_read_as_what_they_mean(tmp_path, dtype):
     save_file({**load_file(file), **scales, "scaled_fp8": torch.zeros(2).to(dtype)}, file)
     found = read_adapter(folder, "math").modules["layers.0"].load().delta()
     torch.testing.assert_close(found, (torch.arange(5.0)[:, None] * B.float()) @ (3 * A.float()))
+    for name in ("default", "policy", "weights_v1", "default_0.default"):  # as a live model's state dict has it
+        named = {
+            k.replace("lora_A.", f"lora_A.{name}.").replace("lora_B.", f"lora_B.{name}."): v
+            for k, v in load_file(file).items()
+        }
+        save_file(named, file.with_name("named.safetensors"))
+        other = Path(write_adapter(tmp_path / name, {"layers.0": (A, B)}, alpha=2.0))
+        file.with_name("named.safetensors").replace(other / file.name)
+        assert torch.equal(read_adapter(other, "math").modules["layers.0"].load().delta(), found)
     save_file({keys["A"]: A, keys["B"]: B, "scaled_fp8": torch.zeros(2).to(dtype)}, file)
     with pytest.raises(AdapterError, match=r"it says scaled_fp8, and '.*lora_A.weight' has no scale beside it"):
         read_adapter(folder, "math")

@@ -19,10 +19,12 @@ _LORA = re.compile(
     r"^(?P<path>.+)\.(?P<part>lora_A|lora_B|lora_E|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.(?P<leaf>weight|bias))?$"
 )
+#: What a factor's key ends with: itself, a bias, or the scale of its eight-bit numbers.
+_LEAF = r"(?:weight|bias|weight_scale|weight_scale_inv|scale_weight)"
 #: A factor's key with the name that its adapter has on the model: `...lora_A.default.weight`, `...hada_w1_a.default`.
 _FACTOR = re.compile(
     r"(?P<before>.+\.(?:lora_(?:A|B|E|embedding_A|embedding_B|magnitude_vector)|hada_\w+|lokr_\w+))"
-    r"\.(?P<adapter>(?!weight|bias|scale_)[^.]+(?:\.(?!weight|bias|scale_)[^.]+)?)(?P<after>(?:\.(?:weight|bias))?)"
+    rf"\.(?P<adapter>(?!{_LEAF}(?:\.|$))[^.]+(?:\.(?!{_LEAF}$)[^.]+)?)(?P<after>(?:\.{_LEAF})?)"
 )
 #: Likewise, of what lies beside factors.
 _BESIDE = re.compile(

@@ -38,8 +38,8 @@ def merge(
 
         samerge merge --adapter ./a --adapter ./b --method linear --out sum/
 
-    Four adapters and more of a language model keep more where the base is run once, on tokens drawn at random or on
-    texts of yours; only for this it is built, and must fit into memory:
+    Four adapters and more of a model that writes text keep more where the base is run once, on tokens drawn at random
+    or on texts of yours; only for this it is built, and must fit into memory:
 
         samerge merge --base meta-llama/Llama-3.1-8B --calibration random \\
             --adapter ./a --adapter ./b --adapter ./c --adapter ./d --out merged/

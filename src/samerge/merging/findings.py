@@ -104,11 +104,11 @@ def notes_of(problem: Problem, planned: Plan, begun: Begun) -> tuple[str, ...]:
     )
 
 
-#: Adapters of a language model from which on calibration kept more wherever it was measured, at their rank.
+#: Adapters of a model that writes text from which on calibration kept more wherever it was measured, at their rank.
 _MANY = 4
 _CALIBRATE = (
-    "four adapters and more of language models kept more of what each can do, at their rank and wherever it was "
-    "measured, with calibration='random', which runs the base once and needs no data, or with a few texts"
+    "four adapters and more of a model that writes text kept more of what each can do, at their rank and wherever it "
+    "was measured, with calibration='random', which runs the base once and needs no data, or with a few texts"
 )
 
 

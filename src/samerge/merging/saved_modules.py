@@ -173,10 +173,10 @@ def _modules(chosen: Sequence[Adapter], saved: Collection[str], base: Iterable[s
     words = {word for adapter in chosen for word in saved_modules(adapter.config)}
     whole = {name.rpartition(".")[0] for name in saved}
     lacking = {owner for name in base if (owner := name.rpartition(".")[0]) not in whole}
+    partly = {word for word in words if any(_means(word, f"{owner}.weight") for owner in lacking)}
     found = set()
     for name in saved:
         meant = {word for word in words if _means(word, name)}
-        partly = {word for word in meant if any(_means(word, f"{owner}.weight") for owner in lacking)}
         found |= (meant - partly) or {name.rpartition(".")[0]}
     return sorted(found)
 

@@ -83,7 +83,8 @@ def calibration() -> Kind:
             return Calibration(texts=tuple(value))
         raise OptionError(
             f"{name}={type(value).__name__} is not known; give {RANDOM!r}, a file {_ENDING} of texts or messages, a "
-            f"list of texts or of messages that are not empty, or a function that runs the model it is given"
+            f"list of texts that are not empty or of conversations, each a list of messages, or a function that runs "
+            f"the model it is given"
         )
 
     messages = {"type": "array", "items": {"type": "object"}, "minItems": 1}
@@ -95,5 +96,5 @@ def calibration() -> Kind:
 
 HELP = (
     "Run the base once, and merge in the metric of what each module takes there: on tokens drawn at random, on the "
-    "texts of a file, in Python also on a list of texts or messages, or by a function that runs the model. No labels."
+    "texts of a file, in Python also on a list of texts or conversations, or by a function that runs it. No labels."
 )

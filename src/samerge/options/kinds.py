@@ -11,9 +11,8 @@ from typing import Any
 
 from samerge.errors import OptionError
 
-#: A positive number, and any, in the regular expressions of JSON Schema.
+#: A positive number in the regular expressions of JSON Schema.
 POSITIVE = r"(0*[1-9][0-9]*(\.[0-9]*)?|0*\.0*[1-9][0-9]*|0+\.0*[1-9][0-9]*)([eE][-+]?[0-9]+)?"
-NUMBER = r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?"
 
 #: The size of a weight or a scaling, where it is not 0. float32 ends at 1e-38 and 3e38, a weight and a scaling come
 #: together, and an update has a size of its own.
