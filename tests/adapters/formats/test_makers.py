@@ -5,6 +5,8 @@ The oracle is the table of what each module is called on either side, written ou
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -151,8 +153,87 @@ def unnamed(path: str, folder: Path) -> str:
     return str(folder / "plain.safetensors")
 
 
-def test_a_language_models_factors_need_their_configuration(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.self_attn.q_proj",
+        "model.layers.0.self_attn.q_proj",
+        "base_model.model.model.layers.0.attention.wqkv",  # InternLM2
+        "base_model.model.model.layers.0.feed_forward.w1",  # LFM2, Llama 4
+        "layers.0.attention.query_key_value",  # GPT-NeoX
+        "model.layers.0.feed_forward.gate_proj",
+        "model.blocks.0.self_attn.q_proj",
+        "blocks.0.ffn.key",  # RWKV
+        "blocks.0.ffn.up_proj",
+    ],
+)
+def test_a_language_models_factors_need_their_configuration(name: str, tmp_path: Path) -> None:
     """Nothing but it says their scale."""
-    for name in ("base_model.model.model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.q_proj"):
-        with pytest.raises(AdapterError, match=r"adapter_config.json|of no format"):
-            read_any(write(tmp_path, "a", pairs([name], "", A_B, alpha=None)), "a")
+    with pytest.raises(AdapterError, match=r"adapter_config.json|of no format"):
+        read_any(write(tmp_path, "adapter_model", pairs([name], "", A_B, alpha=None)), "a")
+
+
+def test_one_module_that_only_diffusion_models_have_tells_of_all(tmp_path: Path) -> None:
+    """And they come back in the same file, with what alone would not be read."""
+    paths = ["layers.0.attention.to_q", "layers.0.feed_forward.w1", "layers.0.attention.qkv"]
+    path = write(tmp_path, "z", pairs(paths, "", A_B, alpha=None))
+    out = samerge.merge(None, [path], method="linear", progress=False).save(tmp_path / "out")
+    same(deltas(read_any(out, "out")), kohya_deltas(path))
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base as diffusers has it: the transformer alone, whose `blocks.0.ffn` its makers have, too."""
+    folder = tmp_path_factory.mktemp("wan")
+    diffusers.WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        ffn_dim=16,
+        text_dim=8,
+        freq_dim=8,
+        in_channels=4,
+        out_channels=4,
+    ).save_pretrained(folder)
+    return folder
+
+
+def factors_for(base: Path, named: Mapping[str, str], parts: tuple[str, str]) -> dict[str, Tensor]:
+    """Factors of the shapes of the base's weights; a name each, and the weight that it means."""
+    weights = load_file(base / "diffusion_pytorch_model.safetensors")
+    tensors = {}
+    for number, (name, real) in enumerate(named.items()):
+        out, into = weights[f"{real}.weight"].shape
+        tensors[f"{name}.{parts[0]}"] = random(2, into, seed=number)
+        tensors[f"{name}.{parts[1]}"] = random(out, 2, seed=number + 50)
+    return tensors
+
+
+@pytest.mark.parametrize("way", ["kohya", "diffusion_model.", ""])
+def test_wans_names_fit_a_base_of_diffusers(way: str, wan: Path, tmp_path: Path) -> None:
+    named = {spelled(theirs, way): ours for theirs, ours in MODELS["Wan"].items()}
+    path = write(tmp_path, "theirs", factors_for(wan, named, DOWN_UP if way == "kohya" else A_B))
+    out = samerge.merge(str(wan), [path], method="linear", progress=False).save(tmp_path / "out")
+    theirs = kohya_deltas(path)
+    same(kohya_deltas(out), {f"transformer.{ours}": theirs[name] for name, ours in named.items()})
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_a_peft_folder_of_diffusers_wan(form: str, wan: Path, tmp_path: Path) -> None:
+    names = ["blocks.0.attn1.to_q", "blocks.0.ffn.net.0.proj", "blocks.0.ffn.net.2"]
+    tensors = factors_for(wan, {f"base_model.model.{name}": name for name in names}, A_B)
+    write(tmp_path / "peft", "adapter_model", tensors)
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["to_q", "net.0.proj", "net.2"]}
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of kohya's form of these names; told above
+        merged = samerge.convert_adapter(tmp_path / "peft", form, str(wan), progress=False)
+        found = kohya_deltas(merged.save(tmp_path / "out"))
+    made = {name: f"transformer.{name}" for name in names}
+    if form == "kohya":
+        made = {name: f"lora_transformer_{name.replace('.', '_')}" for name in names}
+    same(found, {made[name]: tensors_delta(tensors, f"base_model.model.{name}") for name in names})
+
+
+def tensors_delta(tensors: Mapping[str, Tensor], module: str) -> Tensor:
+    return tensors[f"{module}.lora_B.weight"].double() @ tensors[f"{module}.lora_A.weight"].double()

@@ -42,13 +42,18 @@ _CLIP = re.compile(r"^(text_encoder(?:_\d)?\.)(?=encoder\.layers\.|embeddings\.)
 #: Names of the models' makers, which kohya's stems are made of as they are.
 _MAKERS = re.compile(
     r"(?:(?:double_blocks|single_blocks|joint_blocks|input_blocks|middle_block|output_blocks)"
-    r"|blocks[._]\d+[._](?:self_attn|cross_attn|ffn))[._].*"
+    r"|blocks[._]\d+[._](?:self_attn|cross_attn|ffn(?=[._]\d)))[._].*"
 )
-#: Modules of other diffusion transformers, whose names nothing stands before: Z-Image, Lumina, Anima.
+#: What no language model calls a module: they have `layers.0.attention`, `layers.0.feed_forward`, `blocks.0.self_attn`
+#: and `blocks.0.ffn`, too (InternLM2, Llama 4, LFM2, GPT-NeoX, RWKV), and a file of theirs does not say its scale.
 _ALONE = re.compile(
-    r"(?:blocks\.\d+\.adaln_modulation|layers\.\d+\.(?:attention|feed_forward|adaLN_modulation)"
-    r"|(?:noise|context)_refiner\.\d+\.).*"
+    r"(?:(?:double_blocks|single_blocks|joint_blocks|input_blocks|middle_block|output_blocks)\."
+    r"|(?:noise|context)_refiner\.\d+\."
+    r"|layers\.\d+\.(?:attention\.to_(?:[qkv]$|out\b)|adaLN_modulation\b)"
+    r"|blocks\.\d+\.(?:self_attn\.[qkvo]$|cross_attn\.|ffn\.\d+$|adaln_modulation)).*"
 )
+#: Anima's, Cosmos's.
+_NET = re.compile(r"(?:base_model\.model\.)*net\.blocks\.\d+\..*")
 #: Transformers whose makers call their modules as diffusers does: how these look, and those that others lack.
 _ALIKE = (
     (
@@ -67,12 +72,13 @@ def is_of_diffusion(module: str) -> bool:
     Example:
         >>> is_of_diffusion("diffusion_model.x"), is_of_diffusion("blocks.0.self_attn.q")
         (True, True)
-        >>> is_of_diffusion("base_model.model.double_blocks.0.img_mlp"), is_of_diffusion("base_model.model.layers.0.q")
+        >>> is_of_diffusion("base_model.model.double_blocks.0.img_mlp"), is_of_diffusion("blocks.0.self_attn.q_proj")
         (True, False)
     """
+    if "diffusion_model." in module or _NET.fullmatch(module):
+        return True
     bare = _BEFORE.sub("", module, count=1) if _BEFORE.match(module) else module
-    known = (_MAKERS, _ALONE, *(pattern for _, pattern in _BARE[:2]))
-    return "diffusion_model." in module or any(pattern.fullmatch(bare) for pattern in known)
+    return any(pattern.fullmatch(bare) for pattern in (_ALONE, *(pattern for _, pattern in _BARE[:2])))
 
 
 def is_stem(name: str) -> bool:

@@ -149,12 +149,12 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
     else:  # what loads the sources loads their names, and may load no others
         names = stems = {module: module for module in factors}
     _warn_of_diffusers(stems.values(), path)
+    known = any(is_of_diffusion(stem) or component_of(stem) for stem in stems.values())
     tensors: dict[str, Tensor] = {}
     for module, one in factors.items():
         A, B = content.layouts[module].tensors(one)
         stem = stems[names[module]]
-        dotted = is_of_diffusion(stem) or component_of(stem) is not None
-        down, up = ("lora_A", "lora_B") if dotted else ("lora_down", "lora_up")
+        down, up = ("lora_A", "lora_B") if known and "." in stem else ("lora_down", "lora_up")
         tensors[f"{stem}.{down}.weight"], tensors[f"{stem}.{up}.weight"] = A, B
         tensors[f"{stem}.alpha"] = torch.tensor(one.scale * one.rank)
     return write_file(path, tensors, header_of(content, factors, path.stem), overwrite)
