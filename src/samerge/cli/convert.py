@@ -8,7 +8,7 @@ from samerge.cli.console import show_json, show_warnings, show_ways, stdout
 from samerge.cli.named_adapter import given_one
 from samerge.cli.shared_options import Base, Manner, OneAdapter, OnePositional
 from samerge.cli.spread import FromTable
-from samerge.cli.target import AdapterTarget, came_as
+from samerge.cli.target import AdapterTarget
 from samerge.errors import OptionError
 from samerge.options.common import CommonOptions
 
@@ -39,8 +39,7 @@ def convert(
     from samerge.merging.conversion.converting import convert_adapter
 
     adapter_of = {spec.name: spec.source}
-    format = target.format or came_as([spec.source]) or "peft"  # that of what cannot be read is refused by it
-    made = convert_adapter(adapter_of, format, base, progress=not manner.quiet, **options)
+    made = convert_adapter(adapter_of, target.format, base, progress=not manner.quiet, **options)
     url = target.deliver(made, manner.quiet or manner.as_json)
     placed = target.place(made)
     notes = made.report.notes

@@ -123,7 +123,7 @@ class MergedAdapter:
             "" if record is None else model_card(record),
             self.companions,
             self.base,
-            asked=self.asked or chosen is not None,
+            asked=self.asked or (chosen is not None and not chosen == self.format == "peft"),
         )
 
     def _save_to_share(self, folder: Path, chosen: str | None) -> Path:

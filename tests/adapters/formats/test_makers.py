@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.testing import CliRunner
 from written_out import deltas, kohya_deltas, random, same, write
 
 import samerge
 from samerge.adapters.formats.table import read_any
+from samerge.cli import app
 from samerge.errors import AdapterError
 
 diffusers = pytest.importorskip("diffusers")
@@ -237,3 +239,67 @@ def test_a_peft_folder_of_diffusers_wan(form: str, wan: Path, tmp_path: Path) ->
 
 def tensors_delta(tensors: Mapping[str, Tensor], module: str) -> Tensor:
     return tensors[f"{module}.lora_B.weight"].double() @ tensors[f"{module}.lora_A.weight"].double()
+
+
+PREFIXES = ["base_model.model.", "net.", "model.diffusion_model.", "diffusion_model."]
+
+
+class Maker(torch.nn.Module):
+    """A model with the names that a maker's transformer has; the prefixes are its trainers'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = torch.nn.ModuleDict({"self_attn": torch.nn.ModuleDict({"q": torch.nn.Linear(6, 7, bias=False)})})
+        self.blocks = torch.nn.ModuleList([block])
+
+
+@pytest.mark.parametrize("way", PREFIXES)
+def test_a_peft_folder_of_a_makers_names_is_read_by_peft(way: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    path = write(tmp_path, "theirs", pairs(["blocks.0.self_attn.q"], way, A_B, alpha=None))
+    out = samerge.convert_adapter(path, "peft", progress=False).save(tmp_path / "peft")
+    model = Maker()
+    before = model.blocks[0]["self_attn"]["q"].weight.detach().double()
+    merged = PeftModel.from_pretrained(model, str(out)).merge_and_unload()
+    [delta] = kohya_deltas(path).values()
+    torch.testing.assert_close(merged.blocks[0]["self_attn"]["q"].weight.double() - before, delta, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("form", [None, "peft"])
+def test_a_peft_folder_keeps_the_names_of_the_model_that_it_is_of(form: str | None, tmp_path: Path) -> None:
+    """A wrapper's attribute may be called as a trainer's prefix."""
+    key = "base_model.model.diffusion_model.double_blocks.0.proj"
+    write(tmp_path / "peft", "adapter_model", pairs([key], "", A_B, alpha=None))
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["proj"]}
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    merged = samerge.merge(None, [tmp_path / "peft"], method="linear", progress=False)
+    for made in (merged, samerge.convert_adapter(tmp_path / "peft", form, progress=False)):
+        out = made.save(tmp_path / "out", format=form, overwrite=True)
+        assert list(kohya_deltas(out / "adapter_model.safetensors")) == [key]
+
+
+def test_comfyuis_text_encoder_and_transformer_are_no_one_model(tmp_path: Path) -> None:
+    names = ["diffusion_model.double_blocks.0.proj", "text_encoders.clip_l.transformer.text_model.encoder.x"]
+    path = write(tmp_path, "both", pairs(names, "", A_B, alpha=None))
+    with pytest.raises(AdapterError, match=r"modules of text_encoders\.clip_l.*holds one model"):
+        samerge.convert_adapter(path, "peft", progress=False).save(tmp_path / "out")
+
+
+def test_what_a_trainer_put_before_is_no_part_of_kohyas_names(tmp_path: Path) -> None:
+    tensors = pairs(["base_model.model.double_blocks.0.img_attn.proj"], "", A_B, alpha=None)
+    out = samerge.convert_adapter(write(tmp_path, "fal", tensors), "kohya", progress=False).save(tmp_path / "out")
+    assert list(kohya_deltas(out)) == ["lora_unet_double_blocks_0_img_attn_proj"]
+
+
+@pytest.mark.parametrize("source", KEPT)
+def test_a_dtype_alone_keeps_the_names(source: str, tmp_path: Path) -> None:
+    module, parts, alpha = KEPT[source]
+    path = write(tmp_path, "a", pairs([module], "", parts, 0, alpha))
+    words = ["convert", path, "--dtype", "bfloat16", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    written = load_file(tmp_path / "out.safetensors")
+    assert {key.partition(".lora_")[0].removesuffix(".alpha") for key in written} == {module}
+    assert {one.dtype for key, one in written.items() if not key.endswith("alpha")} == {torch.bfloat16}
+    assert read_any(tmp_path / "out.safetensors", "out").format == read_any(path, "a").format

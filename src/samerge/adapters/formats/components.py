@@ -63,7 +63,7 @@ _ALIKE = (
     (re.compile(r"(?:layers|noise_refiner|context_refiner)\.\d+\..*"), re.compile(r".*")),  # Z-Image
 )
 #: What trainers put before the names of a diffusion model's modules.
-_BEFORE = re.compile(r"(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|net\.|model\.)+")
+_BEFORE = re.compile(r"^(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|net\.|model\.)+")
 
 
 def is_of_diffusion(module: str) -> bool:
@@ -77,8 +77,18 @@ def is_of_diffusion(module: str) -> bool:
     """
     if "diffusion_model." in module or _NET.fullmatch(module):
         return True
-    bare = _BEFORE.sub("", module, count=1) if _BEFORE.match(module) else module
-    return any(pattern.fullmatch(bare) for pattern in (_ALONE, *(pattern for _, pattern in _BARE[:2])))
+    inner = _BEFORE.sub("", module)
+    return any(pattern.fullmatch(inner) for pattern in (_ALONE, *(pattern for _, pattern in _BARE[:2])))
+
+
+def bare(module: str) -> str:
+    """A diffusion model's module without what a trainer put before its name; any other name as it is.
+
+    Example:
+        >>> bare("base_model.model.double_blocks.0.img_mlp.0"), bare("model.layers.0.self_attn.q_proj")
+        ('double_blocks.0.img_mlp.0', 'model.layers.0.self_attn.q_proj')
+    """
+    return _BEFORE.sub("", module) if is_of_diffusion(module) else module
 
 
 def is_stem(name: str) -> bool:
@@ -100,8 +110,8 @@ def is_maker(name: str) -> bool:
         >>> is_maker("unet.down_blocks.0.resnets.0.conv1"), is_maker("lora_unet_down_blocks_0_resnets_0_conv1")
         (False, False)
     """
-    path = split_stem(name)[1] if is_stem(name) else name
-    return name.startswith("diffusion_model.") or _MAKERS.fullmatch(path) is not None
+    path = split_stem(name)[1] if is_stem(name) else bare(name)
+    return "diffusion_model." in name or _MAKERS.fullmatch(path) is not None
 
 
 def split_stem(stem: str) -> tuple[tuple[str, ...], str]:
@@ -174,7 +184,7 @@ def placed(module: str, base: Mapping[str, Any], path: Path) -> str:
     """
     if is_stem(module) or is_maker(module):
         return module
-    found = component_of(module)
+    found = component_of(bare(module))
     kind = str(base.get("_class_name") or "")
     if base.get("model_type") == "clip_text_model" and (found is None or found[1] == module):
         if base.get("architectures") != ["CLIPTextModel"]:  # which is the first one of all pipelines that have it
@@ -199,7 +209,7 @@ def kohya_stems(modules: Collection[str], path: Path, kept: bool = False) -> dic
     Raises:
         AdapterError: a name is of another kind, or two would be called the same.
     """
-    parts = {module: component_of(module) for module in modules}
+    parts = {module: component_of(bare(module)) for module in modules}
     several = {found[0] for found in parts.values() if found} & {"transformer", "text_encoder_2", "text_encoder_3"}
     inside = [found[1] for found in parts.values() if found and found[0] == "transformer"]
     alike = any(all(map(all_.fullmatch, inside)) and any(map(own.fullmatch, inside)) for all_, own in _ALIKE)
@@ -212,13 +222,13 @@ def kohya_stems(modules: Collection[str], path: Path, kept: bool = False) -> dic
     }
     stems: dict[str, str] = {}
     for module, found in parts.items():
-        inner = module.removeprefix("diffusion_model.")
+        inner = bare(module)
         if is_stem(module) or (kept and inner != module):
             stems[module] = module
-        elif inner != module or _MAKERS.fullmatch(module):
+        elif is_maker(module):
             stems[module] = f"lora_unet_{underscored(inner)}"
         elif found is not None and found[0] in prefixes:
-            stems[module] = prefixes[found[0]] + underscored(in_files(module).removeprefix(f"{found[0]}."))
+            stems[module] = prefixes[found[0]] + underscored(in_files(inner).removeprefix(f"{found[0]}."))
         else:
             raise AdapterError(
                 f"writing {path} in kohya's format: the module {module!r} is of no diffusion model (no unet, no "
@@ -244,12 +254,14 @@ def unique(names: dict[str, str], path: Path) -> dict[str, str]:
     return names
 
 
-def of_one_model(modules: Collection[str], path: Path) -> dict[str, str]:
+def of_one_model(modules: Collection[str], path: Path, kept: bool = True) -> dict[str, str]:
     """What each module is called in the model that it is a module of, for formats that hold one model.
 
     Args:
         modules: the names.
         path: what is being written, for errors.
+        kept: whether what stands before the names of a diffusion model's modules is the model's, and no trainer's.
+            Default: True.
 
     Raises:
         AdapterError: they are of several components of a pipeline, or kohya's, which do not say where dots belong.
@@ -266,15 +278,17 @@ def of_one_model(modules: Collection[str], path: Path) -> dict[str, str]:
             f"writing {path}: the module {min(llama)!r} is named as llama.cpp does, and the format needs the model's "
             f"own names; give base=, the model that has them, or choose format='gguf'"
         )
-    parts = {module: component_of(module) for module in modules}
-    found = {part[0] for module, part in parts.items() if part and part[1] != module}
-    if not found:
-        return {module: module for module in modules}
+    named = {module: module for module in modules}
+    if not kept and any(map(is_of_diffusion, modules)):
+        named = {module: _BEFORE.sub("", module) for module in modules}
+    parts = {module: component_of(inner) for module, inner in named.items()}
+    found = {part[0] for module, part in parts.items() if part and part[1] != named[module]}
     plain = [module for module, part in parts.items() if part is None]
-    if len(found) > 1 or plain:
-        listed = ", ".join([*sorted(found), *plain[:1]])
+    beside = [module for module in plain if module.startswith("text_encoders.")]  # ComfyUI's
+    if len(found) > 1 or (found and plain) or (beside and len(beside) < len(parts)):
+        listed = ", ".join([*sorted(found), *(beside or plain)[:1]])
         raise AdapterError(
             f"writing {path}: the adapter has modules of {listed}, and the format holds one model; choose "
             f"format='diffusers' or 'kohya'"
         )
-    return unique({module: part[1] for module, part in parts.items() if part}, path)
+    return unique(named if not found else {module: part[1] for module, part in parts.items() if part}, path)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,9 +57,14 @@ def reads(place: Place) -> bool:
     """
     if any(_OWN.fullmatch(key) or key.startswith("diffusion_model.") for key in place.keys):
         return True
-    if place.config is not None or any(component_of(key) for key in place.keys):
-        return False
-    return any((match := _KEY.fullmatch(key)) and is_of_diffusion(match["module"]) for key in place.keys)
+    return place.config is None and _known([match["module"] for key in place.keys if (match := _KEY.fullmatch(key))])
+
+
+def _known(modules: Collection[str]) -> bool:
+    """Whether names are enough to tell that a file is of this kind."""
+    if any(module.startswith("diffusion_model.") for module in modules):
+        return True
+    return any(map(is_of_diffusion, modules)) and not any(map(component_of, modules))
 
 
 def open_file(place: Place) -> Adapter:
@@ -149,12 +154,12 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
     else:  # what loads the sources loads their names, and may load no others
         names = stems = {module: module for module in factors}
     _warn_of_diffusers(stems.values(), path)
-    known = any(is_of_diffusion(stem) or component_of(stem) for stem in stems.values())
+    dotted = _known(stems.values())
     tensors: dict[str, Tensor] = {}
     for module, one in factors.items():
         A, B = content.layouts[module].tensors(one)
         stem = stems[names[module]]
-        down, up = ("lora_A", "lora_B") if known and "." in stem else ("lora_down", "lora_up")
+        down, up = ("lora_A", "lora_B") if dotted and "." in stem else ("lora_down", "lora_up")
         tensors[f"{stem}.{down}.weight"], tensors[f"{stem}.{up}.weight"] = A, B
         tensors[f"{stem}.alpha"] = torch.tensor(one.scale * one.rank)
     return write_file(path, tensors, header_of(content, factors, path.stem), overwrite)

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from samerge.adapters.describe import Stored, described
-from samerge.adapters.formats.components import component_of, is_maker, is_stem, kohya_stems, split_stem, underscored
+from samerge.adapters.formats.components import (
+    bare,
+    component_of,
+    is_maker,
+    is_stem,
+    kohya_stems,
+    split_stem,
+    underscored,
+)
 from samerge.adapters.formats.diffusers_keys import KEY, today
 from samerge.adapters.model import Adapter, widest
 from samerge.adapters.names import Target
@@ -133,8 +141,8 @@ def from_kohya(
         ) from error
     found: dict[str, dict[str, Tensor]] = {}
     theirs = dict(pairs)
-    for module in pairs:  # ComfyUI's prefix before diffusers' own name
-        if _bare(module) != module and (known := component_of(_bare(module))):
+    for module in pairs:  # a trainer's prefix before diffusers' own name
+        if bare(module) != module and (known := component_of(bare(module))):
             A, B = theirs.pop(module)
             found[".".join(known)] = {"A": A, "B": B}
     if theirs:
@@ -182,16 +190,16 @@ def _reader(
     Raises:
         AdapterError: none does.
     """
-    paths = {module: split_stem(module)[1] if is_stem(module) else underscored(_bare(module)) for module in modules}
+    paths = {module: split_stem(module)[1] if is_stem(module) else underscored(bare(module)) for module in modules}
     for model in _MODELS:
         if all(model.path.fullmatch(paths[m]) and not m.startswith("lora_transformer_") for m in modules):
             named = {m: model.path.sub(model.dots, p) if model.dots else f"lora_unet_{p}" for m, p in paths.items()}
             return named, getattr(loaders, model.loader), {}
     stems, strange = {}, [m for m in modules if not is_stem(m) and not is_maker(m) and component_of(m) is None]
-    strange += [m for m in modules if is_maker(m) and not is_maker(_bare(m)) and component_of(_bare(m)) is None]
+    strange += [m for m in modules if is_maker(m) and not is_maker(bare(m)) and component_of(bare(m)) is None]
     if not strange:
-        known = kohya_stems({_bare(module) for module in modules}, path)
-        stems = {module: known[_bare(module)] for module in modules}
+        known = kohya_stems({bare(module) for module in modules}, path)
+        stems = {module: known[bare(module)] for module in modules}
     if any(_FLUX.fullmatch(stem) for stem in stems.values()):
         return stems, loaders.FluxLoraLoaderMixin, {}
     strange += [m for m, stem in stems.items() if stem.startswith("lora_unet_") and not _UNET.fullmatch(paths[m])]
@@ -207,8 +215,3 @@ def _reader(
 
 def _squares(tensors: Iterable[Tensor]) -> float:
     return sum(float(tensor.double().square().sum()) for tensor in tensors)
-
-
-def _bare(module: str) -> str:
-    """ComfyUI's name of a diffusion model's module as its makers have it."""
-    return module.removeprefix("diffusion_model.")

@@ -79,7 +79,7 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
         OutputExistsError: the folder is taken.
     """
     refuse_more(content, path, TITLE, kinds=("linear",))
-    names = of_one_model(content.factors, path)
+    names = of_one_model(content.factors, path, kept=not content.asked)
     scales = {one.scale for one in content.factors.values()}
     scale = scales.pop() if len(scales) == 1 else 1.0
     rank = max(one.rank for one in content.factors.values())

@@ -42,7 +42,7 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
         AdapterError: the adapter is of several components, or its names are kohya's.
         OutputExistsError: the folder is taken.
     """
-    names = of_one_model(content.factors, path)
+    names = of_one_model(content.factors, path, kept=not content.asked)
     factors = {names[module]: one for module, one in content.factors.items()}
     layouts = {names[module]: content.layouts[module] for module in content.factors}
     settings = dict(content.settings)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from samerge.adapters import Adapter
-from samerge.adapters.formats.components import in_files, is_maker, is_stem, split_stem, underscored
+from samerge.adapters.formats.components import bare, in_files, is_maker, is_stem, split_stem, underscored
 from samerge.adapters.formats.makers import by_diffusers
 from samerge.errors import BaseModelError
 from samerge.merging.alignment.matching import Names, NotInBaseError, refuse_doubles, without
@@ -38,7 +38,7 @@ def dotted(adapter: Adapter, source: WeightSource, rules: ModuleWeights | None =
         return adapter
     names = _Underscored(source)
     strange = [module for module in adapter.modules if not names.has(module)]
-    theirs = any(is_maker(module.removeprefix("diffusion_model.")) for module in strange)
+    theirs = any(is_maker(bare(module)) for module in strange)
     if theirs and not any(is_maker(name) for name in source.shapes):
         adapter = by_diffusers(adapter, [one for one in strange if is_stem(one) or is_maker(one)], source.name)
     missing = [module for module in adapter.modules if is_stem(module) and not names.has(module)]

@@ -33,7 +33,7 @@ from samerge.weights.stored import name_of
 
 def convert_adapter(
     adapter: AdapterLike | Mapping[str, AdapterLike],
-    format: str,
+    format: str | None = None,
     base: BaseLike | None = None,
     *,
     dtype: torch.dtype | str | None = None,
@@ -43,7 +43,8 @@ def convert_adapter(
 
     Args:
         adapter: a folder, a file, or a hub id, of any format that is read; as a mapping, with its name.
-        format: "peft", "kohya", "diffusers", "mlx" or "gguf"; what `.save` then writes.
+        format: "peft", "kohya", "diffusers", "mlx" or "gguf"; what `.save` then writes. By default that which it has,
+            with the names that it has there.
         base: the model that it is of, whose names decide where the formats name modules otherwise: kohya's "_" for "."
             to PEFT's names, or anything to GGUF.
         dtype: of the output; that of the factors by default.
@@ -63,16 +64,18 @@ def convert_adapter(
         samerge.convert_adapter("style.safetensors", "diffusers").save("style-diffusers/")
         ```
     """
-    named(format)
+    if format is not None:
+        named(format)
     bars = Progress(progress)
     with bars.task("reading", 1):
         [opened] = open_adapters(base, adapter if isinstance(adapter, Mapping) else [adapter])
+        came = opened.format
         live = base if isinstance(base, nn.Module) else None
         spelled = together([opened], open_base(base, required=False), live)
         [opened], source = spelled.adapters, spelled.source
         way = (
             f"No other format has a place for it here. Make a plain LoRA of it, in this format: samerge compress "
-            f"ADAPTER --rank {opened.rank} --base BASE --dora exact --format {format} --out OUT (in Python "
+            f"ADAPTER --rank {opened.rank} --base BASE --dora exact --format {format or came} --out OUT (in Python "
             f"compress_adapter), which says what that loses"
         )
         check_dora([opened], None, None, "converting", way)
@@ -97,10 +100,10 @@ def convert_adapter(
         layouts,
         settings,
         report,
-        format=format,
+        format=format or came,
         metadata=carried([opened.metadata]),
         base={} if source is None else source.config,
-        asked=True,
+        asked=format is not None and not format == came == "peft",
     )
 
 
