@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import write_base
 from torch import Tensor
 from typer.testing import CliRunner
 from written_out import deltas, kohya_deltas, random, same, write
@@ -109,13 +110,18 @@ def test_diffusers_names_that_nobody_else_has_are_told(tmp_path: Path) -> None:
         "lora_unet_transformer_blocks_0_ff_context_net_2",
         "diffusion_model.layers.0.attention.qkv",
         "diffusion_model.distilled_guidance_layer.layers.0.in_layer",
+        "diffusion_model.layers.0.feed_forward.w1",  # of Lumina, or of Z-Image
+        "diffusion_model.layers.0.adaLN_modulation.1",  # Lumina's
+        "net.blocks.0.self_attn.q_proj",  # Anima's, not Wan's
     ],
 )
 def test_names_that_no_converter_is_for_are_refused(module: str, tmp_path: Path) -> None:
     """Stable Diffusion's converter would take them, and give modules that no model has."""
     tensors = pairs(["x"], "", A_B if "." in module else DOWN_UP)
     path = write(tmp_path, "a", {key.replace("x.", f"{module}.", 1): tensor for key, tensor in tensors.items()})
-    with pytest.raises(AdapterError, match=rf"no converter for its names, such as '{module}'"):
+    with pytest.raises(
+        AdapterError, match=rf"no converter of diffusers is known here for its names, such as '{module}'"
+    ):
         samerge.convert_adapter(path, "diffusers", progress=False).save(tmp_path / "out")
 
 
@@ -303,3 +309,47 @@ def test_a_dtype_alone_keeps_the_names(source: str, tmp_path: Path) -> None:
     assert {key.partition(".lora_")[0].removesuffix(".alpha") for key in written} == {module}
     assert {one.dtype for key, one in written.items() if not key.endswith("alpha")} == {torch.bfloat16}
     assert read_any(tmp_path / "out.safetensors", "out").format == read_any(path, "a").format
+
+
+def stems_of(folder: Path, names: list[str], base: Path | None = None) -> list[str]:
+    path = write(folder, "ours", pairs([f"transformer.{name}" for name in names], "", A_B, alpha=None))
+    made = samerge.convert_adapter(path, "kohya", None if base is None else str(base), progress=False)
+    return sorted(kohya_deltas(made.save(folder / "theirs", overwrite=True)))
+
+
+@pytest.mark.parametrize(
+    ("names", "prefix"),
+    [
+        (["layers.0.attention.to_q", "cap_embedder.1"], "lora_unet_"),  # Z-Image
+        (["layers.0.attn.to_q", "layers.0.feed_forward.linear_1"], "lora_transformer_"),  # Lumina2
+        (["transformer_blocks.0.attn.to_q", "transformer_blocks.0.img_mlp.net.2", "img_in"], "lora_unet_"),  # Qwen
+    ],
+)
+def test_what_a_transformer_alone_has_says_whose_it_is(names: list[str], prefix: str, tmp_path: Path) -> None:
+    assert stems_of(tmp_path, names) == sorted(prefix + name.replace(".", "_") for name in names)
+
+
+def test_attention_alone_is_told_by_the_base(tmp_path: Path) -> None:
+    names = ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.add_k_proj"]
+    with pytest.warns(UserWarning, match=r"may be Flux's, SD3's or Qwen-Image's.*give base="):
+        assert stems_of(tmp_path, names)[0].startswith("lora_transformer_")
+    weights = {f"{name}.weight": random(7, 6) for name in names}
+    for kind, prefix in (
+        ("QwenImageTransformer2DModel", "lora_unet_"),
+        ("SD3Transformer2DModel", "lora_transformer_"),
+        ("QwenImage21Transformer2DModel", "lora_transformer_"),
+    ):
+        base = Path(write_base(tmp_path / kind, weights, _class_name=kind))
+        assert all(stem.startswith(prefix) for stem in stems_of(tmp_path, names, base))
+
+
+def test_the_way_out_of_names_that_nobody_else_has(wan: Path, tmp_path: Path) -> None:
+    """With dots, diffusers' format; kohya's need the base for that."""
+    names = ["blocks.0.attn1.to_q", "blocks.0.ffn.net.2"]
+    stems = {f"lora_transformer_{name.replace('.', '_')}": name for name in names}
+    path = write(tmp_path, "a", factors_for(wan, stems, DOWN_UP))
+    with pytest.warns(UserWarning, match=r"give base=, the model, and choose format='diffusers'"):
+        samerge.convert_adapter(path, "kohya", progress=False).save(tmp_path / "out")
+    out = samerge.convert_adapter(path, "diffusers", str(wan), progress=False).save(tmp_path / "out", overwrite=True)
+    theirs = kohya_deltas(path)
+    same(kohya_deltas(out), {f"transformer.{ours}": theirs[stem] for stem, ours in stems.items()})

@@ -54,14 +54,13 @@ _ALONE = re.compile(
 )
 #: Anima's, Cosmos's.
 _NET = re.compile(r"(?:base_model\.model\.)*net\.blocks\.\d+\..*")
-#: Transformers whose makers call their modules as diffusers does: how these look, and those that others lack.
-_ALIKE = (
-    (
-        re.compile(r"transformer_blocks\.\d+\.(?:attn|(?:img|txt)_(?:mlp|mod))\..*"),  # Qwen-Image
-        re.compile(r".*\.(?:img|txt)_(?:mlp|mod)\..*"),
-    ),
-    (re.compile(r"(?:layers|noise_refiner|context_refiner)\.\d+\..*"), re.compile(r".*")),  # Z-Image
+#: Modules of Qwen-Image and Z-Image, whose makers call them as diffusers does, that others' transformers have not.
+_ALIKE = re.compile(
+    r"transformer_blocks\.\d+\.(?:img|txt)_(?:mlp|mod)\..*"
+    r"|(?:layers|noise_refiner|context_refiner)\.\d+\.(?:attention\.to_(?:[qkv]|out\.0)|adaLN_modulation\.0)"
 )
+#: What these two are called in a base's configuration.
+_ALIKE_BASES = re.compile(r"(?:QwenImage(?!21)|ZImage).*")
 #: What trainers put before the names of a diffusion model's modules.
 _BEFORE = re.compile(r"^(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|net\.|model\.)+")
 
@@ -198,13 +197,17 @@ def placed(module: str, base: Mapping[str, Any], path: Path) -> str:
     return module if found is None else in_files(".".join(found))
 
 
-def kohya_stems(modules: Collection[str], path: Path, kept: bool = False) -> dict[str, str]:
+def kohya_stems(
+    modules: Collection[str], path: Path, kept: bool = False, base: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """What each module is called in one of kohya's files.
 
     Args:
         modules: the names, kohya's own, ComfyUI's, or those of a pipeline's components.
         path: what is being written, for errors.
         kept: whether ComfyUI's names with dots stay as they are. Default: False.
+        base: the base's configuration, which says whether its makers call a transformer's modules as diffusers does; by
+            default their names say it.
 
     Raises:
         AdapterError: a name is of another kind, or two would be called the same.
@@ -212,7 +215,8 @@ def kohya_stems(modules: Collection[str], path: Path, kept: bool = False) -> dic
     parts = {module: component_of(bare(module)) for module in modules}
     several = {found[0] for found in parts.values() if found} & {"transformer", "text_encoder_2", "text_encoder_3"}
     inside = [found[1] for found in parts.values() if found and found[0] == "transformer"]
-    alike = any(all(map(all_.fullmatch, inside)) and any(map(own.fullmatch, inside)) for all_, own in _ALIKE)
+    kind = str((base or {}).get("_class_name") or "")
+    alike = _ALIKE_BASES.fullmatch(kind) if kind else any(map(_ALIKE.fullmatch, inside))
     prefixes = {
         "unet": "lora_unet_",
         "transformer": "lora_unet_" if alike else "lora_transformer_",

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from samerge.adapters.describe import Stored
-from samerge.adapters.formats.components import component_of, is_of_diffusion, kohya_stems, placed, unique
+from samerge.adapters.formats.components import component_of, is_of_diffusion, is_stem, kohya_stems, placed, unique
 from samerge.adapters.formats.format import Content, Format, Place
 from samerge.adapters.formats.header import header_of
 from samerge.adapters.formats.pairs import Parts, adapter, grouped, module_of, number, pair, refuse_more, trimmed
@@ -46,6 +46,8 @@ _KEY = re.compile(
 )
 #: Layers of a transformer's blocks under diffusers' names, as OneTrainer writes them.
 _BLOCKS = re.compile(r"lora_transformer_(single_)?transformer_blocks_\d+_")
+#: Those that Flux, SD3 and Qwen-Image all have.
+_ATTENTION = re.compile(r"lora_transformer_transformer_blocks_\d+_attn_(?:to_(?:[qkv]|out_0|add_out)|add_[qkv]_proj)")
 #: What only files of this kind have.
 _OWN = re.compile(r"(?!base_model\.).*\.(lora_(down|up)\.weight|hada_w1_a|lokr_w1|lokr_w1_a)")
 
@@ -150,10 +152,10 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
     factors = of_one_alpha(trimmed(content.factors))
     if content.asked or content.base:
         names = {module: placed(module, content.base, path) for module in factors}
-        stems = kohya_stems(unique(names, path).values(), path, kept=not content.asked)
+        stems = kohya_stems(unique(names, path).values(), path, not content.asked, content.base)
     else:  # what loads the sources loads their names, and may load no others
         names = stems = {module: module for module in factors}
-    _warn_of_diffusers(stems.values(), path)
+    _warn_of_diffusers({stems[name]: module for module, name in names.items()}, path, "_class_name" in content.base)
     dotted = _known(stems.values())
     tensors: dict[str, Tensor] = {}
     for module, one in factors.items():
@@ -165,15 +167,26 @@ def write(content: Content, path: Path, overwrite: bool) -> Path:
     return write_file(path, tensors, header_of(content, factors, path.stem), overwrite)
 
 
-def _warn_of_diffusers(stems: Iterable[str], path: Path) -> None:
-    """Say that not all that is written is read: diffusers' names of a transformer's modules, in kohya's form."""
-    theirs = [stem for stem in stems if stem.startswith("lora_transformer_")]
+def _warn_of_diffusers(sources: Mapping[str, str], path: Path, known: bool) -> None:
+    """Say that not all that is written is read: diffusers' names of a transformer's modules, in kohya's form.
+
+    Args:
+        sources: what each module is called in the file -> what it was called.
+        path: the file.
+        known: whether a base said whose they are.
+    """
+    theirs = [stem for stem in sources if stem.startswith("lora_transformer_")]
+    if not theirs:
+        return
+    way = "choose format='diffusers'"
+    if any(is_stem(sources[stem]) for stem in theirs):  # whose dots nothing else tells
+        way = f"give base=, the model, and {way}"
     strange = [stem for stem in theirs if not _BLOCKS.match(stem) and "blocks_" in stem]
     if strange:
         warnings.warn(
             f"writing {path}: {strange[0]!r} and {len(strange) - 1} more modules have diffusers' names in kohya's "
             f"form, and the model's makers call them otherwise: OneTrainer may read them, ComfyUI and diffusers do "
-            f"not; choose format='diffusers'",
+            f"not; {way}",
             stacklevel=4,
         )
     unread = [stem for stem in theirs if _BLOCKS.match(stem) and "attn_" not in stem]
@@ -181,7 +194,14 @@ def _warn_of_diffusers(stems: Iterable[str], path: Path) -> None:
         warnings.warn(
             f"writing {path}: {unread[0]!r} and {len(unread) - 1} more modules have diffusers' names in kohya's form; "
             f"OneTrainer and, of Flux and SD3, ComfyUI read them, diffusers itself the attention layers alone: for "
-            f"it, choose format='diffusers'",
+            f"it, {way}",
+            stacklevel=4,
+        )
+    if not known and all(_ATTENTION.fullmatch(stem) and not is_stem(sources[stem]) for stem in theirs):
+        warnings.warn(
+            f"writing {path}: {theirs[0]!r} and {len(theirs) - 1} more modules may be Flux's, SD3's or Qwen-Image's, "
+            f"and are named as Flux's and SD3's: of Qwen-Image, neither ComfyUI nor diffusers reads these; give base=, "
+            f"the model, or {way}",
             stacklevel=4,
         )
 

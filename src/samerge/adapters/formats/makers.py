@@ -54,17 +54,19 @@ class _Model:
         loader: of diffusers.
         path: of any of its modules, with `_` for `.`.
         dots: that path with dots, as a replacement of the pattern, where the loader wants it so.
+        own: of a module that models with names like these have not; one is enough.
     """
 
     loader: str
     path: re.Pattern[str]
     dots: str = ""
+    own: re.Pattern[str] = re.compile(r".*")
 
 
 _MODELS = (
     _Model(
         "WanLoraLoaderMixin",
-        re.compile(r"blocks_(\d+)_(self_attn|cross_attn|ffn)_(\w+)"),
+        re.compile(r"blocks_(\d+)_(self_attn|cross_attn|ffn)_((?<=attn_)(?:[qkvo]|[kv]_img)|(?<=ffn_)[02])"),
         r"diffusion_model.blocks.\1.\2.\3",
     ),
     _Model(
@@ -78,8 +80,9 @@ _MODELS = (
         "ZImageLoraLoaderMixin",
         re.compile(
             r"(?:layers|noise_refiner|context_refiner)_\d+_(?:attention_(?:to_[qkv]|to_out_0|out)|feed_forward_w[123]"
-            r"|adaLN_modulation_\d)"
+            r"|adaLN_modulation_0)"
         ),
+        own=re.compile(r".*_(?:attention_to_(?:[qkv]|out_0)|adaLN_modulation_0)"),  # Lumina has not
     ),
 )
 
@@ -192,7 +195,8 @@ def _reader(
     """
     paths = {module: split_stem(module)[1] if is_stem(module) else underscored(bare(module)) for module in modules}
     for model in _MODELS:
-        if all(model.path.fullmatch(paths[m]) and not m.startswith("lora_transformer_") for m in modules):
+        theirs = all(model.path.fullmatch(paths[m]) and not m.startswith("lora_transformer_") for m in modules)
+        if theirs and any(map(model.own.fullmatch, paths.values())):
             named = {m: model.path.sub(model.dots, p) if model.dots else f"lora_unet_{p}" for m, p in paths.items()}
             return named, getattr(loaders, model.loader), {}
     stems, strange = {}, [m for m in modules if not is_stem(m) and not is_maker(m) and component_of(m) is None]
@@ -205,8 +209,8 @@ def _reader(
     strange += [m for m, stem in stems.items() if stem.startswith("lora_unet_") and not _UNET.fullmatch(paths[m])]
     if strange:
         raise AdapterError(
-            f"{doing}: diffusers has no converter for its names, such as {strange[0]!r}, or for all of them together; "
-            f"choose format='kohya' without a base, which keeps them"
+            f"{doing}: no converter of diffusers is known here for its names, such as {strange[0]!r}, or for all of "
+            f"them together; choose format='kohya' without a base, which keeps them"
         )
     if any(_XL.fullmatch(stem) for stem in stems.values()):
         return stems, loaders.StableDiffusionXLLoraLoaderMixin, {"unet_config": SimpleNamespace(layers_per_block=2)}
