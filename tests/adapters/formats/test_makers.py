@@ -22,6 +22,7 @@ import samerge
 from samerge.adapters.formats.table import read_any
 from samerge.cli import app
 from samerge.errors import AdapterError
+from samerge.merging.checking import check_adapter
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -276,9 +277,7 @@ def test_a_peft_folder_of_a_makers_names_is_read_by_peft(way: str, tmp_path: Pat
 def test_a_peft_folder_keeps_the_names_of_the_model_that_it_is_of(form: str | None, tmp_path: Path) -> None:
     """A wrapper's attribute may be called as a trainer's prefix."""
     key = "base_model.model.diffusion_model.double_blocks.0.proj"
-    write(tmp_path / "peft", "adapter_model", pairs([key], "", A_B, alpha=None))
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["proj"]}
-    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(config))
+    peft_folder(tmp_path / "peft", ["diffusion_model.double_blocks.0.proj"])
     merged = samerge.merge(None, [tmp_path / "peft"], method="linear", progress=False)
     for made in (merged, samerge.convert_adapter(tmp_path / "peft", form, progress=False)):
         out = made.save(tmp_path / "out", format=form, overwrite=True)
@@ -353,3 +352,33 @@ def test_the_way_out_of_names_that_nobody_else_has(wan: Path, tmp_path: Path) ->
     out = samerge.convert_adapter(path, "diffusers", str(wan), progress=False).save(tmp_path / "out", overwrite=True)
     theirs = kohya_deltas(path)
     same(kohya_deltas(out), {f"transformer.{ours}": theirs[stem] for stem, ours in stems.items()})
+
+
+def peft_folder(folder: Path, names: list[str]) -> str:
+    write(folder, "adapter_model", pairs([f"base_model.model.{name}" for name in names], "", A_B, alpha=None))
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": names}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_attention_that_diffusers_calls_self_attn(tmp_path: Path) -> None:
+    """Of LongCat's audio transformer and of Wan Animate 2; nothing of it is a maker's name."""
+    names = ["blocks.0.self_attn.to_q", "blocks.0.cross_attn.to_out.0", "blocks.0.ffn.ff.0"]
+    weights = {f"{name}.weight": random(7, 6) for name in names}
+    base = write_base(tmp_path / "base", weights, _class_name="LongCatAudioDiTTransformer")
+    out = samerge.convert_adapter(peft_folder(tmp_path / "peft", names), "diffusers", base, progress=False)
+    assert sorted(kohya_deltas(out.save(tmp_path / "out"))) == sorted(f"transformer.{name}" for name in names)
+
+
+def test_a_language_model_may_have_blocks_with_self_attn(tmp_path: Path) -> None:
+    folder = peft_folder(tmp_path / "peft", ["blocks.0.self_attn.q_proj", "blocks.0.ffn.up_proj"])
+    serving = check_adapter(folder).serving
+    assert not any("diffusion model" in reason for reasons in serving.values() for reason in reasons)
+
+
+def test_files_of_two_formats_make_a_folder_that_peft_reads(tmp_path: Path) -> None:
+    fal = write(tmp_path, "fal", pairs(["base_model.model.double_blocks.0.proj"], "", A_B, alpha=None))
+    other = peft_folder(tmp_path / "peft", ["double_blocks.0.proj"])
+    out = samerge.merge(None, [fal, other], method="linear", progress=False).save(tmp_path / "out")
+    found = kohya_deltas(out / "adapter_model.safetensors")
+    assert sorted(found) == ["base_model.model.double_blocks.0.proj"]

@@ -42,7 +42,7 @@ _CLIP = re.compile(r"^(text_encoder(?:_\d)?\.)(?=encoder\.layers\.|embeddings\.)
 #: Names of the models' makers, which kohya's stems are made of as they are.
 _MAKERS = re.compile(
     r"(?:(?:double_blocks|single_blocks|joint_blocks|input_blocks|middle_block|output_blocks)"
-    r"|blocks[._]\d+[._](?:self_attn|cross_attn|ffn(?=[._]\d)))[._].*"
+    r"|blocks[._]\d+[._](?:self_attn(?=[._][qkvo]$)|cross_attn(?![._]to_)|ffn(?=[._]\d)))[._].*"
 )
 #: What no language model calls a module: they have `layers.0.attention`, `layers.0.feed_forward`, `blocks.0.self_attn`
 #: and `blocks.0.ffn`, too (InternLM2, Llama 4, LFM2, GPT-NeoX, RWKV), and a file of theirs does not say its scale.
@@ -63,6 +63,8 @@ _ALIKE = re.compile(
 _ALIKE_BASES = re.compile(r"(?:QwenImage(?!21)|ZImage).*")
 #: What trainers put before the names of a diffusion model's modules.
 _BEFORE = re.compile(r"^(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|net\.|model\.)+")
+#: What PEFT puts before all names, once more.
+_PEFTS = re.compile(r"^(?:base_model\.model\.)+")
 
 
 def is_of_diffusion(module: str) -> bool:
@@ -110,7 +112,7 @@ def is_maker(name: str) -> bool:
         (False, False)
     """
     path = split_stem(name)[1] if is_stem(name) else bare(name)
-    return "diffusion_model." in name or _MAKERS.fullmatch(path) is not None
+    return "diffusion_model." in name or _NET.fullmatch(name) is not None or _MAKERS.fullmatch(path) is not None
 
 
 def split_stem(stem: str) -> tuple[tuple[str, ...], str]:
@@ -282,9 +284,8 @@ def of_one_model(modules: Collection[str], path: Path, kept: bool = True) -> dic
             f"writing {path}: the module {min(llama)!r} is named as llama.cpp does, and the format needs the model's "
             f"own names; give base=, the model that has them, or choose format='gguf'"
         )
-    named = {module: module for module in modules}
-    if not kept and any(map(is_of_diffusion, modules)):
-        named = {module: _BEFORE.sub("", module) for module in modules}
+    trainers = _PEFTS if kept or not any(map(is_of_diffusion, modules)) else _BEFORE
+    named = {module: trainers.sub("", module) for module in modules}
     parts = {module: component_of(inner) for module, inner in named.items()}
     found = {part[0] for module, part in parts.items() if part and part[1] != named[module]}
     plain = [module for module, part in parts.items() if part is None]
