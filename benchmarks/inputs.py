@@ -36,6 +36,7 @@ import tables
 import torch
 from evidence.runs import config_rank, machine
 from evidence.table import FULL
+from evidence.with_inputs import ALONE, OWN, RANDOM
 from few import Groups
 from suites import suite
 from suites.base import Suite, Update, default_cache, single
@@ -76,7 +77,7 @@ FOURS: dict[str, Groups] = {
 #: Those whose evaluators give the outputs of an adapter on inputs of its own.
 WITH_OUTPUTS = ("minilm", "language")
 #: Merges, and what they are calibrated with.
-WAYS = {"default": None, "default, random tokens": "random", "default, own inputs": "own"}
+WAYS = {ALONE: None, RANDOM: "random", OWN: "own"}
 #: Unlabelled inputs of all tasks together; samerge runs the first 256 texts.
 INPUTS = 192
 SCALINGS = (1.0, 1.4)

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 from tables import rows as table
 
-from evidence.table import DEFAULT
+from evidence.table import DEFAULT, OURS
 
 Records = Sequence[Mapping[str, Any]]
 
-#: samerge's own.
-OURS = (DEFAULT, "even")
 RANKS: Mapping[int | None, str] = {16: "To the adapters' rank", None: "As it comes, nothing truncated"}
 
 

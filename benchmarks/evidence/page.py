@@ -13,7 +13,7 @@ from evidence.few_adapters import few_adapters, few_in_short
 from evidence.papers_figures import papers_figures
 from evidence.scores import spearman
 from evidence.store import Results, merges, select, untuned
-from evidence.table import DEFAULT
+from evidence.table import DEFAULT, OURS
 from evidence.with_inputs import inputs_in_short, with_inputs
 from evidence.words import BUDGETS, difference, listed, score
 
@@ -33,8 +33,6 @@ Models, texts and rows come out of packages of PyPI, npm and Debian, into a cach
 suite's script (`benchmarks/suites/`). None of it is part of this repository. `--only`, `--budgets`, `--tasks`,
 `--items`, `--published` measure a part, `--adapters` takes adapters that are there already."""
 
-#: What a suite of the table was asked of: longer runs of the leading merges alone are in the long tables.
-OURS = (DEFAULT, "even")
 IN_WORDS = ("at the adapters' rank", "at twice that rank", "as it comes")
 
 #: What issues of evidence are open.
@@ -129,6 +127,7 @@ def measured(results: Results) -> str:
 def untuned_scores(results: Results) -> str:
     """The table: every merge that the judges saw, nothing tuned, at the adapters' rank; means over the judges."""
     means = {row["merge"]: row for row in results["overall"] if row["budget"] == "r"}
+    # longer runs of the leading merges alone are in the long tables
     suites = [suite for suite in results["suites"] if all(untuned(results, suite, one, "r") for one in OURS)]
     rows = []
     for merge, mean in sorted(means.items(), key=lambda row: -float(row[1]["score"])):

@@ -11,6 +11,8 @@ Budget = Literal["r", "2r", "free"]
 
 #: Whom paired differences are taken to: what `merge(base, adapters)` does.
 DEFAULT = "saliency"
+#: samerge's own.
+OURS = (DEFAULT, "even")
 
 #: The same scales for every method, so that none is tuned more finely than another.
 SCALES: tuple[float, ...] = (0.5, 0.7, 1.0, 1.4, 2.0)

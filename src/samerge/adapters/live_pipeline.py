@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
 
 from samerge.adapters import servable
@@ -46,13 +47,10 @@ def pipeline_adapter(pipeline: Pipeline, name: str) -> Adapter:
         {},
         {f"{part}.{module}": adapted for part, one in parts.items() for module, adapted in one.modules.items()},
         None,
-        Extras(*({k: v for one in extras for k, v in getattr(one, field).items()} for field in _FIELDS)),
+        Extras(*({k: v for one in extras for k, v in getattr(one, part.name).items()} for part in fields(Extras))),
         tuple(dict.fromkeys(note for one in parts.values() for note in one.notes)),
         format=diffusers.FORMAT.name,
     )
-
-
-_FIELDS = ("biases", "saved", "tokens", "copies")
 
 
 def refuse_taken_on(pipeline: Pipeline, adapter_name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Extras:
 
     def renamed(self, change: Callable[[str], str]) -> Extras:
         """The same under other names."""
-        tables = {part: getattr(self, part) for part in ("biases", "saved", "tokens", "copies")}
+        tables = {part.name: getattr(self, part.name) for part in fields(self)}
         return Extras(**{part: {change(name): one for name, one in own.items()} for part, own in tables.items()})
 
 

@@ -39,15 +39,17 @@ _BARE = (
 )
 #: A module of CLIP's text encoder, without its `text_model`.
 _CLIP = re.compile(r"^(text_encoder(?:_\d)?\.)(?=encoder\.layers\.|embeddings\.)")
+#: Stacks of blocks that no model but those makers' has.
+_STACKS = r"(?:double_blocks|single_blocks|joint_blocks|input_blocks|middle_block|output_blocks)"
 #: Names of the models' makers, which kohya's stems are made of as they are.
 _MAKERS = re.compile(
-    r"(?:(?:double_blocks|single_blocks|joint_blocks|input_blocks|middle_block|output_blocks)"
+    rf"(?:{_STACKS}"
     r"|blocks[._]\d+[._](?:self_attn(?=[._][qkvo]$)|cross_attn(?![._]to_)|ffn(?=[._]\d)))[._].*"
 )
 #: What no language model calls a module: they have `layers.0.attention`, `layers.0.feed_forward`, `blocks.0.self_attn`
 #: and `blocks.0.ffn`, too (InternLM2, Llama 4, LFM2, GPT-NeoX, RWKV), and a file of theirs does not say its scale.
 _ALONE = re.compile(
-    r"(?:(?:double_blocks|single_blocks|joint_blocks|input_blocks|middle_block|output_blocks)\."
+    rf"(?:{_STACKS}\."
     r"|(?:noise|context)_refiner\.\d+\."
     r"|layers\.\d+\.(?:attention\.to_(?:[qkv]$|out\b)|adaLN_modulation\b)"
     r"|blocks\.\d+\.(?:self_attn\.[qkvo]$|cross_attn\.|ffn\.\d+$|adaln_modulation)).*"

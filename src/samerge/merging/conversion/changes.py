@@ -64,9 +64,8 @@ def changes(
         for start, stop in spans(shape):
             ours = base.read(tensor, start, stop).to(device, torch.float32)
             other = expert.read(theirs, start, stop).to(device, torch.float32)
-            difference += squared_norm(
-                torch.where(ours == other, 0.0, other - ours)
-            )  # buffers may hold infinite values
+            # buffers may hold infinite values
+            difference += squared_norm(torch.where(ours == other, 0.0, other - ours))
             size += squared_norm(ours)
             advance(ours.numel())
         if not math.isfinite(difference):
